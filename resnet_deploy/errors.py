@@ -1,0 +1,82 @@
+"""Every error that this package raises on purpose.
+
+::
+
+    ResnetDeployError            exit code 1
+    ├── UserError                exit code 2: the request or its inputs are at fault
+    │   ├── SpecError            an option is out of range, or two options conflict
+    │   ├── FileError            a path is missing, unreadable, not writable, or the disk is full
+    │   ├── WeightsError         a checkpoint cannot be had, read, or is of another architecture
+    │   ├── ModelError           a file is not ONNX, is damaged, or was not written by ``export``
+    │   ├── DataError            images or labels are missing, corrupt, or do not fit the model
+    │   ├── FeedError            an array handed to a runner has the wrong shape or dtype
+    │   ├── BackendError         a backend is unknown, not installed, or cannot do what was asked
+    │   └── BundleError          an engine bundle is damaged, altered, or not for this machine
+    ├── BuildError               a backend's compiler failed
+    └── AccuracyError            a measured difference is beyond its tolerance
+
+Each carries a ``hint``: what to do next. The command line prints both, one line each, without a traceback; anything
+else that reaches the user is a bug and keeps its traceback.
+"""
+
+
+class ResnetDeployError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        message: One line: what was wrong, naming the file, option or field.
+        hint: One line: what to do about it; empty where there is nothing useful to say.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UserError(ResnetDeployError):
+    """The request or its inputs are at fault."""
+
+    exit_code = 2
+
+
+class SpecError(UserError):
+    """An option is out of range, or two options conflict."""
+
+
+class FileError(UserError):
+    """A path is missing, unreadable, not writable, or its disk is full."""
+
+
+class WeightsError(UserError):
+    """A checkpoint cannot be had, cannot be read, or is of another architecture."""
+
+
+class ModelError(UserError):
+    """A file is not ONNX, is damaged, or lacks what ``export`` writes into it."""
+
+
+class DataError(UserError):
+    """Images or labels are missing, corrupt, or do not fit the model."""
+
+
+class FeedError(UserError):
+    """An array handed to a runner has the wrong shape or dtype."""
+
+
+class BackendError(UserError):
+    """A backend is unknown, not installed, or cannot do what was asked."""
+
+
+class BundleError(UserError):
+    """An engine bundle is damaged, was altered, or does not fit this machine."""
+
+
+class BuildError(ResnetDeployError):
+    """A backend's compiler failed on a request that looked sound."""
+
+
+class AccuracyError(ResnetDeployError):
+    """A measured difference is beyond its tolerance."""

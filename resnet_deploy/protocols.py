@@ -1,0 +1,101 @@
+"""The seams between stages.
+
+Protocols rather than base classes: a backend implements these few methods and owes nothing else, and whatever is rich
+(batch splitting, labels, statistics) is written once above them. Before widening one, consider that every backend, the
+null runner and every test double must follow.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+
+from resnet_deploy.specs import BatchRange
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.generic]
+
+Scope = Literal["host", "device", "end_to_end"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype and per-image shape of one input or output; the leading batch dimension is not in ``shape``."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Runner(Protocol):
+    """One loaded engine, one batch at a time, with the steps kept apart so that each can be timed.
+
+    ``load`` then ``enqueue`` then ``synchronize`` then ``fetch``. Only ``enqueue`` lies inside a device timer; the
+    end-to-end timer wraps all four. A runner belongs to one thread at a time.
+    """
+
+    @property
+    def input(self) -> TensorSpec:
+        """What ``load`` accepts."""
+        ...
+
+    @property
+    def output(self) -> TensorSpec:
+        """What ``fetch`` returns."""
+        ...
+
+    @property
+    def batch(self) -> BatchRange:
+        """Batch sizes that ``load`` accepts."""
+        ...
+
+    def load(self, feed: "Array") -> None:
+        """Stage one batch, shape (N, *input.shape); raise FeedError if shape, dtype or N do not fit.
+
+        The runner may keep a reference to ``feed`` instead of a copy: it must not change before ``fetch`` returns.
+        """
+        ...
+
+    def enqueue(self) -> None:
+        """Start inference on the staged batch; may return before it is done."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until the enqueued inference is done."""
+        ...
+
+    def fetch(self) -> "Array":
+        """Return the outputs, shape (N, *output.shape), in host memory owned by the caller."""
+        ...
+
+    def close(self) -> None:
+        """Release everything; harmless when repeated."""
+        ...
+
+
+class Progress(Protocol):
+    """How a stage reports that it is alive; the stages themselves never print."""
+
+    def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+        """Yield ``items`` while showing how many have passed."""
+        ...
+
+    def task(self, description: str) -> AbstractContextManager[None]:
+        """Show that something of unknown length is running."""
+        ...
+
+
+class Silent:
+    """The progress that shows nothing."""
+
+    def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+        """Yield ``items``."""
+        yield from items
+
+    def task(self, description: str) -> AbstractContextManager[None]:
+        """Do nothing."""
+        return nullcontext()

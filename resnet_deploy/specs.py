@@ -1,0 +1,200 @@
+"""Frozen, validated descriptions of what is asked for; no arrays, no input or output.
+
+Each spec refuses a value that makes no sense when it is made, so that the stages need not check again.
+"""
+
+import hashlib
+from typing import Final, Literal, get_args
+
+import msgspec
+
+from resnet_deploy.errors import SpecError
+
+Precision = Literal["fp32", "fp16", "int8"]
+CalibrationMethod = Literal["max", "percentile", "entropy"]
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+InputDtype = Literal["uint8", "float32"]
+Layout = Literal["NHWC", "NCHW"]
+
+PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+CALIBRATION_METHODS: Final[tuple[CalibrationMethod, ...]] = get_args(CalibrationMethod)
+
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+
+INPUT_NAME: Final = "images"
+OUTPUT_NAME: Final = "logits"
+
+
+class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The input contract: the one way from an image to the network's input tensor.
+
+    Attributes:
+        image_size: Side of the centre crop and of the network input, in pixels.
+        resize: The shorter side of the image after resizing, in pixels; at least ``image_size``.
+        interpolation: Filter of the resize, with antialiasing as Pillow does it.
+        mean: Per channel, R G B, of values scaled to 0..1; subtracted.
+        std: Per channel, R G B, of values scaled to 0..1; divided by.
+        color: Channel order of the tensor.
+        dtype: ``uint8`` leaves the normalisation to the graph; ``float32`` tensors arrive normalised.
+        layout: ``NHWC`` for ``uint8``, as decoders deliver; ``NCHW`` for ``float32``, the classic PyTorch tensor.
+
+    Raises:
+        SpecError: If a value is out of range, or dtype and layout do not belong together.
+    """
+
+    image_size: int = 224
+    resize: int = 256
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    color: Literal["RGB"] = "RGB"
+    dtype: InputDtype = "uint8"
+    layout: Layout = "NHWC"
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise SpecError(f"image size {self.image_size} is not positive", hint="use a size such as 224")
+        if self.resize < self.image_size:
+            raise SpecError(
+                f"resize {self.resize} is smaller than the crop {self.image_size}",
+                hint="give --resize a value of at least --image-size",
+            )
+        if min(self.std) <= 0:
+            raise SpecError(f"std {self.std} has a value that is not positive", hint="give three positive numbers")
+        if (self.dtype, self.layout) not in (("uint8", "NHWC"), ("float32", "NCHW")):
+            raise SpecError(
+                f"dtype {self.dtype} does not go with layout {self.layout}", hint="use uint8 NHWC or float32 NCHW"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one image as the network takes it, without the batch dimension."""
+        side = self.image_size
+        return (side, side, 3) if self.layout == "NHWC" else (3, side, side)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON form, as lower-case hex."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+
+
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an exported model is; travels in the ONNX file and in every bundle made from it.
+
+    Attributes:
+        architecture: Name in ``models.ARCHITECTURES``, such as ``resnet50``.
+        num_classes: Width of the logits.
+        weights: Where the weights came from: ``imagenet``, ``imagenet-v1``, ``none``, or the checkpoint's file name.
+        weights_sha256: SHA-256 over the parameters and buffers (names, dtypes, shapes and bytes).
+        labels: One name per class, in the order of the logits; empty when unknown.
+        folders: Data-set folder name of each class (synsets for ImageNet), same order; empty when unknown.
+        preprocess: The input contract.
+    """
+
+    architecture: str
+    num_classes: int
+    weights: str
+    weights_sha256: str
+    labels: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    preprocess: Preprocess
+
+    def __post_init__(self) -> None:
+        for field, names in (("labels", self.labels), ("folders", self.folders)):
+            if names and len(names) != self.num_classes:
+                raise SpecError(
+                    f"{len(names)} {field} for a model of {self.num_classes} classes",
+                    hint="give one label per line, in the order of the logits",
+                )
+
+    def label(self, index: int) -> str:
+        """Name class ``index``, falling back to its number."""
+        return self.labels[index] if self.labels else f"class {index}"
+
+
+class BatchRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Batch sizes an engine accepts, and the one it is tuned for.
+
+    Raises:
+        SpecError: Unless 1 <= min <= opt <= max.
+    """
+
+    min: int = 1
+    opt: int = 8
+    max: int = 64
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise SpecError(
+                f"batch range {self.min}:{self.opt}:{self.max} is not ordered",
+                hint="give min:opt:max with 1 <= min <= opt <= max, such as 1:8:64",
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> "BatchRange":
+        """Read ``min:opt:max``, or one number for a fixed batch.
+
+        Raises:
+            SpecError: If the text has another form.
+        """
+        try:
+            parts = [int(part) for part in text.split(":")]
+        except ValueError:
+            parts = []
+        if len(parts) == 1:
+            parts *= 3
+        if len(parts) != 3:
+            raise SpecError(f"batch range {text!r} is not min:opt:max", hint="write it like 1:8:64, or 8 for a fixed 8")
+        return cls(*parts)
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}"
+
+
+class CalibrationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How activation ranges are chosen from what was observed.
+
+    Attributes:
+        method: ``max`` keeps the whole range; ``percentile`` clips the rarest values; ``entropy`` minimises the KL
+            divergence between the distribution and its quantized form.
+        percentile: Share of values kept by ``percentile``, in percent.
+        max_images: Calibrate on at most this many images, spread evenly over the data set.
+    """
+
+    method: CalibrationMethod = "entropy"
+    percentile: float = 99.99
+    max_images: int = 512
+
+    def __post_init__(self) -> None:
+        if not 50.0 < self.percentile <= 100.0:
+            raise SpecError(f"percentile {self.percentile} is not in (50, 100]", hint="use a value such as 99.99")
+        if self.max_images < 1:
+            raise SpecError(f"{self.max_images} calibration images", hint="calibrate on at least one image")
+
+
+class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an engine is to be.
+
+    Attributes:
+        backend: A name in ``builders.BUILDERS``.
+        precision: Precision of the convolutions and of the classifier.
+        batch: Batch sizes the engine accepts.
+        calibration: How INT8 ranges are chosen; absent for the other precisions.
+
+    Raises:
+        SpecError: If INT8 lacks a calibration, or another precision has one.
+    """
+
+    backend: str
+    precision: Precision
+    batch: BatchRange = BatchRange()
+    calibration: CalibrationSpec | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision == "int8" and self.calibration is None:
+            raise SpecError("INT8 needs calibration data", hint="add --calib DIR with a few hundred real images")
+        if self.precision != "int8" and self.calibration is not None:
+            raise SpecError(
+                f"{self.precision} takes no calibration data", hint="drop --calib, or build with --int8"
+            )
