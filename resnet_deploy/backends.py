@@ -1,0 +1,110 @@
+"""The table of backends: data only, nothing is imported or registered here.
+
+Builders and runners are named as ``module:attribute`` strings and resolved when asked for, so that listing what exists
+costs nothing and one broken installation does not hide the others.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from resnet_deploy.errors import BackendError
+
+Device = Literal["any", "cpu", "nvidia", "rtx"]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One row of the table.
+
+    Attributes:
+        name: What ``--backend`` takes and manifests record.
+        summary: What it is, in one line.
+        module: Python module that must be importable to build or run with it; empty when none is needed.
+        extra: Extra of this package that installs the module.
+        builder: ``module:function`` of the engine builder, or empty.
+        runner: ``module:class`` of the runner, or empty.
+        device: What it runs on: ``any``, ``cpu``, an ``nvidia`` GPU, or an ``rtx`` GPU (one that TensorRT-RTX
+            supports). Building asks for a device only where ``builds_on_device``.
+        builds_on_device: Whether the builder needs the device too.
+    """
+
+    name: str
+    summary: str
+    module: str
+    extra: str
+    builder: str
+    runner: str
+    device: Device
+    builds_on_device: bool = False
+
+
+BACKENDS: tuple[Backend, ...] = (
+    Backend(
+        name="torch",
+        summary="the reference: eager PyTorch in FP32",
+        module="torch",
+        extra="export",
+        builder="",
+        runner="resnet_deploy.runners.pytorch:TorchRunner",
+        device="any",
+    ),
+    Backend(
+        name="onnxruntime",
+        summary="ONNX Runtime on the CPU, the embedded default",
+        module="onnxruntime",
+        extra="cpu",
+        builder="resnet_deploy.builders.ort:build_engine",
+        runner="resnet_deploy.runners.ort:OrtRunner",
+        device="any",
+    ),
+    Backend(
+        name="openvino",
+        summary="OpenVINO on the CPU",
+        module="openvino",
+        extra="openvino",
+        builder="",
+        runner="",
+        device="cpu",
+    ),
+    Backend(
+        name="tensorrt-rtx",
+        summary="TensorRT for RTX: engines built ahead of time, without a GPU",
+        module="tensorrt_rtx",
+        extra="rtx",
+        builder="resnet_deploy.builders.trt:build_engine",
+        runner="",
+        device="rtx",
+    ),
+    Backend(
+        name="tensorrt",
+        summary="TensorRT 10 and 11",
+        module="tensorrt",
+        extra="gpu",
+        builder="",
+        runner="",
+        device="nvidia",
+        builds_on_device=True,
+    ),
+    Backend(
+        name="null",
+        summary="does nothing: measures the harness and drives tests",
+        module="",
+        extra="",
+        builder="",
+        runner="resnet_deploy.runners.null:NullRunner",
+        device="any",
+    ),
+)
+
+
+def find_backend(name: str) -> Backend:
+    """Look up a backend by name.
+
+    Raises:
+        BackendError: If there is none of that name.
+    """
+    for backend in BACKENDS:
+        if backend.name == name:
+            return backend
+    known = ", ".join(backend.name for backend in BACKENDS)
+    raise BackendError(f"unknown backend {name!r}", hint=f"choose one of: {known}")
