@@ -1,0 +1,166 @@
+"""Files and folders that are whole or absent, and their digests.
+
+Everything is written beside its target, flushed to the disk and then renamed into place: whoever looks at the target
+sees the old content or the new one, never a part (POSIX ``rename``; for folders Linux ``renameat2``).
+"""
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from resnet_deploy.errors import FileError
+
+_CHUNK_BYTES: Final = 1 << 20
+_AT_FDCWD: Final = -100  # linux/fcntl.h: relative paths are relative to the working folder
+_RENAME_EXCHANGE: Final = 2  # linux/fs.h
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Digest as lower-case hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Digest of a file's content as lower-case hex, read in pieces.
+
+    Raises:
+        FileError: If it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with translate_os_errors(path), path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a whole file.
+
+    Raises:
+        FileError: If it is missing or cannot be read.
+    """
+    with translate_os_errors(path):
+        return path.read_bytes()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically, making its folder if need be.
+
+    Raises:
+        FileError: If the folder is not writable or the disk is full; nothing is left behind.
+    """
+    with atomic_file(path) as temporary, translate_os_errors(path):
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Hand out a temporary path that becomes ``path`` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        FileError: If the folder is not writable or the disk is full.
+    """
+    with translate_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with translate_os_errors(path):
+            _make_readable(temporary)
+            _flush(temporary)
+            temporary.replace(path)
+            _flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Hand out a temporary folder that takes the place of ``path`` when the block ends well, and vanishes otherwise.
+
+    Raises:
+        FileError: If the parent is not writable or the disk is full.
+    """
+    with translate_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        yield temporary
+        with translate_os_errors(path):
+            for file in temporary.rglob("*"):
+                _flush(file)
+            _make_readable(temporary)
+            _flush(temporary)
+            _move_into_place(temporary, path)
+            _flush(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def translate_os_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError about ``path`` into a FileError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason, hint = _EXPLANATIONS.get(error.errno or 0, (error.strerror or str(error), "check the path"))
+        raise FileError(f"{path}: {reason}", hint=hint) from error
+
+
+_EXPLANATIONS: Final = {
+    errno.ENOENT: ("no such file or folder", "check the path"),
+    errno.EACCES: ("permission denied", "choose a place you may read and write, or change its permissions"),
+    errno.EPERM: ("operation not permitted", "choose a place you may read and write"),
+    errno.EROFS: ("the file system is read-only", "choose another output folder with -o"),
+    errno.ENOSPC: ("no space left on the device", "free some space, or choose another output folder with -o"),
+    errno.EDQUOT: ("disk quota exceeded", "free some space, or choose another output folder with -o"),
+    errno.ENOTDIR: ("a part of the path is not a folder", "check the path"),
+    errno.EISDIR: ("is a folder, not a file", "give a file"),
+}
+
+
+def _move_into_place(temporary: Path, path: Path) -> None:
+    """Rename ``temporary`` to ``path``; an existing folder there is swapped out and left under the temporary name."""
+    if not path.exists():
+        temporary.rename(path)
+    elif not _exchange(temporary, path):
+        # Without renameat2 there is a moment with no folder at all, but never one with a partial folder.
+        aside = temporary.with_suffix(".old")
+        path.rename(aside)
+        temporary.rename(path)
+        aside.rename(temporary)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two paths in one step; False where the system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    status: int = renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
+    return status == 0
+
+
+def _make_readable(path: Path) -> None:
+    """Give a temporary file or folder the permissions that the umask gives to new ones."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+
+
+def _flush(path: Path) -> None:
+    """Write a file or folder through to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

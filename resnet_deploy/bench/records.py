@@ -1,0 +1,168 @@
+"""What a benchmark run leaves behind: raw samples and the conditions they were taken under.
+
+Only measured values are stored. Percentiles, throughput, accuracy and agreement are computed from them by
+``statistics`` whenever they are shown, so that there is one source of truth.
+
+Schema history: 1, the first.
+"""
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from resnet_deploy import artifact
+from resnet_deploy.environment import Environment
+from resnet_deploy.errors import FileError
+from resnet_deploy.protocols import Scope
+from resnet_deploy.specs import Preprocess
+
+SCHEMA_VERSION: Final = 1
+
+
+class Samples(msgspec.Struct, frozen=True, kw_only=True):
+    """Latencies of one engine at one batch size.
+
+    Attributes:
+        batch: Images per call.
+        scope: What lies inside the timer: ``host`` is load, enqueue, synchronize and fetch on arrays in host memory.
+        seconds: One value per call, in the order they were measured.
+        rounds: Which round each call belongs to; engines take turns within a round.
+    """
+
+    batch: int
+    scope: Scope
+    seconds: tuple[float, ...]
+    rounds: tuple[int, ...]
+
+
+class Outputs(msgspec.Struct, frozen=True, kw_only=True):
+    """What one engine answered on the data set, per image and in the data set's order.
+
+    Attributes:
+        top5: The five best classes, best first (fewer where the model has fewer classes).
+        noise: Sum of squared differences of the logits from the reference's; empty for the reference itself.
+        signal: Sum of squared logits of the reference; empty for the reference itself.
+        max_difference: Largest absolute difference of a logit from the reference's; empty for the reference itself.
+    """
+
+    top5: tuple[tuple[int, ...], ...]
+    noise: tuple[float, ...] = ()
+    signal: tuple[float, ...] = ()
+    max_difference: tuple[float, ...] = ()
+
+
+class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine, as measured in one run.
+
+    Attributes:
+        name: Folder name of the bundle, or ``pytorch`` for the reference.
+        backend: Its row in the table of backends.
+        precision: ``fp32``, ``fp16`` or ``int8``.
+        size_bytes: Size of the engine file (of the weights, for the reference).
+        sha256: Digest of the engine file; of the weights, for the reference.
+        device: What it ran on, in the backend's words, such as ``CPUExecutionProvider``.
+        latency: One entry per batch size.
+        outputs: Answers on the data set; absent when the run had none.
+    """
+
+    name: str
+    backend: str
+    precision: str
+    size_bytes: int
+    sha256: str
+    device: str
+    latency: tuple[Samples, ...]
+    outputs: Outputs | None = None
+
+
+class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The images a run was made on.
+
+    Attributes:
+        name: Folder name.
+        digest: SHA-256 over names and contents.
+        images: How many were evaluated.
+        labels: Class of each image; empty when unlabelled.
+        skipped: Names of corrupt images left out at the user's request.
+    """
+
+    name: str
+    digest: str
+    images: int
+    labels: tuple[int, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+
+class NotRun(msgspec.Struct, frozen=True, kw_only=True):
+    """An engine that was found and could not be run here, and why."""
+
+    name: str
+    backend: str
+    precision: str
+    size_bytes: int
+    reason: str
+
+
+class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of the benchmark.
+
+    Attributes:
+        created: UTC time, ISO 8601.
+        environment: The machine and its libraries.
+        architecture: Of the model, such as ``resnet50``.
+        weights_sha256: Of the model.
+        preprocess: The input contract that all engines share.
+        threads: Threads given to each engine on the CPU.
+        warmup_calls: Untimed calls before each engine's first timed one, per batch size.
+        seed: Of the order of engines within each round.
+        dataset: Absent when the run had no images; latencies are then taken on synthetic ones.
+        harness: The null runner's latencies through the same code: what the harness itself costs.
+        engines: In the order they were given, the reference first.
+        reference: Name of the engine the others are compared with; empty when there is none.
+        not_run: Engines that were found and could not be run here.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    created: str
+    environment: Environment
+    architecture: str
+    weights_sha256: str
+    preprocess: Preprocess
+    threads: int
+    warmup_calls: int
+    seed: int
+    dataset: DatasetRecord | None
+    harness: tuple[Samples, ...]
+    engines: tuple[EngineRecord, ...]
+    reference: str = ""
+    not_run: tuple[NotRun, ...] = ()
+
+
+def write_record(record: BenchRecord, path: Path) -> None:
+    """Write ``record`` as JSON, atomically.
+
+    Raises:
+        FileError: If the folder cannot be written.
+    """
+    artifact.write_bytes(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+
+
+def read_record(path: Path) -> BenchRecord:
+    """Read a record.
+
+    Raises:
+        FileError: If it is missing, not a benchmark record, or of a later schema than this version knows.
+    """
+    data = artifact.read_bytes(path)
+    try:
+        version = msgspec.json.decode(data, type=_Version).schema_version
+        if version > SCHEMA_VERSION:
+            raise FileError(f"{path} has schema version {version}", hint="read it with a newer resnet-deploy")
+        return msgspec.json.decode(data, type=BenchRecord)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise FileError(f"{path} is not a benchmark record: {error}", hint="give a file from `bench`") from error
+
+
+class _Version(msgspec.Struct):
+    schema_version: int

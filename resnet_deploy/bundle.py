@@ -1,0 +1,196 @@
+"""The engine bundle: a folder that says what it holds, where it came from, and whom it suits.
+
+::
+
+    engines/<name>/
+        model.onnx | model.plan   the engine, exactly as its backend takes it
+        lowered.onnx              what the plan was compiled from, for rebuilding elsewhere (plans only)
+        calibration.json          the observed and chosen ranges (INT8 only)
+        golden.npz                a few inputs and the outputs expected of this engine
+        build.log                 what the compiler said
+        manifest.json             all of the above by digest, and everything below
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from resnet_deploy import artifact
+from resnet_deploy.environment import Environment
+from resnet_deploy.errors import BundleError, FileError
+from resnet_deploy.specs import BuildSpec, ModelCard
+
+SCHEMA_VERSION: Final = 1
+MANIFEST: Final = "manifest.json"
+GOLDEN: Final = "golden.npz"
+CALIBRATION: Final = "calibration.json"
+LOG: Final = "build.log"
+
+
+class HashChain(msgspec.Struct, frozen=True, kw_only=True):
+    """SHA-256 of every step from the weights to the engine; empty where a step does not apply."""
+
+    weights: str
+    onnx: str
+    calibration: str = ""
+    lowered: str
+    engine: str
+
+
+class Requirements(msgspec.Struct, frozen=True, kw_only=True):
+    """What a machine must have to run the engine.
+
+    Attributes:
+        library: Distribution that runs it, such as ``onnxruntime``.
+        version: The exact version of it, where the engine demands that; empty where any supported one will do.
+        compute_capabilities: GPU generations the engine holds code for, such as ``8.9``; empty on CPU.
+        int8_dot_product: Whether the CPU must have one (VNNI or its kin): without it, full-range INT8 saturates.
+    """
+
+    library: str
+    version: str = ""
+    compute_capabilities: tuple[str, ...] = ()
+    int8_dot_product: bool = False
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """What was measured when the engine was built, against the FP32 model it was lowered from.
+
+    Attributes:
+        by: ``engine`` when the engine itself ran; ``simulation`` when the lowered graph was run on a CPU in its place.
+        inputs: ``images`` for real ones, ``synthetic`` otherwise.
+        images: How many inputs were compared.
+        agreement: Share of inputs with the same best class.
+        sqnr_db: Power of the FP32 logits over the power of the difference, in decibels; capped at 200.
+        max_difference: Largest absolute difference of a logit.
+        latency_s: Median seconds per call at the smallest batch; absent when the engine did not run.
+    """
+
+    by: str
+    inputs: str
+    images: int
+    agreement: float
+    sqnr_db: float
+    max_difference: float
+    latency_s: float | None = None
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine bundle holds.
+
+    Attributes:
+        card: The model, with its input contract and labels.
+        spec: What was asked for.
+        engine: File name of the engine inside the bundle.
+        files: SHA-256 of every other file in the bundle, by name.
+        chain: From the weights to the engine.
+        cache_key: Digest of everything the build depended on.
+        requires: Checked by the runtime before it hands bytes to a backend.
+        toolchain: Versions of the libraries that made it, by name.
+        environment: The machine that made it.
+        measured: Accuracy and latency at build time.
+        notes: What a reader of figures should know, one line each.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    card: ModelCard
+    spec: BuildSpec
+    engine: str
+    files: dict[str, str]
+    chain: HashChain
+    cache_key: str
+    requires: Requirements
+    toolchain: dict[str, str]
+    environment: Environment
+    measured: Measured
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An engine bundle on the disk."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def engine_path(self) -> Path:
+        """The file that the backend loads."""
+        return self.path / self.manifest.engine
+
+    @property
+    def golden_path(self) -> Path:
+        """Inputs and the outputs expected of this engine."""
+        return self.path / GOLDEN
+
+    def verify_files(self) -> None:
+        """Hold every file against the manifest.
+
+        Raises:
+            BundleError: Naming the first file that is missing or whose digest differs.
+        """
+        for name, digest in self.manifest.files.items():
+            file = self.path / name
+            if not file.is_file():
+                raise BundleError(f"{self.path}: {name} is missing", hint=_REBUILD)
+            if artifact.sha256_file(file) != digest:
+                raise BundleError(f"{self.path}: {name} was altered: its SHA-256 differs from files.{name} in the manifest",
+                                  hint=_REBUILD)
+
+
+_REBUILD: Final = "build the engine again with `resnet-deploy build`"
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Read a bundle's manifest; its files are verified by ``Bundle.verify_files``.
+
+    Raises:
+        FileError: If there is no bundle at ``path``.
+        BundleError: If the manifest is damaged or of a later schema than this version knows.
+    """
+    if not path.is_dir():
+        raise FileError(f"{path} is not an engine bundle", hint="give a folder that `resnet-deploy build` made")
+    if not (path / MANIFEST).is_file():
+        raise FileError(f"{path} has no {MANIFEST}", hint="give a folder that `resnet-deploy build` made")
+    return Bundle(path, _decode_manifest(path, artifact.read_bytes(path / MANIFEST)))
+
+
+def find_bundles(folder: Path) -> Iterator[Path]:
+    """Yield the bundles directly inside ``folder``, by name; unfinished ones (hidden folders) are not seen."""
+    if folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            if not path.name.startswith(".") and (path / MANIFEST).is_file():
+                yield path
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``manifest`` into a bundle under construction."""
+    artifact.write_bytes(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+
+
+def _decode_manifest(path: Path, data: bytes) -> Manifest:
+    try:
+        version = msgspec.json.decode(data, type=_Version).schema_version
+        if version > SCHEMA_VERSION:
+            raise BundleError(
+                f"{path}: schema_version is {version}, this version reads up to {SCHEMA_VERSION}",
+                hint="upgrade resnet-deploy, or build the engine again",
+            )
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise BundleError(f"{path}: {MANIFEST} is damaged: {error}", hint=_REBUILD) from error
+    for name in (manifest.engine, *manifest.files):
+        # A manifest may come from anywhere: names must stay inside the bundle.
+        if name in ("", ".", "..") or Path(name).name != name:
+            raise BundleError(f"{path}: {MANIFEST} names {name!r}, which is not a file of the bundle", hint=_REBUILD)
+    if manifest.engine not in manifest.files:
+        raise BundleError(f"{path}: {MANIFEST} has no digest for {manifest.engine}", hint=_REBUILD)
+    return manifest
+
+
+class _Version(msgspec.Struct):
+    schema_version: int
