@@ -1,0 +1,253 @@
+"""Weights between disk, network and memory: published ImageNet checkpoints, and files of one's own.
+
+Nothing here knows what a ResNet is; ``models`` does. A checkpoint is never executed: pickles are read with PyTorch's
+restricted unpickler, and whatever it refuses is refused here.
+"""
+
+import functools
+import hashlib
+import io
+import re
+import urllib.request
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+from urllib.error import HTTPError, URLError
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from resnet_deploy.artifact import atomic_file, read_bytes, sha256_file, translate_os_errors, write_bytes
+from resnet_deploy.errors import WeightsError
+from resnet_deploy.protocols import Progress
+
+BASE_URL = "https://download.pytorch.org/models/"
+TIMEOUT_S: Final = 30.0
+CHUNK_BYTES: Final = 1 << 20
+
+PICKLE_SUFFIXES: Final = (".pth", ".pt", ".bin", ".tar")
+CONTAINER_KEYS: Final = ("state_dict", "model_state_dict", "model")
+WRAPPER_PREFIXES: Final = ("module.", "_orig_mod.")  # left by DistributedDataParallel and by torch.compile
+
+
+@dataclass(frozen=True)
+class Published:
+    """A checkpoint that torchvision publishes; ``resize`` is the shorter side its accuracy was measured at."""
+
+    file: str
+    resize: int = 256
+
+
+PUBLISHED: Final[Mapping[tuple[str, str], Published]] = {
+    ("resnet18", "imagenet"): Published("resnet18-f37072fd.pth"),
+    ("resnet34", "imagenet"): Published("resnet34-b627a593.pth"),
+    ("resnet50", "imagenet"): Published("resnet50-11ad3fa6.pth", resize=232),
+    ("resnet101", "imagenet"): Published("resnet101-cd907fc2.pth", resize=232),
+    ("resnet152", "imagenet"): Published("resnet152-f82ba261.pth", resize=232),
+    ("resnet18", "imagenet-v1"): Published("resnet18-f37072fd.pth"),
+    ("resnet34", "imagenet-v1"): Published("resnet34-b627a593.pth"),
+    ("resnet50", "imagenet-v1"): Published("resnet50-0676ba61.pth"),
+    ("resnet101", "imagenet-v1"): Published("resnet101-63fe2227.pth"),
+    ("resnet152", "imagenet-v1"): Published("resnet152-394f9c45.pth"),
+}
+
+
+def find_published(architecture: str, weights: str) -> Published:
+    """Look up the checkpoint that ``imagenet`` (the best) or ``imagenet-v1`` (the first) means for an architecture.
+
+    Raises:
+        WeightsError: If none is published.
+    """
+    try:
+        return PUBLISHED[architecture, weights]
+    except KeyError:
+        raise WeightsError(
+            f"no {weights} weights are published for {architecture}",
+            hint="train it and pass --weights PATH, or use --weights none",
+        ) from None
+
+
+def download_imagenet(architecture: str, weights: str, progress: Progress) -> Path:
+    """Return the local copy of a published checkpoint, downloading it the first time.
+
+    It is kept where ``torch.hub`` keeps its files, under the same name, so that what torchvision or another project
+    already downloaded is used. Its SHA-256 must begin with the eight digits in its name.
+
+    Raises:
+        WeightsError: If none is published, it cannot be had, or the hash is another.
+        FileError: If the cache folder cannot be written.
+    """
+    file = find_published(architecture, weights).file
+    promised = Path(file).stem.rpartition("-")[2]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / file
+    if path.exists():
+        if not sha256_file(path).startswith(promised):
+            raise WeightsError(f"{path} is damaged: its hash is not the one in its name", hint="delete it and retry")
+        return path
+    digest = hashlib.sha256()
+    with atomic_file(path) as temporary:
+        with translate_os_errors(path), temporary.open("wb") as stream:
+            for chunk in _fetch(BASE_URL + file, progress):
+                stream.write(chunk)
+                digest.update(chunk)
+        if not digest.hexdigest().startswith(promised):
+            raise WeightsError(
+                f"the download of {file} is damaged: its hash is not the one in its name",
+                hint="retry; if that does not help, fetch the file in another way and use --weights PATH",
+            )
+    return path
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint, on the CPU, without executing anything in it.
+
+    Training checkpoints are unwrapped (``state_dict``, ``model_state_dict``, ``model``), and so are the names that
+    DistributedDataParallel and ``torch.compile`` leave.
+
+    Raises:
+        FileError: If the file is missing or cannot be read.
+        WeightsError: If it is damaged, is of an unknown kind, or holds anything but tensors.
+    """
+    if path.suffix not in (*PICKLE_SUFFIXES, ".safetensors"):
+        raise WeightsError(
+            f"{str(path)!r} is not a kind of weights known here",
+            hint="give imagenet, imagenet-v1, none, or a file that ends in .safetensors, " + ", ".join(PICKLE_SUFFIXES),
+        )
+    data = read_bytes(path)
+    content = _parse_safetensors(data, path) if path.suffix == ".safetensors" else _parse_pickle(data, path)
+    return _unwrap(content, path)
+
+
+def fit_state_dict(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, target: str
+) -> dict[str, Tensor]:
+    """Return ``state`` with the dtypes of ``expected``, if it has exactly its names and shapes.
+
+    Raises:
+        WeightsError: If a tensor is missing, surplus or of another shape, or a value is not a finite number.
+    """
+    faults = [f"{name} is missing" for name in expected if name not in state]
+    faults += [f"{name} does not belong" for name in state if name not in expected]
+    faults += [
+        f"{name} has shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if faults:
+        count = f", the first of {len(faults)} faults" if len(faults) > 1 else ""
+        raise WeightsError(
+            f"{source} does not fit {target}: {faults[0]}{count}",
+            hint=f"give a checkpoint of {target} with torchvision's or timm's names",
+        )
+    fitted = {}
+    for name, tensor in expected.items():
+        if state[name].is_floating_point() != tensor.is_floating_point():
+            raise WeightsError(f"{name} in {source} holds {state[name].dtype}", hint="give weights in floating point")
+        fitted[name] = state[name].to(tensor.dtype)
+        if not fitted[name].isfinite().all():
+            raise WeightsError(
+                f"{name} in {source} holds values that are not finite", hint="give an earlier, undamaged checkpoint"
+            )
+    return fitted
+
+
+def write_state_dict(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors as safetensors, whole or not at all.
+
+    Raises:
+        FileError: If the file cannot be written.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_bytes(path, safetensors.torch.save(tensors, metadata))
+
+
+def state_dict_digest(state: Mapping[str, Tensor]) -> str:
+    """Hash names, dtypes, shapes and bytes with SHA-256, whatever the order or the file format they came in.
+
+    BatchNorm's ``num_batches_tracked`` is left out: it has no part in inference, and exporters drop it.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        if name.endswith("num_batches_tracked"):
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # Through uint8, because numpy has no bfloat16; flattened first, because a scalar cannot change its dtype.
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@functools.cache
+def imagenet_classes() -> tuple[tuple[str, str], ...]:
+    """Return the synset and a short English name of each of the 1000 ImageNet classes, in the order of the logits."""
+    table = resources.files("resnet_deploy").joinpath("data/imagenet_classes.tsv").read_text(encoding="utf-8")
+    rows = (line.split("\t") for line in table.splitlines())
+    return tuple((synset, name) for synset, name in rows)
+
+
+def _fetch(url: str, progress: Progress) -> Iterator[bytes]:
+    """Yield the body of an HTTP answer in chunks, one step of the progress each."""
+    description = f"downloading {url.rpartition('/')[2]} (MiB)"
+    request = urllib.request.Request(url, headers={"User-Agent": "resnet-deploy"})  # noqa: S310 (BASE_URL is https)
+    try:
+        response: HTTPResponse
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310
+            total = None if response.length is None else -(-response.length // CHUNK_BYTES)
+            chunks = iter(functools.partial(response.read, CHUNK_BYTES), b"")
+            yield from progress.track(chunks, description, total)
+    except (OSError, HTTPException) as error:
+        if isinstance(error, HTTPError):
+            error.close()
+        reason = error.reason if isinstance(error, URLError) and not isinstance(error, HTTPError) else error
+        raise WeightsError(
+            f"cannot download {url}: {reason}",
+            hint="offline? use --weights PATH for a checkpoint of your own, or --weights none for an untrained network",
+        ) from error
+
+
+def _parse_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise _damaged(path) from error
+
+
+def _parse_pickle(data: bytes, path: Path) -> object:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of what is an error below, or of no consequence
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # what a damaged pickle raises is anybody's guess
+        # The restricted unpickler tells refusal from damage only by its wording.
+        if re.search(r"GLOBAL|via `add_safe_globals|call reduce|TorchScript|\.tar format", str(error)):
+            raise WeightsError(
+                f"{path} holds more than tensors, and running what it holds would be unsafe",
+                hint="where you trust its origin, load it and re-save: torch.save(model.state_dict(), 'weights.pth')",
+            ) from error
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> WeightsError:
+    return WeightsError(f"{path} is not a checkpoint, or is damaged", hint="copy or download it again")
+
+
+def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
+    """Find the state dict inside a training checkpoint, with the names as the bare network has them."""
+    state = content
+    while isinstance(state, Mapping) and (key := next((key for key in CONTAINER_KEYS if key in state), None)):
+        state = state[key]
+    if not isinstance(state, Mapping) or not state:
+        raise WeightsError(f"{path} holds no state dict", hint="save one with torch.save(model.state_dict(), PATH)")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise WeightsError(
+                f"{path} holds {name!r}, which is no tensor", hint="save model.state_dict() and nothing else"
+            )
+    while prefix := next((prefix for prefix in WRAPPER_PREFIXES if all(name.startswith(prefix) for name in state)), ""):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return dict(state)

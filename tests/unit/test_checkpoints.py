@@ -1,0 +1,395 @@
+"""Reading, writing and downloading weights; the downloads come from a server in a thread."""
+
+import hashlib
+import http.server
+import os
+import pickle
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_deploy import checkpoints
+from resnet_deploy.checkpoints import (
+    Published,
+    download_imagenet,
+    find_published,
+    fit_state_dict,
+    imagenet_classes,
+    read_state_dict,
+    state_dict_digest,
+    write_state_dict,
+)
+from resnet_deploy.errors import FileError, UserError, WeightsError
+from resnet_deploy.protocols import Silent
+
+
+def small_state() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "conv1.weight": torch.randn(4, 3, 3, 3, generator=generator),
+        "bn1.running_var": torch.rand(4, generator=generator),
+        "bn1.num_batches_tracked": torch.tensor(7),
+        "half": torch.randn(5, generator=generator).bfloat16(),
+    }
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    assert len(left) > 0
+    for name, tensor in left.items():
+        assert tensor.dtype == right[name].dtype, name
+        assert torch.equal(tensor, right[name]), name
+
+
+# --- files
+
+
+@pytest.mark.parametrize("suffix", checkpoints.PICKLE_SUFFIXES)
+@pytest.mark.parametrize("wrap", [None, "state_dict", "model", "model_state_dict"])
+def test_reads_pickles_and_unwraps_them(tmp_path: Path, suffix: str, wrap: str | None) -> None:
+    path = tmp_path / f"weights{suffix}"
+    state = small_state()
+    torch.save({wrap: state, "epoch": 3, "optimizer": {"lr": 0.1}} if wrap else OrderedDict(state), path)
+    assert_same(read_state_dict(path), state)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_strips_the_prefix_of_wrappers(tmp_path: Path, prefix: str) -> None:
+    path = tmp_path / "wrapped.pth"
+    torch.save({"state_dict": {prefix + name: tensor for name, tensor in small_state().items()}}, path)
+    assert_same(read_state_dict(path), small_state())
+
+
+def test_keeps_a_prefix_that_only_some_names_have(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.pth"
+    state = {"module.a": torch.ones(1), "b": torch.ones(1)}
+    torch.save(state, path)
+    assert_same(read_state_dict(path), state)
+
+
+def test_safetensors_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "weights.safetensors"
+    state = small_state()
+    state["conv1.weight"] = state["conv1.weight"].to(memory_format=torch.channels_last)
+    write_state_dict(path, state, {"recipe": "abc"})
+    assert_same(read_state_dict(path), state)
+    with checkpoints.safetensors.safe_open(path, "pt") as file:
+        assert file.metadata() == {"recipe": "abc"}
+    assert [file.name for file in path.parent.iterdir()] == ["weights.safetensors"]
+
+
+def test_the_comparison_notices_one_changed_value() -> None:
+    changed = small_state()
+    changed["conv1.weight"][0, 0, 0, 0] += 1e-6
+    with pytest.raises(AssertionError):
+        assert_same(changed, small_state())
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="absent") as caught:
+        read_state_dict(tmp_path / "absent.pth")
+    assert caught.value.hint
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(FileError, match="folder"):
+        read_state_dict(tmp_path / "folder.pth")
+
+
+def test_unknown_suffix_names_what_would_do(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="imagenet-v3") as caught:
+        read_state_dict(Path("imagenet-v3"))
+    assert "imagenet-v1" in caught.value.hint
+    assert ".safetensors" in caught.value.hint
+
+
+@pytest.mark.parametrize("kept", [0, 1, 10, 400, -1])
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_truncated_files(tmp_path: Path, kind: str, kept: int) -> None:
+    path = tmp_path / ("weights.safetensors" if kind == "safetensors" else "weights.pth")
+    if kind == "safetensors":
+        write_state_dict(path, small_state(), {})
+    else:
+        torch.save(small_state(), path, _use_new_zipfile_serialization=kind == "zip")
+    assert_same(read_state_dict(path), small_state())
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(WeightsError, match="damaged") as caught:
+        read_state_dict(path)
+    assert "\n" not in caught.value.message + caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["noise.pth", "noise.safetensors"])
+def test_noise_is_not_a_checkpoint(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(hashlib.sha512(b"noise").digest() * 100)
+    with pytest.raises(WeightsError, match="damaged"):
+        read_state_dict(path)
+
+
+class Payload:
+    """Makes a file when unpickled by a reader that runs what it reads."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> None:
+    path, target = tmp_path / "evil.pth", tmp_path / "was-run"
+    content = {"conv1.weight": torch.ones(1), "payload": Payload(target)}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(WeightsError, match="more than tensors") as caught:
+        read_state_dict(path)
+    assert "state_dict()" in caught.value.hint
+    assert "\n" not in caught.value.message + caught.value.hint
+    assert not target.exists()
+    torch.load(path, weights_only=False)  # the payload is a real one
+    assert target.exists()
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, pickle.HIGHEST_PROTOCOL])
+def test_a_bare_pickle_is_refused_and_not_run(tmp_path: Path, protocol: int) -> None:
+    path, target = tmp_path / "evil.pth", tmp_path / "was-run"
+    path.write_bytes(pickle.dumps(Payload(target), protocol))
+    with pytest.raises(WeightsError):
+        read_state_dict(path)
+    assert not target.exists()
+
+
+def test_a_whole_module_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
+    with pytest.raises(WeightsError, match="more than tensors"):
+        read_state_dict(tmp_path / "module.pt")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {}, {"state_dict": 3}, torch.ones(2)], ids=repr)
+def test_no_state_dict_inside(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(WeightsError, match="no state dict"):
+        read_state_dict(tmp_path / "odd.pth")
+
+
+def test_what_is_no_tensor_is_named(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.ones(1), "lr": 0.1}, tmp_path / "odd.pth")
+    with pytest.raises(WeightsError, match="'lr'"):
+        read_state_dict(tmp_path / "odd.pth")
+
+
+# --- digest and fit
+
+
+def test_digest_ignores_order_format_and_counters(tmp_path: Path) -> None:
+    state = small_state()
+    digest = state_dict_digest(state)
+    assert len(digest) == 64
+    counted = dict(reversed(state.items())) | {"bn1.num_batches_tracked": torch.tensor(8)}
+    assert state_dict_digest(counted) == digest
+    write_state_dict(tmp_path / "a.safetensors", state, {"any": "thing"})
+    assert state_dict_digest(read_state_dict(tmp_path / "a.safetensors")) == digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bn1.running_var": torch.zeros(4)},
+        {"half": small_state()["half"].float()},
+        {"conv1.weight": small_state()["conv1.weight"].reshape(4, 27)},
+        {"one more": torch.ones(1)},
+    ],
+    ids=["value", "dtype", "shape", "name"],
+)
+def test_digest_notices(change: dict[str, torch.Tensor]) -> None:
+    assert state_dict_digest(small_state() | change) != state_dict_digest(small_state())
+
+
+def test_fit_converts_to_the_expected_dtypes() -> None:
+    expected = {"a": torch.zeros(2, device="meta"), "n": torch.zeros((), dtype=torch.int64, device="meta")}
+    fitted = fit_state_dict({"n": torch.tensor(1), "a": torch.ones(2).half()}, expected, "w.pth", "net")
+    assert [(name, tensor.dtype) for name, tensor in fitted.items()] == [("a", torch.float32), ("n", torch.int64)]
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"a": torch.ones(2)}, "b is missing$"),
+        ({}, "a is missing, the first of 2 faults$"),
+        ({"a": torch.ones(2), "b": torch.ones(1), "c": torch.ones(1)}, "c does not belong$"),
+        ({"a": torch.ones(3), "b": torch.ones(1)}, r"a has shape \(3,\), not \(2,\)$"),
+        ({"a": torch.tensor([1.0, torch.nan]), "b": torch.ones(1)}, "a in w.pth holds values that are not finite"),
+        ({"a": torch.ones(2), "b": torch.tensor([-torch.inf])}, "b in w.pth holds values that are not finite"),
+        ({"a": torch.ones(2), "b": torch.tensor([1e300]).double() * 1e10}, "b in w.pth .* not finite"),
+        ({"a": torch.ones(2, dtype=torch.int8), "b": torch.ones(1)}, "a in w.pth holds torch.int8"),
+    ],
+)
+def test_fit_refuses(state: dict[str, torch.Tensor], message: str) -> None:
+    expected = {"a": torch.zeros(2), "b": torch.zeros(1)}
+    with pytest.raises(WeightsError, match=message) as caught:
+        fit_state_dict(state, expected, "w.pth", "net")
+    assert caught.value.hint
+
+
+# --- ImageNet
+
+
+def test_imagenet_classes() -> None:
+    synsets, names = zip(*imagenet_classes(), strict=True)
+    assert len(synsets) == len(set(names)) == 1000
+    assert list(synsets) == sorted(set(synsets))
+    assert all(name == name.strip() != "" for name in names)
+    # Indices that anybody knows from the logits.
+    assert [names[index] for index in (0, 1, 207, 281, 954, 999)] == [
+        "tench", "goldfish", "golden retriever", "tabby", "banana", "toilet tissue",
+    ]  # fmt: skip
+
+
+def test_the_table_of_published_checkpoints() -> None:
+    assert len(checkpoints.PUBLISHED) == 10
+    for (architecture, _), published in checkpoints.PUBLISHED.items():
+        name, digest = published.file.removesuffix(".pth").split("-")
+        assert name == architecture
+        assert len(bytes.fromhex(digest)) == 4
+    assert {key[0] for key, published in checkpoints.PUBLISHED.items() if published.resize == 232} == {
+        "resnet50", "resnet101", "resnet152",
+    }  # fmt: skip
+    assert find_published("resnet50", "imagenet-v1").resize == 256
+
+
+@pytest.mark.parametrize("architecture", ["plain18", "plain34"])
+def test_nobody_publishes_plain_networks(architecture: str) -> None:
+    with pytest.raises(WeightsError, match=f"no imagenet weights are published for {architecture}") as caught:
+        download_imagenet(architecture, "imagenet", Silent())
+    assert "--weights none" in caught.value.hint
+
+
+@dataclass
+class Server:
+    """What a local stand-in for the download server serves, and what it was asked for."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
+    agents: list[str] = field(default_factory=list)
+    missing_bytes: int = 0
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
+    served = Server()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            served.requests.append(self.path)
+            served.agents.append(self.headers["User-Agent"])
+            body = served.files.get(self.path.rpartition("/")[2])
+            if body is None:
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: len(body) - served.missing_bytes])
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("no_proxy", "*")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        monkeypatch.setattr(checkpoints, "BASE_URL", f"http://127.0.0.1:{httpd.server_port}/models/")
+        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield served
+        httpd.shutdown()
+        thread.join()
+
+
+@dataclass
+class Counting(Silent):
+    """A progress that remembers what it was told."""
+
+    seen: list[tuple[str, int | None, int]] = field(default_factory=list)
+
+    def track(self, items, description, total=None):
+        steps = 0
+        for item in items:
+            steps += 1
+            yield item
+        self.seen.append((description, total, steps))
+
+
+def publish(server: Server, monkeypatch: pytest.MonkeyPatch, body: bytes, promised: str = "") -> str:
+    file = f"resnet18-{promised or hashlib.sha256(body).hexdigest()[:8]}.pth"
+    monkeypatch.setitem(checkpoints.PUBLISHED, ("resnet18", "imagenet"), Published(file))
+    server.files[file] = body
+    return file
+
+
+def left_over(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_downloads_once_and_then_uses_the_cache(server: Server, monkeypatch, tmp_path: Path) -> None:
+    body = os.urandom(checkpoints.CHUNK_BYTES * 2 + 5)
+    file = publish(server, monkeypatch, body)
+    progress = Counting()
+    path = download_imagenet("resnet18", "imagenet", progress)
+    assert path == tmp_path / "hub" / "checkpoints" / file
+    assert path.read_bytes() == body
+    assert server.requests == [f"/models/{file}"]
+    assert server.agents == ["resnet-deploy"]
+    assert progress.seen == [(f"downloading {file} (MiB)", 3, 3)]
+    assert download_imagenet("resnet18", "imagenet", Silent()) == path
+    assert len(server.requests) == 1
+    assert left_over(tmp_path) == [file]
+
+
+def test_a_damaged_cached_file_is_named_and_kept(server: Server, monkeypatch, tmp_path: Path) -> None:
+    publish(server, monkeypatch, b"weights")
+    path = download_imagenet("resnet18", "imagenet", Silent())
+    path.write_bytes(b"weight!")
+    with pytest.raises(WeightsError, match="is damaged") as caught:
+        download_imagenet("resnet18", "imagenet", Silent())
+    assert str(path) in caught.value.message
+    assert "delete" in caught.value.hint
+    assert len(server.requests) == 1
+    assert path.read_bytes() == b"weight!"
+
+
+@pytest.mark.parametrize("fault", ["hash", "cut short", "404", "refused"])
+def test_a_failed_download_is_one_error_and_leaves_nothing(server: Server, monkeypatch, tmp_path, fault: str) -> None:
+    file = publish(server, monkeypatch, b"weights" * 99, promised="00000000" if fault == "hash" else "")
+    if fault == "cut short":
+        server.missing_bytes = 50
+    if fault == "404":
+        server.files.clear()
+    if fault == "refused":
+        with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as closed:
+            monkeypatch.setattr(checkpoints, "BASE_URL", f"http://127.0.0.1:{closed.server_port}/")
+    with pytest.raises(WeightsError, match=file) as caught:
+        download_imagenet("resnet18", "imagenet", Silent())
+    assert "--weights PATH" in caught.value.hint
+    if fault in ("404", "refused"):
+        assert fault in caught.value.message
+        assert "--weights none" in caught.value.hint
+    assert "\n" not in str(caught.value)
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_cache_that_cannot_be_written(server: Server, monkeypatch, tmp_path: Path) -> None:
+    publish(server, monkeypatch, b"weights")
+    (tmp_path / "hub").mkdir(mode=0o500)
+    with pytest.raises(FileError):
+        download_imagenet("resnet18", "imagenet", Silent())
+
+
+def test_a_cache_folder_that_is_a_file(server: Server, monkeypatch, tmp_path: Path) -> None:
+    publish(server, monkeypatch, b"weights")
+    (tmp_path / "hub").write_text("")
+    with pytest.raises(UserError):
+        download_imagenet("resnet18", "imagenet", Silent())
