@@ -1,0 +1,57 @@
+"""Opening ONNX Runtime sessions on the CPU; the one place that sets their options."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from resnet_deploy.errors import BackendError, BuildError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+CPU_PROVIDER: Final = "CPUExecutionProvider"
+
+
+def import_onnxruntime() -> Any:
+    """Import ONNX Runtime.
+
+    Raises:
+        BackendError: If it is not installed, or its libraries do not load.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendError(
+            f"ONNX Runtime cannot be imported: {error}", hint='install it with `pip install "resnet-deploy[cpu]"`'
+        ) from error
+    return onnxruntime
+
+
+def open_session(model: Path | bytes, *, threads: int = 0, as_written: bool = False) -> "onnxruntime.InferenceSession":
+    """Open a session on the CPU provider.
+
+    Args:
+        model: A file, or a serialized model.
+        threads: Threads for one call; 0 leaves the choice to ONNX Runtime (one per physical core).
+        as_written: Run every node exactly as the graph says, Q/DQ in floating point, with no fusion. This is how a graph
+            meant for another backend is simulated: the fused INT8 kernels of a CPU without VNNI saturate on symmetric
+            activations, which would be this CPU's error and not the graph's.
+
+    Raises:
+        BackendError: If ONNX Runtime is not installed.
+        BuildError: If it refuses the model.
+    """
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors only: its warnings go straight to the terminal
+    if as_written:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        return ort.InferenceSession(source, options, providers=[CPU_PROVIDER])
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "onnxruntime":
+            raise
+        first_line = str(error).splitlines()[0]
+        raise BuildError(f"ONNX Runtime refuses the model: {first_line}") from error

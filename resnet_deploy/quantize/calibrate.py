@@ -1,0 +1,141 @@
+"""Calibration: run the FP32 model over images, observe every activation, choose ranges.
+
+The observed state is a function of the set of images alone. Images pass one at a time, whatever batch size they were
+decoded in: kernels may round differently at another batch size, and one image's activations are all that is ever held.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import onnx_ir as ir
+
+from resnet_deploy.errors import DataError, ModelError
+from resnet_deploy.onnx_files import bytes_from_onnx
+from resnet_deploy.ort_session import open_session
+from resnet_deploy.quantize.graph import activations, grid_source, tensor_name
+from resnet_deploy.quantize.observers import Histogram
+from resnet_deploy.quantize.ranges import Range, choose_ranges
+from resnet_deploy.specs import INPUT_NAME, CalibrationMethod, CalibrationSpec
+
+if TYPE_CHECKING:
+    from resnet_deploy.protocols import Array
+
+SCHEMA_VERSION: Final = 1
+
+
+class TensorCalibration(msgspec.Struct, frozen=True, kw_only=True):
+    """What was observed of one tensor, and the range that each method chooses.
+
+    Attributes:
+        observed: Smallest and largest value seen.
+        ranges: Range by method, each as (low, high).
+        values: How many values were seen.
+        histogram_sha256: Digest of the histogram the ranges were chosen from.
+    """
+
+    observed: tuple[float, float]
+    ranges: dict[CalibrationMethod, tuple[float, float]]
+    values: int
+    histogram_sha256: str
+
+
+class CalibrationSource(msgspec.Struct, frozen=True, kw_only=True):
+    """What a calibration was made from.
+
+    Attributes:
+        dataset: Folder name, or ``random`` for noise.
+        dataset_sha256: Digest over names and contents of the images used.
+        images: How many images were seen.
+        preprocess_sha256: Digest of the input contract.
+        weights_sha256: Digest of the model's weights.
+        onnx_sha256: Digest of the model file that was run.
+    """
+
+    dataset: str
+    dataset_sha256: str
+    images: int
+    preprocess_sha256: str
+    weights_sha256: str
+    onnx_sha256: str
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True):
+    """Ranges of every activation, by tensor name, and where they came from."""
+
+    schema_version: int = SCHEMA_VERSION
+    source: CalibrationSource
+    spec: CalibrationSpec
+    tensors: dict[str, TensorCalibration]
+
+    def range_of(self, name: str) -> Range:
+        """Return the range of a tensor by the method asked for.
+
+        Raises:
+            ModelError: If the calibration does not know the tensor.
+        """
+        if name not in self.tensors:
+            raise ModelError(f"the calibration has no tensor {name!r}", hint="calibrate this very model")
+        return Range(*self.tensors[name].ranges[self.spec.method])
+
+    def to_json(self) -> bytes:
+        """Serialize for people and for diffs."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
+
+
+def observe(model: ir.Model, images: "Iterable[Array]") -> tuple[dict[str, Histogram], int]:
+    """Run ``model`` over contract tensors, one image at a time, and observe its activations.
+
+    Args:
+        model: The exported FP32 model; left as it was.
+        images: Batches of any size, each (N, *preprocess.shape).
+
+    Returns:
+        Histograms by tensor name, and the number of images seen.
+
+    Raises:
+        DataError: If there was no image.
+        ModelError: If an activation is not finite.
+    """
+    names = list(dict.fromkeys(tensor_name(grid_source(value)) for value in activations(model.graph)))
+    session = open_session(bytes_from_onnx(_with_outputs(model, names)))
+    histograms = {name: Histogram() for name in names}
+    count = 0
+    for batch in images:
+        for index in range(len(batch)):
+            tensors = session.run(names, {INPUT_NAME: batch[index : index + 1]})
+            for name, values in zip(names, tensors, strict=True):
+                try:
+                    histograms[name].update(values)
+                except ValueError as error:
+                    raise ModelError(f"calibration image {count + 1}: in tensor {name}, {error}",
+                                     hint="check the weights and the image") from error
+            count += 1
+    if count == 0:
+        raise DataError("no calibration images", hint="give --calib a folder of real images")
+    return histograms, count
+
+
+def calibration_from(histograms: dict[str, Histogram], spec: CalibrationSpec, source: CalibrationSource) -> Calibration:
+    """Choose every tensor's range by every method."""
+    tensors = {
+        name: TensorCalibration(
+            observed=(histogram.low, histogram.high),
+            ranges={
+                method: (chosen.low, chosen.high) for method, chosen in choose_ranges(histogram, spec).items()
+            },
+            values=histogram.total,
+            histogram_sha256=histogram.digest,
+        )
+        for name, histogram in histograms.items()
+    }
+    return Calibration(source=source, spec=spec, tensors=tensors)
+
+
+def _with_outputs(model: ir.Model, names: list[str]) -> ir.Model:
+    """Copy ``model`` with the named tensors as its outputs."""
+    tapped = model.clone()
+    values = {output.name: output for node in tapped.graph for output in node.outputs}
+    tapped.graph.outputs.clear()
+    tapped.graph.outputs.extend(values[name] for name in names)
+    return tapped

@@ -1,0 +1,237 @@
+"""Writing quantization into the graph as QuantizeLinear / DequantizeLinear pairs, in the form each target runs fastest.
+
+    q = clip(round(x / scale) + zero_point, q_min, q_max)        x' = (q - zero_point) * scale
+
+(ONNX, QuantizeLinear; Jacob et al. 2018, section 2.1.) Weights are stored as integers behind a DequantizeLinear alone,
+which halves the file and spares the compiler the rounding. One calibration serves every form.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as ir_passes
+
+from resnet_deploy.quantize.calibrate import Calibration
+from resnet_deploy.quantize.graph import activations, grid_source, residual_adds, tensor_name, weighted_nodes
+from resnet_deploy.quantize.ranges import Range
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_INT32_MAX: Final = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class QdqForm:
+    """How a target wants its quantization written.
+
+    Attributes:
+        activation: ``uint8`` is asymmetric, ``int8`` symmetric with zero point 0.
+        everywhere: Quantize every activation, so that convolutions, sums and pooling all run on integers and pass
+            integers on; otherwise only what convolutions read, and sums stay in floating point.
+        shortcut: Quantize the shortcut operand of residual sums where ``everywhere`` does not hold.
+        per_channel: One weight scale per output channel, rather than one per tensor.
+        weight_bits: 8, or 7 for CPUs whose 16-bit accumulation saturates on products of full-range values.
+        scale_dtype: Data type of the scales, which is what DequantizeLinear gives.
+        classifier: Quantize the fully connected layer too; its output, the logits, never is.
+    """
+
+    activation: Literal["uint8", "int8"]
+    everywhere: bool
+    shortcut: bool
+    per_channel: bool
+    weight_bits: Literal[7, 8] = 8
+    scale_dtype: Literal["float32", "float16"] = "float32"
+    classifier: bool = False
+
+
+FORMS: Final[dict[str, QdqForm]] = {
+    # U8S8 with all sums and pooling in integers: S8S8 is slower than FP32 on x86, and so is a float sum in between.
+    "onnxruntime": QdqForm("uint8", everywhere=True, shortcut=True, per_channel=True, classifier=True),
+    # The documented placement: with the shortcut quantized, convolution, sum, ReLU and quantization become one kernel.
+    "tensorrt": QdqForm("int8", everywhere=False, shortcut=True, per_channel=True, scale_dtype="float16"),
+    # Per-channel scales make its convolutions write FP32 and fuse nothing; a quantized shortcut costs a kernel each.
+    "tensorrt-rtx": QdqForm("int8", everywhere=False, shortcut=False, per_channel=False, scale_dtype="float16"),
+}
+
+
+@dataclass(frozen=True)
+class QdqReport:
+    """What was done to a graph.
+
+    Attributes:
+        quantized: Weighted layers that run on integers, in order.
+        left_in_float: Weighted layers that do not, each with the reason.
+        activations: Tensors that got a Q/DQ pair.
+        shortcuts: Residual sums whose shortcut operand is quantized.
+    """
+
+    quantized: tuple[str, ...]
+    left_in_float: dict[str, str]
+    activations: tuple[str, ...]
+    shortcuts: tuple[str, ...]
+
+
+def insert_qdq(model: ir.Model, calibration: Calibration, form: QdqForm) -> tuple[ir.Model, QdqReport]:
+    """Return a copy of the FP32 ``model`` with Q/DQ in the given form, and what was done.
+
+    Raises:
+        ModelError: If the calibration lacks a tensor of the model.
+    """
+    lowered = model.clone()
+    graph = lowered.graph
+    writer = _Writer(graph, form)
+    layers = [node for node in weighted_nodes(graph) if node.op_type == "Conv" or form.classifier]
+    adds = residual_adds(graph)
+    shortcuts = [(add.node, add.shortcut_index) for add in adds] if form.shortcut else []
+    # Decided for all tensors before the first is rewired, since the decisions read the graph.
+    plan = [
+        (tensor, calibration.range_of(tensor_name(grid_source(tensor))), _edges(tensor, layers, shortcuts, form))
+        for tensor in activations(graph)
+    ]
+    plan = [(tensor, chosen, edges) for tensor, chosen, edges in plan if edges]
+    for tensor, chosen, edges in plan:
+        writer.quantize_activation(tensor, chosen, edges)
+    for layer in layers:
+        writer.quantize_weights(layer)
+    ir_passes.RemoveUnusedNodesPass()(lowered)
+    done = tuple(str(layer.name) for layer in layers)
+    left = {
+        str(node.name): "the classifier stays in floating point for this target"
+        for node in weighted_nodes(graph)
+        if node.name not in done
+    }
+    tensors = tuple(tensor_name(tensor) for tensor, _, _ in plan)
+    return lowered, QdqReport(done, left, tensors, tuple(str(node.name) for node, _ in shortcuts))
+
+
+def _edges(
+    tensor: ir.Value, layers: list[ir.Node], shortcuts: list[tuple[ir.Node, int]], form: QdqForm
+) -> list[tuple[ir.Node, int]]:
+    """Choose the uses of ``tensor`` that are to read its quantized form."""
+    uses = [(use.node, use.idx) for use in tensor.uses()]
+    if form.everywhere:
+        return uses
+    return [(node, index) for node, index in uses if (index == 0 and node in layers) or (node, index) in shortcuts]
+
+
+class _Writer:
+    """Adds nodes and initializers to one graph, in one form."""
+
+    def __init__(self, graph: ir.Graph, form: QdqForm) -> None:
+        self.graph = graph
+        self.form = form
+        self.scale_dtype = np.dtype(form.scale_dtype)
+        self.scales: dict[str, float] = {}  # by name of the dequantized value
+
+    def quantize_activation(self, tensor: ir.Value, chosen: Range, edges: list[tuple[ir.Node, int]]) -> None:
+        """Put one Q/DQ pair behind ``tensor`` and make ``edges`` read it."""
+        name = tensor_name(tensor)
+        scale, zero_point = activation_grid(chosen, self.form)
+        scale_value = self._initializer(f"{name}.scale", np.array(scale, self.scale_dtype))
+        zero_value = self._initializer(f"{name}.zero_point", np.array(zero_point, self.form.activation))
+        quantize = self._node("QuantizeLinear", f"{name}.quantize", [tensor, scale_value, zero_value], tensor.shape)
+        quantized = quantize.outputs[0]
+        quantized.type = zero_value.type
+        dequantize = self._dequantize(name, quantized, scale_value, zero_value)
+        producer = tensor.producer()
+        if producer is not None:
+            self.graph.insert_after(producer, [quantize, dequantize])
+        else:
+            self.graph.insert_before(self.graph[0], [quantize, dequantize])
+        for node, index in edges:
+            node.replace_input_with(index, dequantize.outputs[0])
+        self.scales[tensor_name(dequantize.outputs[0])] = scale
+
+    def quantize_weights(self, layer: ir.Node) -> None:
+        """Store a layer's weights, and on integer targets its bias, as integers."""
+        name = tensor_name(layer.inputs[1])
+        weights = _constant(layer.inputs[1])
+        bias_value = layer.inputs[2] if len(layer.inputs) > 2 else None
+        input_scale = self.scales.get(tensor_name(layer.inputs[0]))
+        scales = weight_scales(weights, self.form)
+        if self.form.everywhere and bias_value is not None and input_scale is not None:
+            # The bias is an INT32 on the accumulator's grid, which must be coarse enough to hold it.
+            scales = np.maximum(scales, np.abs(_constant(bias_value)) / (input_scale * _INT32_MAX)).astype(scales.dtype)
+        shape = (-1,) + (1,) * (weights.ndim - 1)
+        limit = _weight_limit(self.form)
+        integers = np.clip(np.rint(weights / scales.astype(np.float64).reshape(shape)), -limit, limit).astype(np.int8)
+        stored = scales if self.form.per_channel else scales[0]
+        self._replace_constant(layer, 1, name, integers, stored)
+        if self.form.everywhere and bias_value is not None and input_scale is not None:
+            bias_scales = (scales.astype(np.float64) * input_scale).astype(np.float32)
+            bias = np.rint(_constant(bias_value) / bias_scales.astype(np.float64))
+            integers = np.clip(bias, -_INT32_MAX, _INT32_MAX).astype(np.int32)
+            self._replace_constant(layer, 2, tensor_name(bias_value), integers, bias_scales)
+
+    def _replace_constant(
+        self, layer: ir.Node, index: int, name: str, integers: "NDArray[np.generic]", scales: "NDArray[np.generic]"
+    ) -> None:
+        """Feed input ``index`` of ``layer`` from integers behind a DequantizeLinear."""
+        quantized = self._initializer(f"{name}.quantized", integers)
+        scale_value = self._initializer(f"{name}.scale", np.asarray(scales))
+        zero_value = self._initializer(f"{name}.zero_point", np.zeros(np.shape(scales), integers.dtype))
+        dequantize = self._dequantize(name, quantized, scale_value, zero_value, axis=0 if np.ndim(scales) else None)
+        self.graph.insert_before(layer, dequantize)
+        layer.replace_input_with(index, dequantize.outputs[0])
+
+    def _dequantize(
+        self, name: str, quantized: ir.Value, scale: ir.Value, zero_point: ir.Value, axis: int | None = None
+    ) -> ir.Node:
+        node = self._node("DequantizeLinear", f"{name}.dequantize", [quantized, scale, zero_point], quantized.shape)
+        if axis is not None:
+            node.attributes["axis"] = ir.AttrInt64("axis", axis)
+        node.outputs[0].type = scale.type
+        return node
+
+    def _node(self, op_type: str, name: str, inputs: list[ir.Value], shape: ir.Shape | None) -> ir.Node:
+        node = ir.node(op_type, inputs, name=name)
+        node.outputs[0].name = f"{name}d"  # x.quantize makes x.quantized
+        node.outputs[0].shape = shape
+        return node
+
+    def _initializer(self, name: str, array: "NDArray[np.generic]") -> ir.Value:
+        tensor = ir.tensor(array, name=name)
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self.graph.register_initializer(value)
+        return value
+
+
+def activation_grid(chosen: Range, form: QdqForm) -> tuple[float, int]:
+    """Scale (rounded to the form's data type) and zero point that cover ``chosen``; zero is always exact."""
+    if form.activation == "int8":
+        return _representable(chosen.magnitude / 127, form), 0
+    scale = _representable((chosen.high - chosen.low) / 255, form)
+    return scale, round(-chosen.low / scale)
+
+
+def weight_scales(weights: "NDArray[np.float32]", form: QdqForm) -> "NDArray[np.floating]":
+    """Symmetric scales of each output channel, shape (channels,), all equal where the form is per tensor."""
+    magnitudes = np.abs(weights.reshape(len(weights), -1)).max(1).astype(np.float64)
+    if not form.per_channel:
+        magnitudes[:] = magnitudes.max()
+    return np.array([_representable(magnitude / _weight_limit(form), form) for magnitude in magnitudes], form.scale_dtype)
+
+
+def _representable(scale: float, form: QdqForm) -> float:
+    """Round ``scale`` to the form's data type, no smaller than its smallest normal number; 1 for an all-zero tensor.
+
+    Rounding before quantizing keeps integers and scales consistent. Below the normal numbers a scale would lose digits.
+    """
+    if scale == 0:
+        return 1.0
+    dtype = np.dtype(form.scale_dtype)
+    return float(max(dtype.type(scale), np.finfo(dtype).smallest_normal))
+
+
+def _weight_limit(form: QdqForm) -> int:
+    return 127 if form.weight_bits == 8 else 63
+
+
+def _constant(value: ir.Value | None) -> "NDArray[np.float32]":
+    assert value is not None
+    assert value.const_value is not None
+    array: NDArray[np.float32] = value.const_value.numpy()
+    return array

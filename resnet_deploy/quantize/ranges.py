@@ -1,0 +1,93 @@
+"""Choosing a range from a histogram: pure functions, one per calibration method."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from resnet_deploy.quantize.observers import Histogram
+from resnet_deploy.specs import CALIBRATION_METHODS, CalibrationMethod, CalibrationSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_LEVELS: Final = 128  # magnitudes that symmetric INT8 can tell apart
+_CANDIDATE_STEP: Final = 16  # bins between the thresholds that entropy tries: under 1 % of the range
+
+
+@dataclass(frozen=True)
+class Range:
+    """The interval of values that the quantized grid is to cover; it contains zero."""
+
+    low: float
+    high: float
+
+    @property
+    def magnitude(self) -> float:
+        """Largest magnitude inside the range."""
+        return max(-self.low, self.high)
+
+
+def choose_range(histogram: Histogram, method: CalibrationMethod, percentile: float) -> Range:
+    """Choose the range of one tensor by ``method``."""
+    if method == "max":
+        return Range(min(histogram.low, 0.0), max(histogram.high, 0.0))
+    if method == "percentile":
+        return percentile_range(histogram, percentile)
+    return entropy_range(histogram)
+
+
+def choose_ranges(histogram: Histogram, spec: CalibrationSpec) -> dict[CalibrationMethod, Range]:
+    """Choose the range of one tensor by every method, so that they can be compared."""
+    return {method: choose_range(histogram, method, spec.percentile) for method in CALIBRATION_METHODS}
+
+
+def percentile_range(histogram: Histogram, percentile: float) -> Range:
+    """Keep the ``percentile`` percent of values with the smallest magnitudes.
+
+    The threshold is a bin's upper edge, at most 1/2048 above the exact percentile's value.
+    """
+    cumulative = np.cumsum(histogram.magnitudes())
+    # The smallest number of values that makes up the share; integers, so that the result is exact.
+    needed = int(np.ceil(cumulative[-1] * (percentile / 100)))
+    bin_index = int(np.searchsorted(cumulative, needed))
+    return _clip(histogram, (bin_index + 1) * histogram.width)
+
+
+def entropy_range(histogram: Histogram) -> Range:
+    """Minimise the Kullback-Leibler divergence between the clipped distribution and its 128-level quantization.
+
+    Migacz, "8-bit Inference with TensorRT" (GTC 2017). Values in the first bin are left out of the distribution: exact
+    zeros, half of all values after a ReLU, cost nothing at any scale and would drown the rest.
+    """
+    counts = histogram.magnitudes().astype(np.float64)
+    counts[0] = 0
+    occupied = np.flatnonzero(counts)
+    if len(occupied) == 0 or occupied[-1] < _LEVELS:
+        return _clip(histogram, max(-histogram.low, histogram.high, 0.0))
+    last = int(occupied[-1]) + 1
+    candidates = [*range(_LEVELS, last, _CANDIDATE_STEP), last]
+    divergences = [_divergence(counts, bins) for bins in candidates]
+    return _clip(histogram, candidates[int(np.argmin(divergences))] * histogram.width)
+
+
+def _divergence(counts: "NDArray[np.float64]", bins: int) -> float:
+    """KL(P || Q) where P keeps the first ``bins`` with the rest added to its last, and Q is P at 128 levels."""
+    kept = counts[:bins]
+    reference = kept.copy()
+    reference[-1] += counts[bins:].sum()
+    occupied = kept > 0
+    # Each level spreads its count evenly over the occupied bins that it stands for.
+    level = np.arange(bins) * _LEVELS // bins
+    sums = np.bincount(level, weights=kept, minlength=_LEVELS)
+    sizes = np.bincount(level, weights=occupied, minlength=_LEVELS)
+    quantized = np.where(occupied, (sums / np.maximum(sizes, 1))[level], 0.0)
+    # P may have its clipped mass in a bin where Q has none; Q gets a vanishing share there, as P(x) ln(1/0) is infinite.
+    support = reference > 0
+    p = reference[support] / reference.sum()
+    q = np.maximum(quantized[support] / max(quantized.sum(), 1e-30), 1e-12)
+    return float((p * np.log(p / q)).sum())
+
+
+def _clip(histogram: Histogram, threshold: float) -> Range:
+    return Range(min(0.0, max(histogram.low, -threshold)), max(0.0, min(histogram.high, threshold)))
