@@ -1,0 +1,306 @@
+"""Find images and their labels on disk, and read them in batches."""
+
+import hashlib
+import os
+import stat
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_deploy.errors import DataError, FileError, SpecError
+from resnet_deploy.images import tensor_from_source
+from resnet_deploy.labels import labels_from_file, labels_from_folders
+from resnet_deploy.specs import ModelCard, Preprocess
+
+if TYPE_CHECKING:
+    from resnet_deploy.protocols import Array
+
+IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+
+# Looked for in a flat folder, in this order. The last is there to be refused: without it, a folder with the development
+# kit's ground truth would pass as unlabelled.
+LABEL_FILES: Final = (
+    "val_map.txt",
+    "val.txt",
+    "labels.txt",
+    "labels.csv",
+    "LOC_val_solution.csv",
+    "ILSVRC2012_validation_ground_truth.txt",
+)
+
+_MAX_WORKERS: Final = 16  # decoding scales with cores, but beyond this the memory for decoded images does too
+_CHUNK_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """Image files in the order of their names, with a class index each where labels are known.
+
+    Attributes:
+        root: The folder that the names in the digest are relative to.
+        paths: The image files, below ``root``.
+        labels: Class index of each image, in the order of the logits; absent when unknown.
+
+    Raises:
+        DataError: If the labels are not as many as the images.
+    """
+
+    root: Path
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.labels is not None and len(self.labels) != len(self.paths):
+            raise DataError(f"{self.root}: {len(self.labels)} labels for {len(self.paths)} images")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def subset(self, count: int) -> "ImageDataset":
+        """Return at most ``count`` images spread evenly over the set: image ``i * len // count`` for each ``i``.
+
+        Never random and never the first so many, which in a set sorted by class would be a handful of classes. The
+        subset of ``count`` images contains the subset of any divisor of ``count``.
+
+        Raises:
+            SpecError: If ``count`` is not positive.
+        """
+        if count < 1:
+            raise SpecError(f"a subset of {count} images", hint="take at least one image")
+        if count >= len(self):
+            return self
+        chosen = [position * len(self) // count for position in range(count)]
+        labels = None if self.labels is None else tuple(self.labels[index] for index in chosen)
+        return ImageDataset(self.root, tuple(self.paths[index] for index in chosen), labels)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over each image's name relative to ``root`` and its content, in name order, as lower-case hex.
+
+        Reads every file once, in pieces of constant size.
+
+        Raises:
+            FileError: If a file is missing or cannot be read.
+        """
+        total = hashlib.sha256()
+        for name, path in sorted((path.relative_to(self.root).as_posix(), path) for path in self.paths):
+            total.update(os.fsencode(name) + b"\0" + _file_digest(path))
+        return total.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some images of a data set, ready for the network; the arrays belong to whoever takes the batch.
+
+    Attributes:
+        images: Shape (N, *spec.shape), dtype ``spec.dtype``.
+        labels: Shape (N,), int64; absent when the data set has none.
+        indices: Shape (N,), int64: positions in the data set.
+    """
+
+    images: "Array"
+    labels: NDArray[np.int64] | None
+    indices: NDArray[np.int64]
+
+
+@dataclass(eq=False)
+class BatchReader:
+    """Iterate over a data set in batches that are decoded ahead in threads.
+
+    Every image is delivered once, in the order of the data set however many threads decode; the last batch may be
+    smaller and is never dropped. Memory does not grow with the data set: beside the batch in hand it is two batches and
+    two images per thread. The threads end with the iteration, also when it is left early; ``close()`` on the iterator
+    ends them at once.
+
+    Attributes:
+        dataset: What to read.
+        spec: The input contract.
+        batch_size: Images per batch.
+        skip_corrupt: Leave out images that are damaged or cannot be preprocessed and note them, instead of raising on
+            the first; the batches are filled up with those that follow. A missing or unreadable file is an error all
+            the same.
+        workers: Decoding threads; 0 for one per available core, at most 16.
+        skipped: The images left out so far by the latest iteration.
+
+    Raises:
+        SpecError: If ``batch_size`` is not positive or ``workers`` is negative.
+        DataError: While iterating, at the first damaged image unless these are skipped; the message names it.
+        FileError: While iterating, if a file is missing or cannot be read.
+    """
+
+    dataset: ImageDataset
+    spec: Preprocess
+    batch_size: int
+    skip_corrupt: bool = field(default=False, kw_only=True)
+    workers: int = field(default=0, kw_only=True)
+    skipped: list[Path] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise SpecError(f"batch size {self.batch_size} is not positive", hint="use a batch size such as 32")
+        if self.workers < 0:
+            raise SpecError(f"{self.workers} workers", hint="use 0 for one per core")
+
+    def __len__(self) -> int:
+        """Count the batches of a full pass; skipped images can make it fewer."""
+        return (len(self.dataset) + self.batch_size - 1) // self.batch_size
+
+    def __iter__(self) -> Generator[Batch, None, None]:
+        self.skipped.clear()
+        workers = self.workers or min(_available_cores(), _MAX_WORKERS)
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        try:
+            decoded = self._decode_ahead(pool, self.batch_size + 2 * workers)
+            while (batch := self._next_batch(decoded)) is not None:
+                yield batch
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _decode_ahead(self, pool: ThreadPoolExecutor, limit: int) -> Iterator[tuple[int, "Array"]]:
+        """Yield position and tensor of each sound image in order, with at most ``limit`` images under way."""
+        pending: deque[tuple[int, Future[Array]]] = deque()
+        for index, path in enumerate(self.dataset.paths):
+            if len(pending) >= limit:
+                yield from self._take(*pending.popleft())
+            pending.append((index, pool.submit(tensor_from_source, path, self.spec)))
+        while pending:
+            yield from self._take(*pending.popleft())
+
+    def _take(self, index: int, future: "Future[Array]") -> Iterator[tuple[int, "Array"]]:
+        """Wait for one image; yield it, or nothing if it is skipped."""
+        try:
+            tensor = future.result()
+        except DataError:
+            if not self.skip_corrupt:
+                raise
+            self.skipped.append(self.dataset.paths[index])
+            return
+        yield index, tensor
+
+    def _next_batch(self, decoded: Iterator[tuple[int, "Array"]]) -> Batch | None:
+        """Gather the next images into a batch; None when there are no more."""
+        images = np.empty((min(self.batch_size, len(self.dataset)), *self.spec.shape), dtype=self.spec.dtype)
+        indices: list[int] = []
+        for index, tensor in islice(decoded, self.batch_size):
+            images[len(indices)] = tensor
+            indices.append(index)
+        if not indices:
+            return None
+        labels = self.dataset.labels
+        return Batch(
+            images=images[: len(indices)],
+            labels=None if labels is None else np.array([labels[index] for index in indices], dtype=np.int64),
+            indices=np.array(indices, dtype=np.int64),
+        )
+
+
+def find_dataset(root: Path, card: ModelCard, *, labels_file: Path | None = None) -> ImageDataset:
+    """Find the images at ``root`` and, where the layout has them, their labels.
+
+    Layouts, told apart by where the images lie:
+
+    * One folder per class: the class is that of the folder's name in ``card.folders`` or ``card.labels``. A card that
+      knows no names takes the sorted folders as its classes, if they are as many. Sub-folders are read too.
+    * A flat folder with one of ``LABEL_FILES`` in it, or any folder with ``labels_file``.
+    * A flat folder without labels, or a single image file.
+
+    A labels file has a line per image: its name relative to ``root``, with or without the suffix, then a class index or
+    name; divided by white space or a comma. A header line is tolerated. Kaggle's ``LOC_val_solution.csv`` is read too.
+    Hidden files are ignored; linked files and linked class folders are followed.
+
+    Args:
+        root: Folder, or one image.
+        card: The model that the labels are for.
+        labels_file: Read the labels from this file rather than from folders or from a file in ``root``.
+
+    Raises:
+        FileError: If ``root`` or the labels file is missing or cannot be read.
+        DataError: If there is no image, or the labels are incomplete, ambiguous, or do not fit the model.
+    """
+    try:
+        is_folder = stat.S_ISDIR(root.stat().st_mode)
+    except OSError as error:
+        raise _file_error(root, error) from error
+    names = _image_names(root) if is_folder else _single_name(root)
+    folder = root if is_folder else root.parent
+    paths = tuple(folder / name for name in names)
+    if labels_file is not None:
+        return ImageDataset(folder, paths, labels_from_file(labels_file, names, card))
+    if not is_folder:
+        return ImageDataset(folder, paths)
+    nested = sum("/" in name for name in names)
+    if nested == len(names):
+        folders = [entry.name for entry in _visible_folders(root)]
+        return ImageDataset(root, paths, labels_from_folders(root, names, folders, card))
+    if nested:
+        raise DataError(
+            f"{root}: images lie both in the folder itself ({len(names) - nested}) and in folders below it ({nested})",
+            hint="keep one layout: a folder per class, or all images in one folder",
+        )
+    found = next((root / name for name in LABEL_FILES if (root / name).is_file()), None)
+    return ImageDataset(root, paths, None if found is None else labels_from_file(found, names, card))
+
+
+def _image_names(root: Path) -> list[str]:
+    """Sorted names of all images below ``root``, relative to it, with forward slashes."""
+
+    def refuse(error: OSError) -> None:
+        raise _file_error(Path(error.filename), error) from error
+
+    # os.walk does not descend into linked folders, which could lead in circles; those of the first level are classes.
+    linked = [folder for folder in _visible_folders(root) if folder.is_symlink()]
+    names: list[str] = []
+    for top in (root, *linked):
+        for folder, folders, files in os.walk(top, onerror=refuse):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            relative = PurePosixPath(folder).relative_to(root)
+            names += [str(relative / file) for file in files if _is_image(file)]
+    if not names:
+        raise DataError(f"{root}: no images", hint=f"recognised are {' '.join(sorted(IMAGE_SUFFIXES))}")
+    return sorted(names)
+
+
+def _single_name(file: Path) -> list[str]:
+    if not _is_image(file.name):
+        raise DataError(f"{file}: not an image", hint=f"recognised are {' '.join(sorted(IMAGE_SUFFIXES))}")
+    return [file.name]
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _visible_folders(root: Path) -> list[Path]:
+    try:
+        return [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError as error:
+        raise _file_error(root, error) from error
+
+
+def _file_digest(path: Path) -> bytes:
+    """SHA-256 of a file's content, read in pieces."""
+    content = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                content.update(chunk)
+    except OSError as error:
+        raise _file_error(path, error) from error
+    return content.digest()
+
+
+def _file_error(path: Path, error: OSError) -> FileError:
+    return FileError(f"{path}: {error.strerror}", hint="check the path and its permissions")
+
+
+def _available_cores() -> int:
+    """Cores that this process may use; fewer than the machine has, in most containers."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
