@@ -225,17 +225,13 @@ def find_dataset(root: Path, card: ModelCard, *, labels_file: Path | None = None
         FileError: If ``root`` or the labels file is missing or cannot be read.
         DataError: If there is no image, or the labels are incomplete, ambiguous, or do not fit the model.
     """
-    try:
-        is_folder = stat.S_ISDIR(root.stat().st_mode)
-    except OSError as error:
-        raise _file_error(root, error) from error
-    names = _image_names(root) if is_folder else _single_name(root)
-    folder = root if is_folder else root.parent
-    paths = tuple(folder / name for name in names)
+    images = find_images(root)
+    paths = images.paths
+    names = [path.relative_to(images.root).as_posix() for path in paths]
     if labels_file is not None:
-        return ImageDataset(folder, paths, labels_from_file(labels_file, names, card))
-    if not is_folder:
-        return ImageDataset(folder, paths)
+        return ImageDataset(images.root, paths, labels_from_file(labels_file, names, card))
+    if images.root != root:
+        return images
     nested = sum("/" in name for name in names)
     if nested == len(names):
         folders = [entry.name for entry in _visible_folders(root)]
@@ -247,6 +243,21 @@ def find_dataset(root: Path, card: ModelCard, *, labels_file: Path | None = None
         )
     found = next((root / name for name in LABEL_FILES if (root / name).is_file()), None)
     return ImageDataset(root, paths, None if found is None else labels_from_file(found, names, card))
+
+
+def find_images(root: Path) -> ImageDataset:
+    """Find the images at ``root``, a folder of any layout or a single file, without looking for labels.
+
+    Raises:
+        FileError: If ``root`` is missing or cannot be read.
+        DataError: If there is no image.
+    """
+    try:
+        is_folder = stat.S_ISDIR(root.stat().st_mode)
+    except OSError as error:
+        raise _file_error(root, error) from error
+    folder, names = (root, _image_names(root)) if is_folder else (root.parent, _single_name(root))
+    return ImageDataset(folder, tuple(folder / name for name in names))
 
 
 def _image_names(root: Path) -> list[str]:

@@ -113,6 +113,45 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return self.labels[index] if self.labels else f"class {index}"
 
 
+class ExportSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to export.
+
+    Attributes:
+        architecture: Name in ``models.ARCHITECTURES``.
+        weights: ``imagenet``, ``imagenet-v1``, ``none``, or the path of a checkpoint.
+        num_classes: Classes of an untrained network; read from the checkpoint otherwise.
+        image_size: Side of the network input, in pixels.
+        resize: Shorter side before the crop; None takes what belongs to the weights, in proportion to ``image_size``.
+        interpolation: Filter of the resize.
+        mean, std: Of the normalisation, per channel R G B, for values scaled to 0..1.
+        dtype: Of the network input.
+        labels: One name per class; empty takes what belongs to the weights.
+    """
+
+    architecture: str = "resnet50"
+    weights: str = "imagenet"
+    num_classes: int | None = None
+    image_size: int = 224
+    resize: int | None = None
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    dtype: InputDtype = "uint8"
+    labels: tuple[str, ...] = ()
+
+    def preprocess(self, usual_resize: int) -> Preprocess:
+        """Make the input contract, where the weights were trained with ``usual_resize`` for a crop of 224."""
+        return Preprocess(
+            image_size=self.image_size,
+            resize=self.resize or max(self.image_size, round(self.image_size * usual_resize / 224)),
+            interpolation=self.interpolation,
+            mean=self.mean,
+            std=self.std,
+            dtype=self.dtype,
+            layout="NHWC" if self.dtype == "uint8" else "NCHW",
+        )
+
+
 class BatchRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Batch sizes an engine accepts, and the one it is tuned for.
 
@@ -197,4 +236,28 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if self.precision != "int8" and self.calibration is not None:
             raise SpecError(
                 f"{self.precision} takes no calibration data", hint="drop --calib, or build with --int8"
+            )
+
+
+class BenchSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How engines are timed.
+
+    Attributes:
+        batches: Batch sizes, each measured where an engine takes it.
+        seconds: Time spent on one engine at one batch size, over all rounds.
+        rounds: Turns that each engine gets.
+        seed: Of the order of the turns.
+    """
+
+    batches: tuple[int, ...] = (1, 8, 32)
+    seconds: float = 3.0
+    rounds: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
+            raise SpecError(f"batch sizes {list(self.batches)}", hint="give distinct positive sizes, such as 1,8,32")
+        if self.rounds < 1 or not self.seconds > 0:
+            raise SpecError(
+                f"{self.rounds} rounds in {self.seconds} seconds", hint="measure for a positive time in at least one round"
             )

@@ -1,0 +1,1 @@
+"""Measuring engines: timing in turns, answers on a data set, records and statistics."""

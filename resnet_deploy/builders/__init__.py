@@ -1,0 +1,50 @@
+"""Builders turn a lowered ONNX graph into an engine file; one file per backend, found by name."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from resnet_deploy.backends import find_backend
+from resnet_deploy.bundle import Requirements
+from resnet_deploy.errors import BackendError
+from resnet_deploy.specs import BuildSpec
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """What a builder made.
+
+    Attributes:
+        file: Name of the engine file inside the folder it was given.
+        requires: What a machine must have to run it.
+        toolchain: Versions of the libraries that made it.
+        log: What the compiler said, one message a line.
+        notes: What a reader of figures should know.
+    """
+
+    file: str
+    requires: Requirements
+    toolchain: dict[str, str]
+    log: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+Builder = Callable[[bytes, BuildSpec, Path], BuiltEngine]
+
+
+def find_builder(name: str) -> Builder:
+    """Look up a backend's builder: (lowered ONNX, spec, folder) -> BuiltEngine.
+
+    Raises:
+        BackendError: If the backend is unknown or has none.
+    """
+    backend = find_backend(name)
+    if not backend.builder:
+        raise BackendError(
+            f"this version of resnet-deploy does not build engines for {name}",
+            hint="choose --backend onnxruntime or tensorrt-rtx",
+        )
+    module, _, function = backend.builder.partition(":")
+    return cast("Builder", getattr(importlib.import_module(module), function))

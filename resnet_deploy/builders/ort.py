@@ -1,0 +1,34 @@
+"""ONNX Runtime takes the lowered graph as it is; building means proving that it loads."""
+
+from pathlib import Path
+from typing import Final
+
+from resnet_deploy.builders import BuiltEngine
+from resnet_deploy.bundle import Requirements
+from resnet_deploy.ort_session import import_onnxruntime, open_session
+from resnet_deploy.specs import BuildSpec
+
+ENGINE: Final = "model.onnx"
+
+
+def build_engine(lowered: bytes, spec: BuildSpec, folder: Path) -> BuiltEngine:
+    """Write ``model.onnx`` into ``folder`` and open it once.
+
+    The file is the portable graph and not ONNX Runtime's optimized one, which would hold layouts of this very CPU.
+
+    Raises:
+        BackendError: If ONNX Runtime is not installed.
+        BuildError: If it refuses the graph.
+    """
+    ort = import_onnxruntime()
+    (folder / ENGINE).write_bytes(lowered)
+    open_session(folder / ENGINE)
+    notes = ()
+    if spec.precision == "fp16":
+        notes = ("ONNX Runtime has no FP16 convolutions for this CPU: weights are FP16, the arithmetic is FP32",)
+    return BuiltEngine(
+        file=ENGINE,
+        requires=Requirements(library="onnxruntime"),
+        toolchain={"onnxruntime": ort.__version__},
+        notes=notes,
+    )

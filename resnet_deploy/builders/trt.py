@@ -1,0 +1,99 @@
+"""TensorRT-RTX: parse the lowered graph, set a profile, compile ahead of time. No GPU is needed.
+
+Precision is in the graph, so the network is strongly typed and no precision flag exists to disagree with it.
+"""
+
+from pathlib import Path
+from typing import Any, Final
+
+from resnet_deploy import trt_api
+from resnet_deploy.builders import BuiltEngine
+from resnet_deploy.bundle import Requirements
+from resnet_deploy.errors import BuildError
+from resnet_deploy.specs import INPUT_NAME, BuildSpec
+from resnet_deploy.trt_api import TrtApi
+
+ENGINE: Final = "model.plan"
+
+
+def build_engine(lowered: bytes, spec: BuildSpec, folder: Path) -> BuiltEngine:
+    """Compile ``lowered`` and write ``model.plan`` into ``folder``.
+
+    Raises:
+        BackendError: If the library is not installed.
+        BuildError: If the parser or the compiler refuses the graph; the message is the library's own.
+    """
+    api = trt_api.load(spec.backend)
+    logger = _new_logger(api)
+    plan = _compile(api, lowered, spec, logger)
+    (folder / ENGINE).write_bytes(plan)
+    return BuiltEngine(
+        file=ENGINE,
+        requires=Requirements(
+            library=spec.backend, version=api.version, compute_capabilities=trt_api.RTX_DEFAULT_TARGETS
+        ),
+        toolchain={spec.backend: api.version},
+        log=tuple(logger.lines),
+        notes=_notes(spec),
+    )
+
+
+def _compile(api: TrtApi, lowered: bytes, spec: BuildSpec, logger: Any) -> memoryview:
+    trt = api.module
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(lowered):
+        first = parser.get_error(0)
+        raise BuildError(f"{api.backend} cannot parse node {first.node_name() or '?'}: {first.desc()}")
+    config = builder.create_builder_config()
+    config.add_optimization_profile(_profile(builder, network, spec))
+    if api.ahead_of_time:
+        _set_targets(api, config)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise BuildError(f"{api.backend} failed to build: {logger.last_error or 'it gave no reason'}")
+    return memoryview(plan)
+
+
+def _profile(builder: Any, network: Any, spec: BuildSpec) -> Any:
+    images = next(tensor for tensor in map(network.get_input, range(network.num_inputs)) if tensor.name == INPUT_NAME)
+    shape = tuple(images.shape)[1:]
+    profile = builder.create_optimization_profile()
+    profile.set_shape(INPUT_NAME, *((size, *shape) for size in (spec.batch.min, spec.batch.opt, spec.batch.max)))
+    return profile
+
+
+def _set_targets(api: TrtApi, config: Any) -> None:
+    """Name the GPU generations to compile for; a refusal is a False, not an exception."""
+    trt = api.module
+    config.num_compute_capabilities = len(trt_api.RTX_DEFAULT_TARGETS)
+    for index, target in enumerate(trt_api.RTX_DEFAULT_TARGETS):
+        capability = getattr(trt.ComputeCapability, f"SM{target.replace('.', '')}")
+        if not config.set_compute_capability(capability, index):
+            raise BuildError(f"{api.backend} {api.version} does not compile for compute capability {target}")
+
+
+def _notes(spec: BuildSpec) -> tuple[str, ...]:
+    if spec.precision == "int8":
+        return ("TensorRT-RTX's fast precision for this network is FP16: its INT8 convolutions fuse less",)
+    return ()
+
+
+def _new_logger(api: TrtApi) -> Any:
+    """Make a logger that keeps every message; the base class exists only once the flavour is loaded."""
+
+    class Log(api.module.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.lines: list[str] = []
+            self.last_error = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity == api.module.ILogger.VERBOSE:
+                return
+            self.lines.append(f"{severity.name} {message}")
+            if severity in (api.module.ILogger.ERROR, api.module.ILogger.INTERNAL_ERROR):
+                self.last_error = message
+
+    return Log()

@@ -1,0 +1,61 @@
+"""The command line: parse, make a spec, call the pipeline, print.
+
+The only place that prints, exits or reads the environment. Each command is a file of its own, imported when it is used,
+and none imports a heavy library at the top.
+"""
+
+import importlib
+from typing import Any, Final
+
+import click
+
+from resnet_deploy import __version__
+from resnet_deploy.errors import ResnetDeployError
+
+COMMANDS: Final = ("export", "build", "bench", "predict", "run", "report", "doctor")
+
+
+class _ReportedError(click.ClickException):
+    """An error raised on purpose, as two lines on stderr."""
+
+    def __init__(self, error: ResnetDeployError) -> None:
+        super().__init__(error.message)
+        self.exit_code = error.exit_code
+        self.hint = error.hint
+
+    def show(self, file: Any = None) -> None:
+        """Print what was wrong and what to do."""
+        click.secho(f"error: {self.message}", err=True, file=file, fg="red")
+        if self.hint:
+            click.secho(f"hint: {self.hint}", err=True, file=file)
+
+
+class _LazyGroup(click.Group):
+    """Imports a command when it is needed, and turns our errors into messages."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"resnet_deploy.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ResnetDeployError as error:
+            raise _ReportedError(error) from error
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, "-V", "--version", prog_name="resnet-deploy")
+def main() -> None:
+    """Take a PyTorch ResNet to production.
+
+    \b
+      resnet-deploy export          ResNet-50 with ImageNet weights, as ONNX
+      resnet-deploy build --fp16    an engine from it
+      resnet-deploy bench           PyTorch and every engine, side by side
+    """

@@ -1,0 +1,98 @@
+"""``resnet-deploy bench``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from resnet_deploy.cli.options import ENGINES, PATH, Numbers
+from resnet_deploy.specs import BenchSpec
+
+if TYPE_CHECKING:
+    from resnet_deploy.bench.records import BenchRecord
+
+RESULTS: Final = Path("benchmarks/results")
+_DEFAULTS: Final = BenchSpec()
+
+
+def timing_options(function: Any) -> Any:
+    """Add the options that say how engines are timed."""
+    for option in reversed(
+        (
+            click.option("--batches", type=Numbers(int), default=_DEFAULTS.batches, show_default="1,8,32",
+                         help="Batch sizes."),
+            click.option("--seconds", type=float, default=_DEFAULTS.seconds, show_default=True,
+                         help="Time per engine and batch size."),
+            click.option("--rounds", type=int, default=_DEFAULTS.rounds, show_default=True,
+                         help="Turns that each engine gets."),
+            click.option("--seed", type=int, default=_DEFAULTS.seed, show_default=True, help="Of the order of turns."),
+            click.option("--threads", type=int, default=0, help="CPU threads per engine.  [default: all cores]"),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def bench_spec(values: dict[str, Any]) -> BenchSpec:
+    """Make the spec from the values of ``timing_options``, taking them out of ``values``."""
+    return BenchSpec(**{name: values.pop(name) for name in ("batches", "seconds", "rounds", "seed")})
+
+
+@click.command()
+@click.argument("engines", nargs=-1, type=PATH)
+@click.option("--data", type=PATH, metavar="DIR", help="Images to answer: folder per class, or flat with a labels file.")
+@click.option("--labels-file", type=PATH, metavar="FILE", help="Labels of the images in --data.")
+@click.option("--skip-corrupt", is_flag=True, help="Leave damaged images out, and say which.")
+@timing_options
+@click.option("--reference", type=PATH, metavar="FILE", help="The PyTorch weights.  [default: those beside the engines]")
+@click.option("--no-pytorch", is_flag=True, help="Leave the PyTorch reference out.")
+@click.option("-o", "--output", type=PATH, default=RESULTS, show_default=True, help="Folder for record and report.")
+@click.option("--no-html", is_flag=True, help="Write no HTML report.")
+def bench(engines: tuple[Path, ...], no_pytorch: bool, output: Path, no_html: bool, **values: Any) -> None:  # noqa: FBT001
+    """Compare PyTorch and engines of one model (all in engines/ by default), side by side.
+
+    \b
+    Examples:
+      resnet-deploy bench --data imagenet/val
+      resnet-deploy bench engines/resnet50-int8-onnxruntime --batches 1,4 --seconds 10
+    """
+    from resnet_deploy.cli.terminal import TerminalProgress
+    from resnet_deploy.pipeline.benchmarking import BenchInputs, find_engines
+    from resnet_deploy.pipeline.benchmarking import bench as run_bench
+
+    if not no_html:
+        require_html()
+    spec, threads = bench_spec(values), values.pop("threads")
+    inputs = BenchInputs(engines=engines or find_engines(ENGINES), pytorch=not no_pytorch, **values)
+    record = run_bench(inputs, spec, threads=threads, progress=TerminalProgress())
+    present(record, output, html=not no_html)
+
+
+def require_html() -> None:
+    """Refuse before a long run, rather than after it, when the report cannot be drawn."""
+    try:
+        import resnet_deploy.report.html  # noqa: F401
+    except ImportError as error:
+        from resnet_deploy.errors import BackendError
+
+        raise BackendError(
+            f"the HTML report needs {error.name}, which is not installed",
+            hint='install it with `pip install "resnet-deploy[bench]"`, or add --no-html',
+        ) from error
+
+
+def present(record: "BenchRecord", folder: Path, *, html: bool) -> None:
+    """Save the record and its report, and print the table."""
+    from resnet_deploy import artifact
+    from resnet_deploy.cli.terminal import stdout_console
+    from resnet_deploy.pipeline.benchmarking import save
+    from resnet_deploy.report.table import print_table
+
+    path = save(record, folder)
+    print_table(record, stdout_console())
+    click.echo(f"raw samples: {path}")
+    if html:
+        from resnet_deploy.report.html import render_html
+
+        artifact.write_bytes(path.with_suffix(".html"), render_html(record).encode())
+        click.echo(f"report: {path.with_suffix('.html')}")

@@ -1,0 +1,93 @@
+"""``resnet-deploy build``."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from resnet_deploy.cli.options import ENGINES, PATH, calibration_options, calibration_spec
+from resnet_deploy.errors import FileError, SpecError
+from resnet_deploy.specs import PRECISIONS, BatchRange, BuildSpec, Precision
+
+DEFAULT_MODEL: Final = ENGINES / "resnet50.onnx"
+
+
+@click.command()
+@click.argument("model", type=PATH, required=False)
+@click.option("--fp32", is_flag=True, help="Build in FP32.")
+@click.option("--fp16", is_flag=True, help="Build in FP16.")
+@click.option("--int8", is_flag=True, help="Build in INT8; needs --calib.")
+@click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime or tensorrt-rtx.")
+@click.option("--batch", default="1:8:64", show_default=True, metavar="MIN:OPT:MAX", help="Batch sizes to accept.")
+@click.option("--calib", metavar="DIR", help="Real images to calibrate INT8 on; `random` for noise, to try it out.")
+@calibration_options
+@click.option("--samples", type=PATH, metavar="DIR", help="Images whose answers are kept.  [default: those of --calib]")
+@click.option("-o", "--output", type=PATH, help="The bundle.  [default: <model>-<precision>-<backend>/ beside it]")
+def build(model: Path | None, **values: Any) -> None:
+    """Build an engine from an exported model (engines/resnet50.onnx by default).
+
+    \b
+    Examples:
+      resnet-deploy build --fp16
+      resnet-deploy build --int8 --calib imagenet/train-subset
+      resnet-deploy build engines/resnet18.onnx --fp16 --backend tensorrt-rtx --batch 1:8:64
+    """
+    from resnet_deploy.cli.terminal import TerminalProgress
+    from resnet_deploy.pipeline.backends import choose_backend
+    from resnet_deploy.pipeline.building import BuildInputs
+    from resnet_deploy.pipeline.building import build as run_build
+
+    spec = build_spec(values, choose_backend(values.pop("backend")))
+    inputs = BuildInputs(model or default_model(), values["output"], values["calib"], values["samples"])
+    built = run_build(inputs, spec, TerminalProgress())
+    describe(built)
+
+
+def build_spec(values: dict[str, Any], backend: str) -> BuildSpec:
+    """Make the spec; exactly one precision must be asked for."""
+    asked: list[Precision] = [precision for precision in PRECISIONS if values.pop(precision)]
+    if len(asked) != 1:
+        raise SpecError(
+            f"{len(asked)} precisions asked for, one is needed", hint="give one of --fp32, --fp16 and --int8"
+        )
+    calibration = calibration_spec(values)
+    if asked[0] != "int8" and values["calib"]:
+        raise SpecError(f"{asked[0]} takes no calibration data", hint="drop --calib, or build with --int8")
+    return BuildSpec(
+        backend=backend,
+        precision=asked[0],
+        batch=BatchRange.parse(values.pop("batch")),
+        calibration=calibration if asked[0] == "int8" else None,
+    )
+
+
+def default_model() -> Path:
+    """Return where `export` writes by default, if it did."""
+    if not DEFAULT_MODEL.is_file():
+        others = ", ".join(str(path) for path in sorted(ENGINES.glob("*.onnx")))
+        raise FileError(
+            f"{DEFAULT_MODEL} does not exist",
+            hint=f"name a model: {others}" if others else "export one first with `resnet-deploy export`",
+        )
+    return DEFAULT_MODEL
+
+
+def describe(built: Any) -> None:
+    """Print what was built, or that it was there."""
+    bundle, manifest = built.bundle, built.bundle.manifest
+    measured = manifest.measured
+    size = bundle.engine_path.stat().st_size / 1e6
+    state = "unchanged, nothing to build (cache hit)" if built.cache_hit else f"{size:.1f} MB"
+    click.echo(f"{bundle.path}/: {state}")
+    by = "the engine" if measured.by == "engine" else "its graph, simulated on this CPU,"
+    click.echo(
+        f"  {by} agrees with the FP32 model on {measured.agreement:.1%} of {measured.images} {_KINDS[measured.inputs]}, "
+        f"SQNR {measured.sqnr_db:.1f} dB"
+    )
+    if measured.latency_s is not None:
+        click.echo(f"  {measured.latency_s * 1e3:.2f} ms a call at batch {manifest.spec.batch.min} (indication; see bench)")
+    for note in manifest.notes:
+        click.echo(f"  {note}")
+
+
+_KINDS: Final = {"images": "images", "synthetic": "synthetic images"}

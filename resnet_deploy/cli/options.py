@@ -1,0 +1,131 @@
+"""Options that several commands share, and parsers of their values."""
+
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from resnet_deploy.specs import CALIBRATION_METHODS, CalibrationSpec, ExportSpec
+
+F = TypeVar("F")
+
+ENGINES: Final = Path("engines")
+PATH: Final = click.Path(path_type=Path)
+
+
+class Numbers(click.ParamType):
+    """Comma-separated numbers, such as ``1,8,32``."""
+
+    name = "numbers"
+
+    def __init__(self, kind: type[int] | type[float], count: int | None = None) -> None:
+        self.kind = kind
+        self.count = count
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Read the numbers; fail with a usage error if one is none, or there are not as many as expected."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(self.kind(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as 1,8,32", param, ctx)
+        if self.count is not None and len(numbers) != self.count:
+            self.fail(f"{value!r} has {len(numbers)} numbers, {self.count} are needed", param, ctx)
+        return numbers
+
+
+def export_options(function: Any) -> Any:
+    """Add the options that say what to export."""
+    for option in reversed(
+        (
+            click.option("--arch", default="resnet50", show_default=True, help="Architecture: resnet18 to resnet152."),
+            click.option(
+                "--weights",
+                default="imagenet",
+                show_default=True,
+                metavar="imagenet|imagenet-v1|none|PATH",
+                help="Trained weights to download, none for an untrained network, or a .pth or .safetensors file.",
+            ),
+            click.option("--num-classes", type=int, help="Classes of an untrained network; read from checkpoints."),
+            click.option("--labels", type=PATH, metavar="FILE", help="Class names, one per line."),
+            click.option("--image-size", type=int, default=224, show_default=True, help="Side of the network input."),
+            click.option("--resize", type=int, help="Shorter side before the crop.  [default: what fits the weights]"),
+            click.option(
+                "--interpolation",
+                type=click.Choice(["nearest", "bilinear", "bicubic"]),
+                default="bilinear",
+                show_default=True,
+                help="Filter of the resize.",
+            ),
+            click.option("--mean", type=Numbers(float, 3), help="Of the normalisation, R,G,B in 0..1.  [ImageNet's]"),
+            click.option("--std", type=Numbers(float, 3), help="Of the normalisation, R,G,B in 0..1.  [ImageNet's]"),
+            click.option(
+                "--input",
+                "dtype",
+                type=click.Choice(["uint8", "float32"]),
+                default="uint8",
+                show_default=True,
+                help="uint8 NHWC pixels with the normalisation in the graph, or the classic float32 NCHW tensor.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def export_spec(values: dict[str, Any]) -> ExportSpec:
+    """Make the spec from the values of ``export_options``, taking them out of ``values``."""
+    from resnet_deploy.pipeline.exporting import read_labels
+
+    labels = values.pop("labels")
+    given = {"architecture": values.pop("arch"), "labels": read_labels(labels) if labels else ()}
+    for name in ("weights", "num_classes", "image_size", "resize", "interpolation", "dtype"):
+        given[name] = values.pop(name)
+    for name in ("mean", "std"):
+        value = values.pop(name)
+        if value is not None:
+            given[name] = value
+    return ExportSpec(**given)
+
+
+def calibration_options(function: Any) -> Any:
+    """Add the options that say how INT8 ranges are chosen."""
+    defaults = CalibrationSpec()
+    for option in reversed(
+        (
+            click.option(
+                "--calib-method",
+                "method",
+                type=click.Choice(CALIBRATION_METHODS),
+                default=defaults.method,
+                show_default=True,
+                help="How activation ranges are chosen.",
+            ),
+            click.option(
+                "--calib-percentile",
+                "percentile",
+                type=float,
+                default=defaults.percentile,
+                show_default=True,
+                help="Share of values kept by --calib-method percentile.",
+            ),
+            click.option(
+                "--calib-images",
+                "max_images",
+                type=int,
+                default=defaults.max_images,
+                show_default=True,
+                help="Calibrate on at most this many images, spread evenly over DIR.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def calibration_spec(values: dict[str, Any]) -> CalibrationSpec:
+    """Make the spec from the values of ``calibration_options``, taking them out of ``values``."""
+    return CalibrationSpec(
+        method=values.pop("method"), percentile=values.pop("percentile"), max_images=values.pop("max_images")
+    )

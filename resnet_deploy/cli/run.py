@@ -1,0 +1,58 @@
+"""``resnet-deploy run``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from resnet_deploy.cli.bench import bench_spec, present, require_html, timing_options
+from resnet_deploy.cli.build import describe
+from resnet_deploy.cli.options import ENGINES, PATH, calibration_options, calibration_spec, export_options, export_spec
+from resnet_deploy.specs import PRECISIONS, BatchRange, BuildSpec
+
+
+@click.command()
+@export_options
+@click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime or tensorrt-rtx.")
+@click.option("--batch", default="1:8:64", show_default=True, metavar="MIN:OPT:MAX", help="Batch sizes to accept.")
+@click.option("--calib", required=True, metavar="DIR", help="Real images to calibrate INT8 on.")
+@calibration_options
+@click.option("--data", type=PATH, required=True, metavar="DIR", help="Labelled images to compare the engines on.")
+@timing_options
+@click.option("-o", "--output", type=PATH, default=ENGINES, show_default=True, help="Folder for everything.")
+def run(output: Path, calib: str, data: Path, **values: Any) -> None:
+    """Do it all: export, build FP32, FP16 and INT8, compare with PyTorch, report.
+
+    \b
+    Example:
+      resnet-deploy run --weights mine.pth --calib data/train --data data/val -o out
+    """
+    from resnet_deploy.cli.terminal import TerminalProgress
+    from resnet_deploy.pipeline.backends import choose_backend
+    from resnet_deploy.pipeline.benchmarking import BenchInputs
+    from resnet_deploy.pipeline.benchmarking import bench as run_bench
+    from resnet_deploy.pipeline.building import BuildInputs
+    from resnet_deploy.pipeline.building import build as run_build
+    from resnet_deploy.pipeline.exporting import export as run_export
+
+    require_html()
+    progress = TerminalProgress()
+    export_what, calibration, timing = export_spec(values), calibration_spec(values), bench_spec(values)
+    backend, batch = choose_backend(values["backend"]), BatchRange.parse(values["batch"])
+    model = output / f"{export_what.architecture}.onnx"
+    exported = run_export(export_what, model, progress)
+    click.echo(f"{exported.path}: {exported.size_bytes / 1e6:.1f} MB")
+    bundles = []
+    for precision in PRECISIONS:
+        is_int8 = precision == "int8"
+        spec = BuildSpec(
+            backend=backend, precision=precision, batch=batch, calibration=calibration if is_int8 else None
+        )
+        inputs = BuildInputs(model, None, calib if is_int8 else None, Path(calib))
+        built = run_build(inputs, spec, progress)
+        describe(built)
+        bundles.append(built.bundle.path)
+    record = run_bench(
+        BenchInputs(engines=tuple(bundles), data=data), timing, threads=values["threads"], progress=progress
+    )
+    present(record, output, html=True)

@@ -1,0 +1,44 @@
+"""Progress on a person's terminal, drawn by rich on stderr so that stdout stays clean."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn
+
+T = TypeVar("T")
+
+
+class TerminalProgress:
+    """A bar for what has a length, a spinner for what has none; where there is no terminal, nothing moves."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+
+    def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+        """Yield ``items`` under a bar with the time remaining."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            yield from progress.track(items, total=total, description=description)
+
+    @contextmanager
+    def task(self, description: str) -> Iterator[None]:
+        """Turn a spinner until the block ends."""
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            progress.add_task(description, total=None)
+            yield
+
+
+def stdout_console() -> Console:
+    """Make the console that results are printed on; without a terminal, wide enough for any table."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=200, no_color=True)

@@ -1,0 +1,156 @@
+"""The engine as an application holds it: images in, logits or labels out."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resnet_deploy import environment
+from resnet_deploy.batching import infer
+from resnet_deploy.bundle import Bundle, Manifest, open_bundle
+from resnet_deploy.errors import BundleError, FeedError, SpecError
+from resnet_deploy.runners import find_runner
+from resnet_deploy.verify import best_classes
+
+if TYPE_CHECKING:
+    from resnet_deploy.environment import Environment
+    from resnet_deploy.protocols import Array, Runner
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class that an image may belong to, with the softmax probability the engine gives it."""
+
+    index: int
+    label: str
+    probability: float
+
+
+class Engine:
+    """A loaded engine bundle.
+
+    Calls from several threads are safe and take turns. Use it as a context manager, or call ``close``.
+
+    Args:
+        bundle: What the runner was opened from.
+        runner: Owned by the engine from here on.
+    """
+
+    def __init__(self, bundle: Bundle, runner: "Runner") -> None:
+        self.bundle = bundle
+        self._runner: Runner | None = runner
+        self._lock = threading.Lock()
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says of itself."""
+        return self.bundle.manifest
+
+    def __call__(self, images: "Array | Sequence[str | Path]") -> "Array":
+        """Compute logits.
+
+        Args:
+            images: An array of prepared images, (N, H, W, 3) uint8 for the default input contract, or file paths. Any N.
+
+        Returns:
+            Logits, (N, classes) float32, owned by the caller.
+
+        Raises:
+            FeedError: If an array has the wrong dtype or shape.
+            FileError, DataError: If a file is missing or is no image.
+        """
+        feed = images if isinstance(images, np.ndarray) else self.prepare(images)
+        with self._lock:
+            if self._runner is None:
+                raise FeedError("the engine is closed", hint="load it again")
+            return infer(self._runner, feed)
+
+    def prepare(self, paths: Sequence[str | Path]) -> "Array":
+        """Decode and preprocess image files by the engine's input contract: (N, *contract shape)."""
+        if isinstance(paths, (str, Path)):
+            raise FeedError("one path where a sequence of paths is expected", hint="write engine([path])")
+        from resnet_deploy.images import batch_from_images
+
+        return batch_from_images([Path(path) for path in paths], self.manifest.card.preprocess)
+
+    def classify(self, images: "Array | Sequence[str | Path]", top: int = 5) -> list[list[Prediction]]:
+        """Name the ``top`` best classes of each image, best first (fewer where the model has fewer)."""
+        if top < 1:
+            raise SpecError(f"top {top} is not positive", hint="ask for at least one class")
+        logits = self(images)
+        card, ranked = self.manifest.card, best_classes(logits, top)
+        probabilities = _softmax(logits)
+        return [
+            [Prediction(int(index), card.label(int(index)), float(row[index])) for index in best]
+            for best, row in zip(ranked, probabilities, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Release the runner; harmless when repeated."""
+        with self._lock:
+            if self._runner is not None:
+                self._runner.close()
+                self._runner = None
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def load(path: str | Path, *, threads: int = 0) -> Engine:
+    """Open an engine bundle for inference.
+
+    Args:
+        path: A folder that ``resnet-deploy build`` made.
+        threads: CPU threads for one call; 0 takes every core this process may use.
+
+    Raises:
+        FileError: If there is no bundle.
+        BundleError: If a file was altered or the bundle does not fit this machine; the message names the field.
+        BackendError: If its backend is not installed.
+    """
+    bundle = open_bundle(Path(path))
+    check_fits(bundle, environment.collect())
+    bundle.verify_files()
+    return Engine(bundle, find_runner(bundle.manifest.spec.backend)(bundle, threads or environment.compute_threads()))
+
+
+def check_fits(bundle: Bundle, here: "Environment") -> None:
+    """Hold what the bundle requires against this machine, before a byte reaches the backend.
+
+    Raises:
+        BundleError: Naming the first field that differs.
+    """
+    requires, path = bundle.manifest.requires, bundle.path
+    if requires.int8_dot_product and not here.cpu.has_vnni:
+        raise BundleError(
+            f"{path}: requires.int8_dot_product is true, and this CPU has none: its INT8 results would saturate",
+            hint="build the engine on this machine; it will then use 7-bit weights",
+        )
+    if requires.version:
+        installed = environment.installed_version(requires.library)
+        if installed is not None and installed != requires.version:
+            raise BundleError(
+                f"{path}: requires.version is {requires.library} {requires.version}, installed is {installed}",
+                hint=f"install {requires.library}=={requires.version}, or build the engine again",
+            )
+    supported = requires.compute_capabilities
+    if supported and here.gpu.gpus and here.gpu.gpus[0].compute_capability not in supported:
+        gpu = here.gpu.gpus[0]
+        raise BundleError(
+            f"{path}: requires.compute_capabilities is {', '.join(supported)}, {gpu.name} has {gpu.compute_capability}",
+            hint="build the engine for this GPU",
+        )
+
+
+def _softmax(logits: "Array") -> "Array":
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    exponentials = np.exp(shifted)
+    normalised: Array = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return normalised

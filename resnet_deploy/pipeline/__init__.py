@@ -1,0 +1,1 @@
+"""The order of stages: what each command of the command line, and the demo, does from beginning to end."""

@@ -1,0 +1,31 @@
+"""Choosing the backend that `auto` stands for."""
+
+from typing import Final
+
+from resnet_deploy import environment
+from resnet_deploy.backends import find_backend
+from resnet_deploy.errors import BackendError
+
+AUTO: Final = "auto"
+# Fastest first. TensorRT before its RTX edition: where both run, it fuses INT8 and knows data-centre GPUs.
+_PREFERENCE: Final = ("tensorrt", "tensorrt-rtx", "onnxruntime")
+
+
+def choose_backend(name: str) -> str:
+    """Resolve ``auto`` to the fastest backend that can both build and run here; keep any other name.
+
+    The choice never depends on the precision, nor changes it.
+
+    Raises:
+        BackendError: If the name is unknown, or nothing can build and run here.
+    """
+    if name != AUTO:
+        return find_backend(name).name
+    here = environment.collect()
+    for candidate in _PREFERENCE:
+        status = environment.backend_status(find_backend(candidate), here)
+        if status.build.ok and status.run.ok:
+            return candidate
+    status = environment.backend_status(find_backend("onnxruntime"), here)
+    missing = status.build if not status.build.ok else status.run
+    raise BackendError(f"no backend can build and run here: {missing.reason}", hint=missing.fix)

@@ -1,0 +1,238 @@
+"""PyTorch and engines of one model, side by side in one run, into a record."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from resnet_deploy import artifact, environment
+from resnet_deploy.bench.evaluate import evaluate
+from resnet_deploy.bench.measure import WARMUP_CALLS, Entrant, measure_in_turns
+from resnet_deploy.bench.records import BenchRecord, DatasetRecord, EngineRecord, NotRun, Outputs, write_record
+from resnet_deploy.bundle import Bundle, find_bundles, open_bundle
+from resnet_deploy.datasets import BatchReader, ImageDataset, find_dataset
+from resnet_deploy.engine import check_fits
+from resnet_deploy.errors import BackendError, BundleError, FileError, SpecError
+from resnet_deploy.pipeline.lowering import synthetic_images
+from resnet_deploy.pipeline.references import REFERENCE, find_reference, open_reference
+from resnet_deploy.runners import find_runner
+from resnet_deploy.runners.null import NullRunner
+from resnet_deploy.specs import BatchRange, BenchSpec, ModelCard
+
+if TYPE_CHECKING:
+    from resnet_deploy.protocols import Array, Progress
+
+NULL: Final = "null"
+_EVALUATION_BATCH: Final = 32
+
+
+@dataclass(frozen=True)
+class BenchInputs:
+    """What a benchmark runs on.
+
+    Attributes:
+        engines: Bundles, all of one model.
+        data: Folder of images; None times the engines on synthetic ones.
+        labels_file: Labels of the images, where their folder does not tell.
+        reference: Weights to run in PyTorch; None looks for them beside the engines.
+        pytorch: Whether PyTorch runs at all; it is what the others are compared with.
+        skip_corrupt: Leave damaged images out instead of stopping.
+    """
+
+    engines: tuple[Path, ...]
+    data: Path | None = None
+    labels_file: Path | None = None
+    reference: Path | None = None
+    pytorch: bool = True
+    skip_corrupt: bool = False
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """An entrant and what its record says of it."""
+
+    entrant: Entrant
+    backend: str
+    precision: str
+    size_bytes: int
+    sha256: str
+    device: str
+
+
+def find_engines(folder: Path) -> tuple[Path, ...]:
+    """List the bundles in ``folder``.
+
+    Raises:
+        FileError: If there is none.
+    """
+    found = tuple(find_bundles(folder))
+    if not found:
+        raise FileError(f"no engines in {folder}/", hint="build one with `resnet-deploy build --fp16`, or name a bundle")
+    return found
+
+
+def bench(inputs: BenchInputs, spec: BenchSpec, *, threads: int, progress: "Progress") -> BenchRecord:
+    """Open every engine, measure all in turns, collect their answers on the data.
+
+    Raises:
+        UserError: If the engines are of several models, one was altered, or data or reference are at fault.
+    """
+    bundles = [open_bundle(path) for path in inputs.engines]
+    card = _common_card(bundles)
+    dataset = find_dataset(inputs.data, card, labels_file=inputs.labels_file) if inputs.data else None
+    threads = threads or environment.compute_threads()
+    with contextlib.ExitStack() as stack:
+        candidates, not_run = _open_all(bundles, inputs, card, spec, threads)
+        for candidate in candidates:
+            stack.callback(candidate.entrant.runner.close)
+        if not candidates:
+            raise BackendError(
+                f"none of the engines can run here: {not_run[0].name}: {not_run[0].reason}",
+                hint="see `resnet-deploy doctor`",
+            )
+        return _run(candidates, not_run, card, dataset, inputs, spec, threads, progress)
+
+
+def save(record: BenchRecord, folder: Path) -> Path:
+    """Write ``record`` into ``folder`` under a name made of the model and the time; return the path."""
+    stamp = record.created.replace(":", "").replace("-", "")
+    path = folder / f"{record.architecture}-{stamp}.json"
+    write_record(record, path)
+    return path
+
+
+def _run(  # noqa: PLR0913 - the one place where everything comes together
+    candidates: list[_Candidate],
+    not_run: list[NotRun],
+    card: ModelCard,
+    dataset: ImageDataset | None,
+    inputs: BenchInputs,
+    spec: BenchSpec,
+    threads: int,
+    progress: "Progress",
+) -> BenchRecord:
+    entrants = [candidate.entrant for candidate in candidates]
+    reference = REFERENCE if entrants[0].name == REFERENCE else ""
+    outputs: dict[str, Outputs] = {}
+    dataset_record = None
+    if dataset is None:
+        images = synthetic_images(card.preprocess, max(spec.batches))
+    else:
+        reader = BatchReader(dataset, card.preprocess, _EVALUATION_BATCH, skip_corrupt=inputs.skip_corrupt)
+        evaluation = _Evaluation(reader)
+        outputs = evaluate(entrants, evaluation.batches(progress), reference)
+        dataset_record = _dataset_record(dataset, reader)
+        images = evaluation.first
+    null = Entrant(NULL, NullRunner(card, BatchRange(1, 1, max(spec.batches))))
+    latency = measure_in_turns([*entrants, null], images, spec, progress)
+    return BenchRecord(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        environment=environment.collect(),
+        architecture=card.architecture,
+        weights_sha256=card.weights_sha256,
+        preprocess=card.preprocess,
+        threads=threads,
+        warmup_calls=WARMUP_CALLS,
+        seed=spec.seed,
+        dataset=dataset_record,
+        harness=latency[NULL],
+        engines=tuple(
+            EngineRecord(
+                name=candidate.entrant.name,
+                backend=candidate.backend,
+                precision=candidate.precision,
+                size_bytes=candidate.size_bytes,
+                sha256=candidate.sha256,
+                device=candidate.device,
+                latency=latency[candidate.entrant.name],
+                outputs=outputs.get(candidate.entrant.name),
+            )
+            for candidate in candidates
+        ),
+        reference=reference,
+        not_run=tuple(not_run),
+    )
+
+
+class _Evaluation:
+    """Hands batches on and keeps the first, to time the engines on real images."""
+
+    def __init__(self, reader: BatchReader) -> None:
+        self.reader = reader
+        self._first: Array | None = None
+
+    def batches(self, progress: "Progress") -> "Iterator[Array]":
+        for batch in progress.track(self.reader, "evaluating", len(self.reader)):
+            if self._first is None:
+                self._first = batch.images
+            yield batch.images
+
+    @property
+    def first(self) -> "Array":
+        if self._first is None:
+            raise FileError("every image of the data set is damaged", hint="check the data set")
+        return self._first
+
+
+def _dataset_record(dataset: ImageDataset, reader: BatchReader) -> DatasetRecord:
+    skipped = set(reader.skipped)
+    kept = [index for index, path in enumerate(dataset.paths) if path not in skipped]
+    return DatasetRecord(
+        name=dataset.root.name,
+        digest=dataset.digest,
+        images=len(kept),
+        labels=tuple(dataset.labels[index] for index in kept) if dataset.labels else (),
+        skipped=tuple(path.relative_to(dataset.root).as_posix() for path in reader.skipped),
+    )
+
+
+def _common_card(bundles: Sequence[Bundle]) -> ModelCard:
+    """Return the card that all bundles share; engines of different models have nothing to compare."""
+    first = bundles[0]
+    for other in bundles[1:]:
+        for field, mine, theirs in (
+            ("weights_sha256", first.manifest.card.weights_sha256, other.manifest.card.weights_sha256),
+            ("preprocess", first.manifest.card.preprocess.digest, other.manifest.card.preprocess.digest),
+        ):
+            if mine != theirs:
+                raise SpecError(
+                    f"{first.path} and {other.path} are of different models: {field} differs",
+                    hint="name the engines to compare, such as `resnet-deploy bench engines/resnet50-*`",
+                )
+    return first.manifest.card
+
+
+def _open_all(
+    bundles: Sequence[Bundle], inputs: BenchInputs, card: ModelCard, spec: BenchSpec, threads: int
+) -> tuple[list[_Candidate], list[NotRun]]:
+    """Open the reference, where wanted, and every engine that can run here; say why the others cannot."""
+    candidates, not_run = [], []
+    if inputs.pytorch:
+        path = inputs.reference or find_reference([bundle.path.parent for bundle in bundles], card)
+        runner = open_reference(path, card, BatchRange(1, 1, max(*spec.batches, _EVALUATION_BATCH)), threads)
+        entrant = Entrant(REFERENCE, runner)
+        candidates.append(_Candidate(entrant, "torch", "fp32", path.stat().st_size, card.weights_sha256, "cpu"))
+    for bundle in bundles:
+        manifest, size = bundle.manifest, bundle.engine_path.stat().st_size
+        bundle.verify_files()
+        try:
+            check_fits(bundle, environment.collect())
+            runner = find_runner(manifest.spec.backend)(bundle, threads)
+        except (BackendError, BundleError) as error:
+            row = NotRun(
+                name=bundle.path.name,
+                backend=manifest.spec.backend,
+                precision=manifest.spec.precision,
+                size_bytes=size,
+                reason=error.message,
+            )
+            not_run.append(row)
+            continue
+        entrant = Entrant(bundle.path.name, runner)
+        digest = artifact.sha256_file(bundle.engine_path)
+        candidates.append(
+            _Candidate(entrant, manifest.spec.backend, manifest.spec.precision, size, digest, "CPUExecutionProvider")
+        )
+    return candidates, not_run

@@ -1,0 +1,315 @@
+"""An exported model to an engine bundle: calibrate, lower, compile, measure, and only then put it in place."""
+
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import numpy as np
+
+from resnet_deploy import __version__, artifact, environment
+from resnet_deploy.batching import infer, run_once
+from resnet_deploy.bundle import (
+    CALIBRATION,
+    GOLDEN,
+    LOG,
+    MANIFEST,
+    Bundle,
+    HashChain,
+    Manifest,
+    Measured,
+    open_bundle,
+    write_manifest,
+)
+from resnet_deploy.errors import AccuracyError, BackendError, BundleError, DataError, FileError
+from resnet_deploy.pipeline import lowering
+from resnet_deploy.specs import INPUT_NAME, OUTPUT_NAME, BuildSpec, ModelCard
+from resnet_deploy.verify import compare_logits
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from resnet_deploy.builders import BuiltEngine
+    from resnet_deploy.datasets import ImageDataset
+    from resnet_deploy.environment import Environment
+    from resnet_deploy.pipeline.lowering import Lowered
+    from resnet_deploy.protocols import Array, Progress
+    from resnet_deploy.quantize.calibrate import Calibration
+
+LOWERED: Final = "lowered.onnx"
+GOLDEN_IMAGES: Final = 8
+RANDOM: Final = "random"
+_CACHE_SCHEMA: Final = 1
+_LATENCY_CALLS: Final = 20
+_BUILD_LIBRARIES: Final = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class BuildInputs:
+    """What an engine is built from, and where it goes.
+
+    Attributes:
+        model: The exported ONNX file.
+        output: Folder of the bundle; None names it ``<model>-<precision>-<backend>`` beside the model.
+        calib: Folder of real images to calibrate INT8 on, or ``random`` for noise.
+        samples: Folder of images whose answers the bundle keeps; None takes some of the calibration's, or synthetic ones.
+    """
+
+    model: Path
+    output: Path | None = None
+    calib: str | None = None
+    samples: Path | None = None
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine bundle, and whether it was there already."""
+
+    bundle: Bundle
+    cache_hit: bool
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The exported model that is being built from."""
+
+    data: bytes
+    model: "ir.Model"
+    card: ModelCard
+
+    @property
+    def sha256(self) -> str:
+        return artifact.sha256_bytes(self.data)
+
+
+def build(inputs: BuildInputs, spec: BuildSpec, progress: "Progress") -> Built:
+    """Build an engine bundle, or find that it is there already.
+
+    Args:
+        inputs: Model, images and output.
+        spec: What the engine is to be.
+        progress: Shows what takes longer than a moment.
+
+    Raises:
+        UserError: If the request, the model or the images are at fault, or the backend is missing.
+        BuildError: If the backend's compiler failed.
+        AccuracyError: If the engine's answers are not numbers.
+    """
+    _require(spec)
+    source = _read_source(inputs.model)
+    output = inputs.output or inputs.model.parent / f"{inputs.model.stem}-{spec.precision}-{spec.backend}"
+    calibration_set = _calibration_images(inputs.calib, spec)
+    samples = _sample_images(inputs.samples, calibration_set)
+    here = environment.collect()
+    digests = [images.digest if images else "" for images in (calibration_set, samples)]
+    key = _cache_key(source, spec, [inputs.calib == RANDOM, *digests], here)
+    existing = _cached(output, key)
+    if existing is not None:
+        return Built(existing, cache_hit=True)
+    calibration = _calibrate(source, spec, calibration_set, progress) if spec.precision == "int8" else None
+    with progress.task(f"lowering to {spec.precision}"):
+        lowered = lowering.lower(source.model, spec, calibration, here.cpu)
+    job = _Job(source, spec, samples, lowered, calibration, here, key)
+    with artifact.atomic_folder(output) as folder, artifact.translate_os_errors(output):
+        _fill(folder, output.name, job, progress)
+    return Built(open_bundle(output), cache_hit=False)
+
+
+@dataclass(frozen=True)
+class _Job:
+    source: _Source
+    spec: BuildSpec
+    samples: "ImageDataset | None"
+    lowered: "Lowered"
+    calibration: "Calibration | None"
+    here: "Environment"
+    key: str
+
+
+def _fill(folder: Path, name: str, job: _Job, progress: "Progress") -> None:
+    """Write every file of a bundle into ``folder``."""
+    import onnx
+
+    from resnet_deploy.builders import find_builder
+    from resnet_deploy.onnx_files import bytes_from_onnx
+
+    data = bytes_from_onnx(job.lowered.model)
+    onnx.checker.check_model(data, full_check=True)
+    with progress.task(f"compiling for {job.spec.backend}"):
+        engine = find_builder(job.spec.backend)(data, job.spec, folder)
+    if engine.file != "model.onnx":
+        (folder / LOWERED).write_bytes(data)
+    if job.calibration is not None:
+        (folder / CALIBRATION).write_bytes(job.calibration.to_json())
+    (folder / LOG).write_text("".join(f"{line}\n" for line in (*job.lowered.notes, *engine.log)))
+    with progress.task("recording answers"):
+        measured = _measure(folder, data, engine, job)
+    chain = HashChain(
+        weights=job.source.card.weights_sha256,
+        onnx=job.source.sha256,
+        calibration=artifact.sha256_file(folder / CALIBRATION) if job.calibration else "",
+        lowered=artifact.sha256_bytes(data),
+        engine=artifact.sha256_file(folder / engine.file),
+    )
+    requires = engine.requires
+    manifest = Manifest(
+        name=name,
+        card=job.source.card,
+        spec=job.spec,
+        engine=engine.file,
+        files={path.name: artifact.sha256_file(path) for path in sorted(folder.iterdir())},
+        chain=chain,
+        cache_key=job.key,
+        requires=msgspec.structs.replace(requires, int8_dot_product=job.lowered.int8_dot_product),
+        toolchain={"resnet-deploy": __version__, "onnx": onnx.__version__, **engine.toolchain},
+        environment=job.here,
+        measured=measured,
+        notes=(*job.lowered.notes, *engine.notes),
+    )
+    write_manifest(folder, manifest)
+
+
+def _require(spec: BuildSpec) -> None:
+    """Refuse early, with the fix, what this installation cannot build."""
+    from resnet_deploy.backends import find_backend
+
+    backend = find_backend(spec.backend)
+    status = environment.backend_status(backend).build
+    if not status.ok:
+        raise BackendError(f"cannot build for {spec.backend}: {status.reason}", hint=status.fix)
+
+
+def _read_source(path: Path) -> _Source:
+    from resnet_deploy.onnx_files import onnx_from_bytes, read_card
+
+    data = artifact.read_bytes(path)
+    model = onnx_from_bytes(data, name=str(path))
+    return _Source(data, model, read_card(model, name=str(path)))
+
+
+def _calibration_images(calib: str | None, spec: BuildSpec) -> "ImageDataset | None":
+    """Find the images to calibrate on, as many as the spec asks for; None for noise, and for no INT8."""
+    from resnet_deploy.datasets import find_images
+
+    if spec.calibration is None or calib == RANDOM:
+        return None
+    if calib is None:
+        raise DataError("INT8 needs calibration images", hint="add --calib DIR with a few hundred real images")
+    return find_images(Path(calib)).subset(spec.calibration.max_images)
+
+
+def _sample_images(samples: Path | None, calibration_set: "ImageDataset | None") -> "ImageDataset | None":
+    """Find a few images whose answers the bundle keeps."""
+    from resnet_deploy.datasets import find_images
+
+    images = find_images(samples) if samples is not None else calibration_set
+    return images.subset(GOLDEN_IMAGES) if images is not None else None
+
+
+def _calibrate(
+    source: _Source, spec: BuildSpec, dataset: "ImageDataset | None", progress: "Progress"
+) -> "Calibration":
+    from resnet_deploy.quantize.calibrate import CalibrationSource
+
+    preprocess = source.card.preprocess
+    origin = CalibrationSource(
+        dataset=dataset.root.name if dataset else RANDOM,
+        dataset_sha256=dataset.digest if dataset else "",
+        images=0,
+        preprocess_sha256=preprocess.digest,
+        weights_sha256=source.card.weights_sha256,
+        onnx_sha256=source.sha256,
+    )
+    batches: Iterator[Array]
+    if dataset is None:
+        batches = lowering.random_batches(source.card)
+    else:
+        batches = lowering.dataset_batches(dataset, preprocess, progress, "calibrating")
+    return lowering.calibrate(source.model, spec, origin, batches)
+
+
+def _cache_key(source: _Source, spec: BuildSpec, images: list[str | bool], here: "Environment") -> str:
+    """Digest everything that a build depends on; a failed probe is part of it by its reason."""
+    parts = {
+        "schema": _CACHE_SCHEMA,
+        "onnx": source.sha256,
+        "spec": msgspec.to_builtins(spec),
+        "images": images,
+        "package": environment.package_digest(),
+        "libraries": {name: environment.installed_version(name) for name in _BUILD_LIBRARIES},
+        "cpu": {"machine": here.machine, "int8_dot_product": here.cpu.has_vnni},
+        "gpu": msgspec.to_builtins(here.gpu),
+    }
+    return artifact.sha256_bytes(json.dumps(parts, sort_keys=True).encode())
+
+
+def _cached(output: Path, key: str) -> Bundle | None:
+    """Return the bundle at ``output`` if it is whole and was built from just this; refuse to replace other folders."""
+    if not output.exists():
+        return None
+    if not (output / MANIFEST).is_file():
+        raise FileError(f"{output} exists and is not an engine bundle", hint="choose another place with -o")
+    try:
+        bundle = open_bundle(output)
+        bundle.verify_files()
+    except BundleError:
+        return None  # damaged: built anew in its place
+    return bundle if bundle.manifest.cache_key == key else None
+
+
+def _measure(folder: Path, lowered: bytes, engine: "BuiltEngine", job: _Job) -> Measured:
+    """Record answers to a few inputs in ``golden.npz`` and compare them with the FP32 model's."""
+    from resnet_deploy.ort_session import open_session
+    from resnet_deploy.runners.ort import OrtRunner
+
+    card = job.source.card
+    images = _golden_images(job)
+    latency_s = None
+    if job.spec.backend == "onnxruntime":
+        runner = OrtRunner(folder / engine.file, card, job.spec.batch, threads=environment.compute_threads())
+        logits, latency_s = infer(runner, images), _median_latency(runner, images)
+        runner.close()
+    else:
+        session = open_session(lowered, as_written=True)
+        (logits,) = session.run([OUTPUT_NAME], {INPUT_NAME: images})
+    if not np.isfinite(logits).all():
+        raise AccuracyError(
+            f"the {job.spec.precision} engine gives logits that are not finite",
+            hint="the model's activations do not fit this precision; build with --fp32",
+        )
+    (expected,) = open_session(job.source.data).run([OUTPUT_NAME], {INPUT_NAME: images})
+    np.savez(folder / GOLDEN, images=images, logits=logits)
+    difference = compare_logits(expected, logits)
+    return Measured(
+        by="engine" if latency_s is not None else "simulation",
+        inputs="images" if job.samples else "synthetic",
+        images=len(images),
+        agreement=difference.agreement,
+        sqnr_db=min(difference.sqnr_db, 200.0),  # equal outputs have no noise, and JSON no infinity
+        max_difference=float(difference.max_difference.max()),
+        latency_s=latency_s,
+    )
+
+
+def _golden_images(job: _Job) -> "Array":
+    preprocess = job.source.card.preprocess
+    if job.samples is None:
+        return lowering.synthetic_images(preprocess, GOLDEN_IMAGES, seed=1)
+    from resnet_deploy.images import batch_from_images
+
+    return batch_from_images(job.samples.paths, preprocess)
+
+
+def _median_latency(runner: "OrtRunner", images: "Array") -> float:
+    """Median seconds of a few calls at the engine's smallest batch: an indication, not a benchmark."""
+    batch = np.resize(images, (runner.batch.min, *images.shape[1:]))
+    taken = []
+    for _ in range(_LATENCY_CALLS):
+        start = time.perf_counter()
+        run_once(runner, batch)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)

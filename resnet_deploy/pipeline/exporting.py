@@ -1,0 +1,99 @@
+"""Weights to an exported model, checked against PyTorch before it is kept."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from resnet_deploy import artifact
+from resnet_deploy.errors import BackendError
+from resnet_deploy.specs import ExportSpec, ModelCard
+
+if TYPE_CHECKING:
+    from resnet_deploy.export import ExportCheck
+    from resnet_deploy.protocols import Progress
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported model on the disk.
+
+    Attributes:
+        path: The ONNX file.
+        reference_path: The weights it was made from, which `bench` runs in PyTorch beside the engines.
+        card: What it is.
+        check: How far it is from PyTorch.
+        size_bytes: Of the ONNX file.
+    """
+
+    path: Path
+    reference_path: Path
+    card: ModelCard
+    check: "ExportCheck"
+    size_bytes: int
+
+
+def export(spec: ExportSpec, output: Path, progress: "Progress") -> Exported:
+    """Load the weights, export, check, and write ``output`` and its PyTorch weights beside it.
+
+    Nothing is written unless the exported graph agrees with PyTorch.
+
+    Raises:
+        SpecError, FileError, WeightsError: If the request or the weights are at fault.
+        BackendError: If PyTorch or ONNX is not installed.
+        AccuracyError: If the graph differs from PyTorch beyond tolerance.
+    """
+    try:
+        from resnet_deploy import checkpoints, models
+        from resnet_deploy.export import check_export, export_onnx
+        from resnet_deploy.onnx_files import bytes_from_onnx
+    except ImportError as error:
+        raise BackendError(
+            f"export needs {error.name}, which is not installed",
+            hint='install it with `pip install "resnet-deploy[export,cpu]"`',
+        ) from error
+    loaded = models.load_model(spec.architecture, spec.weights, num_classes=spec.num_classes, progress=progress)
+    card = ModelCard(
+        architecture=loaded.architecture,
+        num_classes=loaded.num_classes,
+        weights=loaded.weights,
+        weights_sha256=loaded.weights_sha256,
+        labels=spec.labels or loaded.labels,
+        folders=loaded.folders,
+        preprocess=spec.preprocess(loaded.resize),
+    )
+    with progress.task(f"exporting {spec.architecture} to ONNX"):
+        model = export_onnx(loaded.module, card)
+    with progress.task("checking it against PyTorch"):
+        check = check_export(model, loaded.module, card)
+    reference_path = output.with_suffix(".safetensors")
+    metadata = {"architecture": card.architecture, "weights_sha256": card.weights_sha256, "weights": card.weights}
+    with progress.task(f"writing {output}"):
+        checkpoints.write_state_dict(reference_path, loaded.module.state_dict(), metadata)
+        data = bytes_from_onnx(model)
+        artifact.write_bytes(output, data)
+    return Exported(output, reference_path, card, check, len(data))
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Read one label per line, in the order of the logits; blank lines at the end are ignored.
+
+    Raises:
+        FileError: If the file cannot be read.
+        DataError: If it is not text, or a line in the middle is blank.
+    """
+    from resnet_deploy.errors import DataError
+
+    try:
+        lines = tuple(line.strip() for line in artifact.read_bytes(path).decode().rstrip().splitlines())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not text", hint="give a file with one label per line") from error
+    if not all(lines):
+        raise DataError(f"{path}: line {lines.index('') + 1} is blank", hint="give one label per line") from None
+    return lines
+
+
+def card_as_json(card: ModelCard) -> str:
+    """Model card for people."""
+    return msgspec.json.format(msgspec.json.encode(card), indent=2).decode()

@@ -1,0 +1,62 @@
+"""The PyTorch reference of an exported model: finding its weights and opening them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from resnet_deploy.errors import BackendError, FileError, WeightsError
+from resnet_deploy.specs import BatchRange, ModelCard
+
+if TYPE_CHECKING:
+    from resnet_deploy.protocols import Runner
+
+REFERENCE: Final = "pytorch"
+_HINT: Final = "name the weights with --reference PATH, or leave PyTorch out with --no-pytorch"
+
+
+def find_reference(folders: Sequence[Path], card: ModelCard) -> Path:
+    """Find the weights that `export` kept beside the model, by the digest in their header.
+
+    Raises:
+        FileError: If no file in ``folders`` has them.
+        BackendError: If safetensors is not installed.
+    """
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise _not_installed(error) from error
+    for folder in dict.fromkeys(folders):
+        for path in sorted(folder.glob("*.safetensors")):
+            try:
+                with safe_open(path, framework="numpy") as file:
+                    metadata = file.metadata() or {}
+            except (OSError, SafetensorError):
+                continue  # not a checkpoint at all
+            if metadata.get("weights_sha256") == card.weights_sha256:
+                return path
+    raise FileError(f"the PyTorch weights of {card.architecture} are not beside the engines", hint=_HINT)
+
+
+def open_reference(path: Path, card: ModelCard, batch: BatchRange, threads: int) -> "Runner":
+    """Open the reference network on weights that are proved to be the engines' own.
+
+    Raises:
+        WeightsError: If the file holds other weights.
+        BackendError: If PyTorch is not installed.
+    """
+    try:
+        from resnet_deploy.models import load_model
+        from resnet_deploy.runners.pytorch import TorchRunner
+    except ImportError as error:
+        raise _not_installed(error) from error
+    loaded = load_model(card.architecture, str(path))
+    if loaded.weights_sha256 != card.weights_sha256:
+        raise WeightsError(f"{path} holds other weights than the engines: weights_sha256 differs", hint=_HINT)
+    return TorchRunner(loaded.module, card, batch, threads=threads)
+
+
+def _not_installed(error: ImportError) -> BackendError:
+    return BackendError(
+        f"the PyTorch reference needs {error.name}, which is not installed",
+        hint='install it with `pip install "resnet-deploy[export]"`, or use --no-pytorch',
+    )

@@ -1,0 +1,37 @@
+"""Runners: one file per backend behind the ``Runner`` protocol, found by name."""
+
+import importlib
+from collections.abc import Callable
+from typing import cast
+
+from resnet_deploy.backends import find_backend
+from resnet_deploy.bundle import Bundle
+from resnet_deploy.errors import BackendError
+from resnet_deploy.protocols import Runner, TensorSpec
+from resnet_deploy.specs import INPUT_NAME, OUTPUT_NAME, ModelCard
+
+RunnerFactory = Callable[[Bundle, int], Runner]
+
+
+def find_runner(name: str) -> RunnerFactory:
+    """Look up how a backend opens a bundle: (bundle, threads) -> Runner.
+
+    Raises:
+        BackendError: If the backend is unknown or cannot run bundles.
+    """
+    backend = find_backend(name)
+    if not backend.runner:
+        raise BackendError(
+            f"this version of resnet-deploy does not run {name} engines", hint="run one built with --backend onnxruntime"
+        )
+    module, _, attribute = backend.runner.partition(":")
+    return cast("RunnerFactory", getattr(importlib.import_module(module), attribute).open)
+
+
+def tensor_specs(card: ModelCard) -> tuple[TensorSpec, TensorSpec]:
+    """Input and output of every engine of a model, whatever the backend."""
+    contract = card.preprocess
+    return (
+        TensorSpec(INPUT_NAME, contract.dtype, contract.shape),
+        TensorSpec(OUTPUT_NAME, "float32", (card.num_classes,)),
+    )

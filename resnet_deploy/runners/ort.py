@@ -1,0 +1,62 @@
+"""ONNX Runtime on the CPU."""
+
+from typing import TYPE_CHECKING
+
+from resnet_deploy.batching import check_feed
+from resnet_deploy.ort_session import open_session
+from resnet_deploy.protocols import TensorSpec
+from resnet_deploy.runners import tensor_specs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from resnet_deploy.bundle import Bundle
+    from resnet_deploy.protocols import Array
+    from resnet_deploy.specs import BatchRange, ModelCard
+
+
+class OrtRunner:
+    """Runs one ONNX file in a session of its own.
+
+    Args:
+        engine: The ONNX file.
+        card: The model it holds.
+        batch: Batch sizes to accept.
+        threads: Threads for one call; 0 leaves the choice to ONNX Runtime.
+    """
+
+    def __init__(self, engine: "Path", card: "ModelCard", batch: "BatchRange", *, threads: int = 0) -> None:
+        self.input: TensorSpec
+        self.output: TensorSpec
+        self.input, self.output = tensor_specs(card)
+        self.batch = batch
+        self._session = open_session(engine, threads=threads)
+        self._feed: dict[str, Array] = {}
+        self._outputs: list[Array] = []
+
+    @classmethod
+    def open(cls, bundle: "Bundle", threads: int) -> "OrtRunner":
+        """Open the engine of a bundle."""
+        manifest = bundle.manifest
+        return cls(bundle.engine_path, manifest.card, manifest.spec.batch, threads=threads)
+
+    def load(self, feed: "Array") -> None:
+        """Stage one batch without copying it."""
+        check_feed(feed, self)
+        self._feed = {self.input.name: feed}
+
+    def enqueue(self) -> None:
+        """Run the batch; on the CPU this returns when it is done."""
+        self._outputs = self._session.run([self.output.name], self._feed)
+
+    def synchronize(self) -> None:
+        """Return at once: ``enqueue`` has waited."""
+
+    def fetch(self) -> "Array":
+        """Return the logits, in memory that ONNX Runtime gave away."""
+        return self._outputs[0]
+
+    def close(self) -> None:
+        """Release the session."""
+        self._feed, self._outputs = {}, []
+        self._session = None

@@ -1,0 +1,58 @@
+"""Two sets of logits in, numbers out. What is good enough is for the caller to say."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from resnet_deploy.protocols import Array
+
+
+@dataclass(frozen=True)
+class LogitDifference:
+    """How far each image's logits are from the reference's.
+
+    Attributes:
+        agreement: Share of images with the same best class.
+        noise: Sum of squared differences, per image.
+        signal: Sum of squared reference logits, per image.
+        max_difference: Largest absolute difference, per image.
+    """
+
+    agreement: float
+    noise: "NDArray[np.float64]"
+    signal: "NDArray[np.float64]"
+    max_difference: "NDArray[np.float64]"
+
+    @property
+    def sqnr_db(self) -> float:
+        """Power of the reference over the power of the difference, in decibels; infinite when they are equal."""
+        noise = float(self.noise.sum())
+        return math.inf if noise == 0 else 10 * math.log10(float(self.signal.sum()) / noise)
+
+
+def compare_logits(reference: "Array", candidate: "Array") -> LogitDifference:
+    """Compare logits of the same images, each (N, classes) with N at least 1.
+
+    A logit that is not a number makes every figure of its image not a number, and its image disagree.
+    """
+    expected, got = reference.astype(np.float64), candidate.astype(np.float64)
+    difference = got - expected
+    finite = np.isfinite(got).all(1)
+    agree = finite & (expected.argmax(1) == got.argmax(1))
+    return LogitDifference(
+        agreement=float(agree.mean()),
+        noise=(difference**2).sum(1),
+        signal=(expected**2).sum(1),
+        max_difference=np.abs(difference).max(1),
+    )
+
+
+def best_classes(logits: "Array", count: int = 5) -> "NDArray[np.int64]":
+    """Rank classes, best first: (N, classes) to (N, min(count, classes)); of equal logits the lower class wins."""
+    ranked: NDArray[np.int64] = np.argsort(-logits, axis=1, kind="stable")[:, :count]
+    return ranked
