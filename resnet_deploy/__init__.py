@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from resnet_deploy.version import __version__
 
 if TYPE_CHECKING:
     from resnet_deploy.engine import Engine, load

@@ -138,8 +138,10 @@ class Bundle:
             if not file.is_file():
                 raise BundleError(f"{self.path}: {name} is missing", hint=_REBUILD)
             if artifact.sha256_file(file) != digest:
-                raise BundleError(f"{self.path}: {name} was altered: its SHA-256 differs from files.{name} in the manifest",
-                                  hint=_REBUILD)
+                raise BundleError(
+                    f"{self.path}: {name} was altered: its SHA-256 differs from files.{name} in the manifest",
+                    hint=_REBUILD,
+                )
 
 
 _REBUILD: Final = "build the engine again with `resnet-deploy build`"

@@ -53,7 +53,7 @@ class Engine:
         """Compute logits.
 
         Args:
-            images: An array of prepared images, (N, H, W, 3) uint8 for the default input contract, or file paths. Any N.
+            images: Prepared images, (N, H, W, 3) uint8 for the default input contract, or file paths. Any N.
 
         Returns:
             Logits, (N, classes) float32, owned by the caller.

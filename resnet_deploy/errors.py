@@ -28,7 +28,7 @@ class ResnetDeployError(Exception):
         hint: One line: what to do about it; empty where there is nothing useful to say.
     """
 
-    exit_code = 1
+    exit_code: int = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

@@ -8,6 +8,7 @@ that every backend's fusions expect, and every node and tensor a name derived fr
 import contextlib
 import copy
 import io
+import itertools
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,11 +23,11 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from resnet_deploy import __version__
 from resnet_deploy.errors import AccuracyError
 from resnet_deploy.onnx_files import PRODUCER, attach_card, bytes_from_onnx
 from resnet_deploy.ort_session import open_session
 from resnet_deploy.specs import INPUT_NAME, OUTPUT_NAME, ModelCard, Preprocess
+from resnet_deploy.version import __version__
 
 # The newest opset that TensorRT 10 and 11, TensorRT-RTX and ONNX Runtime all take with half-precision Q/DQ scales.
 OPSET: Final = 20
@@ -52,6 +53,9 @@ class ExportCheck:
 
 class _Deployed(nn.Module):
     """The network as it is deployed: input contract in front, BatchNorms folded, one mean as its pooling."""
+
+    mean: torch.Tensor
+    reciprocal_std: torch.Tensor
 
     def __init__(self, network: nn.Module, preprocess: Preprocess) -> None:
         super().__init__()
@@ -159,7 +163,7 @@ def fold_batch_norms(network: nn.Module) -> nn.Module:
     network = copy.deepcopy(network).eval()
     for parent in list(network.modules()):
         children = list(parent.named_children())
-        for (conv_name, conv), (norm_name, norm) in zip(children, children[1:], strict=False):
+        for (conv_name, conv), (norm_name, norm) in itertools.pairwise(children):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
                 setattr(parent, norm_name, nn.Identity())
@@ -182,7 +186,12 @@ def _restore_pooling(graph: ir.Graph) -> None:
                 value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape(shape)
 
 
-_INPUT_NODES: Final = {"Cast": "images.cast", "Transpose": "images.transposed", "Sub": "images.centred", "Mul": "images.normalized"}
+_INPUT_NODES: Final = {
+    "Cast": "images.cast",
+    "Transpose": "images.transposed",
+    "Sub": "images.centred",
+    "Mul": "images.normalized",
+}
 
 
 def _name_after_modules(graph: ir.Graph) -> None:
@@ -237,4 +246,6 @@ def _quiet_exporter() -> Iterator[None]:
 def proof_summary(check: ExportCheck, batches: Sequence[int] = PROOF_BATCHES) -> str:
     """Say in one line what was proved."""
     sizes = ", ".join(str(batch) for batch in batches)
-    return f"largest difference from PyTorch {check.max_difference:.2e} at batch {sizes} (largest logit {check.peak:.3g})"
+    return (
+        f"largest difference from PyTorch {check.max_difference:.2e} at batch {sizes} (largest logit {check.peak:.3g})"
+    )

@@ -32,9 +32,9 @@ def open_session(model: Path | bytes, *, threads: int = 0, as_written: bool = Fa
     Args:
         model: A file, or a serialized model.
         threads: Threads for one call; 0 leaves the choice to ONNX Runtime (one per physical core).
-        as_written: Run every node exactly as the graph says, Q/DQ in floating point, with no fusion. This is how a graph
-            meant for another backend is simulated: the fused INT8 kernels of a CPU without VNNI saturate on symmetric
-            activations, which would be this CPU's error and not the graph's.
+        as_written: Run every node as the graph says, Q/DQ in floating point, without fusion. This is how a graph
+            meant for another backend is simulated: on symmetric activations the fused INT8 kernels of a CPU without
+            VNNI saturate, which would be this CPU's error and not the graph's.
 
     Raises:
         BackendError: If ONNX Runtime is not installed.

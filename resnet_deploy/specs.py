@@ -234,9 +234,7 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if self.precision == "int8" and self.calibration is None:
             raise SpecError("INT8 needs calibration data", hint="add --calib DIR with a few hundred real images")
         if self.precision != "int8" and self.calibration is not None:
-            raise SpecError(
-                f"{self.precision} takes no calibration data", hint="drop --calib, or build with --int8"
-            )
+            raise SpecError(f"{self.precision} takes no calibration data", hint="drop --calib, or build with --int8")
 
 
 class BenchSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -259,5 +257,6 @@ class BenchSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise SpecError(f"batch sizes {list(self.batches)}", hint="give distinct positive sizes, such as 1,8,32")
         if self.rounds < 1 or not self.seconds > 0:
             raise SpecError(
-                f"{self.rounds} rounds in {self.seconds} seconds", hint="measure for a positive time in at least one round"
+                f"{self.rounds} rounds in {self.seconds} seconds",
+                hint="measure for a positive time in at least one round",
             )

@@ -6,11 +6,13 @@ process-wide switch.
 
 import importlib
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from resnet_deploy.backends import find_backend
 from resnet_deploy.errors import BackendError
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 # What TensorRT-RTX compiles for when nobody asks for a target: Ampere, Ada and Blackwell RTX GPUs (its own default).
 RTX_DEFAULT_TARGETS: Final = ("8.6", "8.9", "12.0")

@@ -54,5 +54,5 @@ def compare_logits(reference: "Array", candidate: "Array") -> LogitDifference:
 
 def best_classes(logits: "Array", count: int = 5) -> "NDArray[np.int64]":
     """Rank classes, best first: (N, classes) to (N, min(count, classes)); of equal logits the lower class wins."""
-    ranked: NDArray[np.int64] = np.argsort(-logits, axis=1, kind="stable")[:, :count]
+    ranked: NDArray[np.int64] = np.argsort(-logits.astype(np.float64), axis=1, kind="stable")[:, :count]
     return ranked

@@ -1,6 +1,5 @@
 """Answers of every engine on a data set, each batch decoded once and shown to all."""
 
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +9,8 @@ from resnet_deploy.bench.records import Outputs
 from resnet_deploy.verify import best_classes, compare_logits
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from resnet_deploy.bench.measure import Entrant
     from resnet_deploy.protocols import Array
 

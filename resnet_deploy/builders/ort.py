@@ -23,7 +23,7 @@ def build_engine(lowered: bytes, spec: BuildSpec, folder: Path) -> BuiltEngine:
     ort = import_onnxruntime()
     (folder / ENGINE).write_bytes(lowered)
     open_session(folder / ENGINE)
-    notes = ()
+    notes: tuple[str, ...] = ()
     if spec.precision == "fp16":
         notes = ("ONNX Runtime has no FP16 convolutions for this CPU: weights are FP16, the arithmetic is FP32",)
     return BuiltEngine(

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import click
 
-from resnet_deploy import __version__
 from resnet_deploy.errors import ResnetDeployError
+from resnet_deploy.version import __version__
 
 COMMANDS: Final = ("export", "build", "bench", "predict", "run", "report", "doctor")
 
@@ -20,7 +20,7 @@ class _ReportedError(click.ClickException):
 
     def __init__(self, error: ResnetDeployError) -> None:
         super().__init__(error.message)
-        self.exit_code = error.exit_code
+        self.exit_code = error.exit_code  # type: ignore[misc]  # click sets it on instances too
         self.hint = error.hint
 
     def show(self, file: Any = None) -> None:
@@ -52,7 +52,7 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, "-V", "--version", prog_name="resnet-deploy")
 def main() -> None:
-    """Take a PyTorch ResNet to production.
+    r"""Take a PyTorch ResNet to production.
 
     \b
       resnet-deploy export          ResNet-50 with ImageNet weights, as ONNX

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from resnet_deploy.cli.options import ENGINES, PATH, Numbers
+from resnet_deploy.cli.options import ENGINES, PATH, numbers
 from resnet_deploy.specs import BenchSpec
 
 if TYPE_CHECKING:
@@ -19,12 +19,17 @@ def timing_options(function: Any) -> Any:
     """Add the options that say how engines are timed."""
     for option in reversed(
         (
-            click.option("--batches", type=Numbers(int), default=_DEFAULTS.batches, show_default="1,8,32",
-                         help="Batch sizes."),
-            click.option("--seconds", type=float, default=_DEFAULTS.seconds, show_default=True,
-                         help="Time per engine and batch size."),
-            click.option("--rounds", type=int, default=_DEFAULTS.rounds, show_default=True,
-                         help="Turns that each engine gets."),
+            click.option("--batches", callback=numbers(int), default="1,8,32", show_default=True, help="Batch sizes."),
+            click.option(
+                "--seconds",
+                type=float,
+                default=_DEFAULTS.seconds,
+                show_default=True,
+                help="Time per engine and batch size.",
+            ),
+            click.option(
+                "--rounds", type=int, default=_DEFAULTS.rounds, show_default=True, help="Turns that each engine gets."
+            ),
             click.option("--seed", type=int, default=_DEFAULTS.seed, show_default=True, help="Of the order of turns."),
             click.option("--threads", type=int, default=0, help="CPU threads per engine.  [default: all cores]"),
         )
@@ -40,16 +45,20 @@ def bench_spec(values: dict[str, Any]) -> BenchSpec:
 
 @click.command()
 @click.argument("engines", nargs=-1, type=PATH)
-@click.option("--data", type=PATH, metavar="DIR", help="Images to answer: folder per class, or flat with a labels file.")
+@click.option(
+    "--data", type=PATH, metavar="DIR", help="Images to answer: folder per class, or flat with a labels file."
+)
 @click.option("--labels-file", type=PATH, metavar="FILE", help="Labels of the images in --data.")
 @click.option("--skip-corrupt", is_flag=True, help="Leave damaged images out, and say which.")
 @timing_options
-@click.option("--reference", type=PATH, metavar="FILE", help="The PyTorch weights.  [default: those beside the engines]")
+@click.option(
+    "--reference", type=PATH, metavar="FILE", help="The PyTorch weights.  [default: those beside the engines]"
+)
 @click.option("--no-pytorch", is_flag=True, help="Leave the PyTorch reference out.")
 @click.option("-o", "--output", type=PATH, default=RESULTS, show_default=True, help="Folder for record and report.")
 @click.option("--no-html", is_flag=True, help="Write no HTML report.")
-def bench(engines: tuple[Path, ...], no_pytorch: bool, output: Path, no_html: bool, **values: Any) -> None:  # noqa: FBT001
-    """Compare PyTorch and engines of one model (all in engines/ by default), side by side.
+def bench(engines: tuple[Path, ...], no_pytorch: bool, output: Path, no_html: bool, **values: Any) -> None:
+    r"""Compare PyTorch and engines of one model (all in engines/ by default), side by side.
 
     \b
     Examples:

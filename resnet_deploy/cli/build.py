@@ -24,7 +24,7 @@ DEFAULT_MODEL: Final = ENGINES / "resnet50.onnx"
 @click.option("--samples", type=PATH, metavar="DIR", help="Images whose answers are kept.  [default: those of --calib]")
 @click.option("-o", "--output", type=PATH, help="The bundle.  [default: <model>-<precision>-<backend>/ beside it]")
 def build(model: Path | None, **values: Any) -> None:
-    """Build an engine from an exported model (engines/resnet50.onnx by default).
+    r"""Build an engine from an exported model (engines/resnet50.onnx by default).
 
     \b
     Examples:
@@ -81,11 +81,13 @@ def describe(built: Any) -> None:
     click.echo(f"{bundle.path}/: {state}")
     by = "the engine" if measured.by == "engine" else "its graph, simulated on this CPU,"
     click.echo(
-        f"  {by} agrees with the FP32 model on {measured.agreement:.1%} of {measured.images} {_KINDS[measured.inputs]}, "
-        f"SQNR {measured.sqnr_db:.1f} dB"
+        f"  {by} agrees with the FP32 model on {measured.agreement:.1%} of {measured.images} "
+        f"{_KINDS[measured.inputs]}, SQNR {measured.sqnr_db:.1f} dB"
     )
     if measured.latency_s is not None:
-        click.echo(f"  {measured.latency_s * 1e3:.2f} ms a call at batch {manifest.spec.batch.min} (indication; see bench)")
+        click.echo(
+            f"  {measured.latency_s * 1e3:.2f} ms a call at batch {manifest.spec.batch.min} (indication; see bench)"
+        )
     for note in manifest.notes:
         click.echo(f"  {note}")
 

@@ -1,38 +1,32 @@
 """Options that several commands share, and parsers of their values."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import click
 
 from resnet_deploy.specs import CALIBRATION_METHODS, CalibrationSpec, ExportSpec
 
-F = TypeVar("F")
-
 ENGINES: Final = Path("engines")
 PATH: Final = click.Path(path_type=Path)
 
 
-class Numbers(click.ParamType):
-    """Comma-separated numbers, such as ``1,8,32``."""
+def numbers(kind: type[int] | type[float], count: int | None = None) -> Callable[..., Any]:
+    """Make the callback of an option that takes comma-separated numbers, such as ``1,8,32``."""
 
-    name = "numbers"
-
-    def __init__(self, kind: type[int] | type[float], count: int | None = None) -> None:
-        self.kind = kind
-        self.count = count
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """Read the numbers; fail with a usage error if one is none, or there are not as many as expected."""
-        if isinstance(value, tuple):
-            return value
+    def parse(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+        if value is None:
+            return None
         try:
-            numbers = tuple(self.kind(part) for part in str(value).split(","))
+            parsed = tuple(kind(part) for part in value.split(","))
         except ValueError:
-            self.fail(f"{value!r} is not a list of numbers such as 1,8,32", param, ctx)
-        if self.count is not None and len(numbers) != self.count:
-            self.fail(f"{value!r} has {len(numbers)} numbers, {self.count} are needed", param, ctx)
-        return numbers
+            raise click.BadParameter(f"{value!r} is not a list of numbers such as 1,8,32", ctx, param) from None
+        if count is not None and len(parsed) != count:
+            raise click.BadParameter(f"{value!r} has {len(parsed)} numbers, {count} are needed", ctx, param)
+        return parsed
+
+    return parse
 
 
 def export_options(function: Any) -> Any:
@@ -58,8 +52,12 @@ def export_options(function: Any) -> Any:
                 show_default=True,
                 help="Filter of the resize.",
             ),
-            click.option("--mean", type=Numbers(float, 3), help="Of the normalisation, R,G,B in 0..1.  [ImageNet's]"),
-            click.option("--std", type=Numbers(float, 3), help="Of the normalisation, R,G,B in 0..1.  [ImageNet's]"),
+            click.option(
+                "--mean", callback=numbers(float, 3), help="Of the normalisation, R,G,B in 0..1.  [ImageNet's]"
+            ),
+            click.option(
+                "--std", callback=numbers(float, 3), help="Of the normalisation, R,G,B in 0..1.  [ImageNet's]"
+            ),
             click.option(
                 "--input",
                 "dtype",

@@ -14,7 +14,7 @@ from resnet_deploy.errors import FileError
 @click.option("--top", type=int, default=5, show_default=True, help="Classes to name per image.")
 @click.option("--threads", type=int, default=0, help="CPU threads.  [default: all cores]")
 def predict(images: tuple[Path, ...], engine: Path | None, top: int, threads: int) -> None:
-    """Classify images with an engine: the best classes and their probabilities.
+    r"""Classify images with an engine: the best classes and their probabilities.
 
     \b
     Example:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 from resnet_deploy import artifact, environment
 from resnet_deploy.bench.evaluate import evaluate
 from resnet_deploy.bench.measure import WARMUP_CALLS, Entrant, measure_in_turns
-from resnet_deploy.bench.records import BenchRecord, DatasetRecord, EngineRecord, NotRun, Outputs, write_record
+from resnet_deploy.bench.records import BenchRecord, DatasetRecord, EngineRecord, NotRun, Outputs, Samples, write_record
 from resnet_deploy.bundle import Bundle, find_bundles, open_bundle
-from resnet_deploy.datasets import BatchReader, ImageDataset, find_dataset
+from resnet_deploy.datasets import BatchReader, find_dataset
 from resnet_deploy.engine import check_fits
 from resnet_deploy.errors import BackendError, BundleError, FileError, SpecError
 from resnet_deploy.pipeline.lowering import synthetic_images
@@ -69,7 +69,9 @@ def find_engines(folder: Path) -> tuple[Path, ...]:
     """
     found = tuple(find_bundles(folder))
     if not found:
-        raise FileError(f"no engines in {folder}/", hint="build one with `resnet-deploy build --fp16`, or name a bundle")
+        raise FileError(
+            f"no engines in {folder}/", hint="build one with `resnet-deploy build --fp16`, or name a bundle"
+        )
     return found
 
 
@@ -81,7 +83,10 @@ def bench(inputs: BenchInputs, spec: BenchSpec, *, threads: int, progress: "Prog
     """
     bundles = [open_bundle(path) for path in inputs.engines]
     card = _common_card(bundles)
-    dataset = find_dataset(inputs.data, card, labels_file=inputs.labels_file) if inputs.data else None
+    reader = None
+    if inputs.data is not None:
+        dataset = find_dataset(inputs.data, card, labels_file=inputs.labels_file)
+        reader = BatchReader(dataset, card.preprocess, _EVALUATION_BATCH, skip_corrupt=inputs.skip_corrupt)
     threads = threads or environment.compute_threads()
     with contextlib.ExitStack() as stack:
         candidates, not_run = _open_all(bundles, inputs, card, spec, threads)
@@ -92,7 +97,7 @@ def bench(inputs: BenchInputs, spec: BenchSpec, *, threads: int, progress: "Prog
                 f"none of the engines can run here: {not_run[0].name}: {not_run[0].reason}",
                 hint="see `resnet-deploy doctor`",
             )
-        return _run(candidates, not_run, card, dataset, inputs, spec, threads, progress)
+        return _run(_Lineup(tuple(candidates), tuple(not_run), card, threads), reader, spec, progress)
 
 
 def save(record: BenchRecord, folder: Path) -> Path:
@@ -103,56 +108,64 @@ def save(record: BenchRecord, folder: Path) -> Path:
     return path
 
 
-def _run(  # noqa: PLR0913 - the one place where everything comes together
-    candidates: list[_Candidate],
-    not_run: list[NotRun],
-    card: ModelCard,
-    dataset: ImageDataset | None,
-    inputs: BenchInputs,
-    spec: BenchSpec,
-    threads: int,
-    progress: "Progress",
-) -> BenchRecord:
-    entrants = [candidate.entrant for candidate in candidates]
-    reference = REFERENCE if entrants[0].name == REFERENCE else ""
+@dataclass(frozen=True)
+class _Lineup:
+    """What takes part in a run: engines that can, those that cannot, their model and the CPU threads each gets."""
+
+    candidates: tuple[_Candidate, ...]
+    not_run: tuple[NotRun, ...]
+    card: ModelCard
+    threads: int
+
+    @property
+    def entrants(self) -> list[Entrant]:
+        return [candidate.entrant for candidate in self.candidates]
+
+    @property
+    def reference(self) -> str:
+        return REFERENCE if self.candidates[0].entrant.name == REFERENCE else ""
+
+
+def _run(lineup: _Lineup, reader: BatchReader | None, spec: BenchSpec, progress: "Progress") -> BenchRecord:
     outputs: dict[str, Outputs] = {}
-    dataset_record = None
-    if dataset is None:
-        images = synthetic_images(card.preprocess, max(spec.batches))
+    if reader is None:
+        images = synthetic_images(lineup.card.preprocess, max(spec.batches))
     else:
-        reader = BatchReader(dataset, card.preprocess, _EVALUATION_BATCH, skip_corrupt=inputs.skip_corrupt)
         evaluation = _Evaluation(reader)
-        outputs = evaluate(entrants, evaluation.batches(progress), reference)
-        dataset_record = _dataset_record(dataset, reader)
+        outputs = evaluate(lineup.entrants, evaluation.batches(progress), lineup.reference)
         images = evaluation.first
-    null = Entrant(NULL, NullRunner(card, BatchRange(1, 1, max(spec.batches))))
-    latency = measure_in_turns([*entrants, null], images, spec, progress)
+    null = Entrant(NULL, NullRunner(lineup.card, BatchRange(1, 1, max(spec.batches))))
+    latency = measure_in_turns([*lineup.entrants, null], images, spec, progress)
     return BenchRecord(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
         environment=environment.collect(),
-        architecture=card.architecture,
-        weights_sha256=card.weights_sha256,
-        preprocess=card.preprocess,
-        threads=threads,
+        architecture=lineup.card.architecture,
+        weights_sha256=lineup.card.weights_sha256,
+        preprocess=lineup.card.preprocess,
+        threads=lineup.threads,
         warmup_calls=WARMUP_CALLS,
         seed=spec.seed,
-        dataset=dataset_record,
+        dataset=None if reader is None else _dataset_record(reader),
         harness=latency[NULL],
-        engines=tuple(
-            EngineRecord(
-                name=candidate.entrant.name,
-                backend=candidate.backend,
-                precision=candidate.precision,
-                size_bytes=candidate.size_bytes,
-                sha256=candidate.sha256,
-                device=candidate.device,
-                latency=latency[candidate.entrant.name],
-                outputs=outputs.get(candidate.entrant.name),
-            )
-            for candidate in candidates
-        ),
-        reference=reference,
-        not_run=tuple(not_run),
+        engines=tuple(_engine_record(candidate, latency, outputs) for candidate in lineup.candidates),
+        reference=lineup.reference,
+        not_run=lineup.not_run,
+    )
+
+
+def _engine_record(
+    candidate: _Candidate, latency: dict[str, tuple[Samples, ...]], outputs: dict[str, Outputs]
+) -> EngineRecord:
+    name = candidate.entrant.name
+    return EngineRecord(
+        name=name,
+        backend=candidate.backend,
+        precision=candidate.precision,
+        size_bytes=candidate.size_bytes,
+        sha256=candidate.sha256,
+        device=candidate.device,
+        latency=latency[name],
+        outputs=outputs.get(name),
     )
 
 
@@ -176,7 +189,8 @@ class _Evaluation:
         return self._first
 
 
-def _dataset_record(dataset: ImageDataset, reader: BatchReader) -> DatasetRecord:
+def _dataset_record(reader: BatchReader) -> DatasetRecord:
+    dataset = reader.dataset
     skipped = set(reader.skipped)
     kept = [index for index, path in enumerate(dataset.paths) if path not in skipped]
     return DatasetRecord(

@@ -1,18 +1,13 @@
 """An exported model to an engine bundle: calibrate, lower, compile, measure, and only then put it in place."""
 
 import json
-import statistics
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-import numpy as np
 
-from resnet_deploy import __version__, artifact, environment
-from resnet_deploy.batching import infer, run_once
+from resnet_deploy import artifact, environment
 from resnet_deploy.bundle import (
     CALIBRATION,
     GOLDEN,
@@ -21,19 +16,19 @@ from resnet_deploy.bundle import (
     Bundle,
     HashChain,
     Manifest,
-    Measured,
     open_bundle,
     write_manifest,
 )
-from resnet_deploy.errors import AccuracyError, BackendError, BundleError, DataError, FileError
-from resnet_deploy.pipeline import lowering
-from resnet_deploy.specs import INPUT_NAME, OUTPUT_NAME, BuildSpec, ModelCard
-from resnet_deploy.verify import compare_logits
+from resnet_deploy.errors import BackendError, BundleError, DataError, FileError
+from resnet_deploy.pipeline import golden, lowering
+from resnet_deploy.specs import BuildSpec, ModelCard
+from resnet_deploy.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import onnx_ir as ir
 
-    from resnet_deploy.builders import BuiltEngine
     from resnet_deploy.datasets import ImageDataset
     from resnet_deploy.environment import Environment
     from resnet_deploy.pipeline.lowering import Lowered
@@ -41,11 +36,11 @@ if TYPE_CHECKING:
     from resnet_deploy.quantize.calibrate import Calibration
 
 LOWERED: Final = "lowered.onnx"
-GOLDEN_IMAGES: Final = 8
 RANDOM: Final = "random"
 _CACHE_SCHEMA: Final = 1
-_LATENCY_CALLS: Final = 20
-_BUILD_LIBRARIES: Final = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "numpy", "pillow")
+_BUILD_LIBRARIES: Final = (
+    *("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "numpy", "pillow"),
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ class BuildInputs:
         model: The exported ONNX file.
         output: Folder of the bundle; None names it ``<model>-<precision>-<backend>`` beside the model.
         calib: Folder of real images to calibrate INT8 on, or ``random`` for noise.
-        samples: Folder of images whose answers the bundle keeps; None takes some of the calibration's, or synthetic ones.
+        samples: Folder of images whose answers the bundle keeps; None takes some of the calibration's, or makes some.
     """
 
     model: Path
@@ -147,7 +142,9 @@ def _fill(folder: Path, name: str, job: _Job, progress: "Progress") -> None:
         (folder / CALIBRATION).write_bytes(job.calibration.to_json())
     (folder / LOG).write_text("".join(f"{line}\n" for line in (*job.lowered.notes, *engine.log)))
     with progress.task("recording answers"):
-        measured = _measure(folder, data, engine, job)
+        answers = golden.answer(folder / engine.file, data, job.spec, job.source.card, job.samples)
+        golden.write(folder / GOLDEN, answers)
+        measured = golden.compare(answers, job.source.data, real=job.samples is not None)
     chain = HashChain(
         weights=job.source.card.weights_sha256,
         onnx=job.source.sha256,
@@ -207,12 +204,10 @@ def _sample_images(samples: Path | None, calibration_set: "ImageDataset | None")
     from resnet_deploy.datasets import find_images
 
     images = find_images(samples) if samples is not None else calibration_set
-    return images.subset(GOLDEN_IMAGES) if images is not None else None
+    return images.subset(golden.IMAGES) if images is not None else None
 
 
-def _calibrate(
-    source: _Source, spec: BuildSpec, dataset: "ImageDataset | None", progress: "Progress"
-) -> "Calibration":
+def _calibrate(source: _Source, spec: BuildSpec, dataset: "ImageDataset | None", progress: "Progress") -> "Calibration":
     from resnet_deploy.quantize.calibrate import CalibrationSource
 
     preprocess = source.card.preprocess
@@ -259,57 +254,3 @@ def _cached(output: Path, key: str) -> Bundle | None:
     except BundleError:
         return None  # damaged: built anew in its place
     return bundle if bundle.manifest.cache_key == key else None
-
-
-def _measure(folder: Path, lowered: bytes, engine: "BuiltEngine", job: _Job) -> Measured:
-    """Record answers to a few inputs in ``golden.npz`` and compare them with the FP32 model's."""
-    from resnet_deploy.ort_session import open_session
-    from resnet_deploy.runners.ort import OrtRunner
-
-    card = job.source.card
-    images = _golden_images(job)
-    latency_s = None
-    if job.spec.backend == "onnxruntime":
-        runner = OrtRunner(folder / engine.file, card, job.spec.batch, threads=environment.compute_threads())
-        logits, latency_s = infer(runner, images), _median_latency(runner, images)
-        runner.close()
-    else:
-        session = open_session(lowered, as_written=True)
-        (logits,) = session.run([OUTPUT_NAME], {INPUT_NAME: images})
-    if not np.isfinite(logits).all():
-        raise AccuracyError(
-            f"the {job.spec.precision} engine gives logits that are not finite",
-            hint="the model's activations do not fit this precision; build with --fp32",
-        )
-    (expected,) = open_session(job.source.data).run([OUTPUT_NAME], {INPUT_NAME: images})
-    np.savez(folder / GOLDEN, images=images, logits=logits)
-    difference = compare_logits(expected, logits)
-    return Measured(
-        by="engine" if latency_s is not None else "simulation",
-        inputs="images" if job.samples else "synthetic",
-        images=len(images),
-        agreement=difference.agreement,
-        sqnr_db=min(difference.sqnr_db, 200.0),  # equal outputs have no noise, and JSON no infinity
-        max_difference=float(difference.max_difference.max()),
-        latency_s=latency_s,
-    )
-
-
-def _golden_images(job: _Job) -> "Array":
-    preprocess = job.source.card.preprocess
-    if job.samples is None:
-        return lowering.synthetic_images(preprocess, GOLDEN_IMAGES, seed=1)
-    from resnet_deploy.images import batch_from_images
-
-    return batch_from_images(job.samples.paths, preprocess)
-
-
-def _median_latency(runner: "OrtRunner", images: "Array") -> float:
-    """Median seconds of a few calls at the engine's smallest batch: an indication, not a benchmark."""
-    batch = np.resize(images, (runner.batch.min, *images.shape[1:]))
-    taken = []
-    for _ in range(_LATENCY_CALLS):
-        start = time.perf_counter()
-        run_once(runner, batch)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)

@@ -82,7 +82,9 @@ def calibrate(
     return calibration_from(histograms, spec.calibration, msgspec.structs.replace(source, images=count))
 
 
-def dataset_batches(dataset: "ImageDataset", preprocess: Preprocess, progress: "Progress", what: str) -> "Iterator[Array]":
+def dataset_batches(
+    dataset: "ImageDataset", preprocess: Preprocess, progress: "Progress", what: str
+) -> "Iterator[Array]":
     """Yield the images of ``dataset`` as contract tensors, a few at a time."""
     from resnet_deploy.datasets import BatchReader
 

@@ -4,10 +4,10 @@ The observed state is a function of the set of images alone. Images pass one at 
 decoded in: kernels may round differently at another batch size, and one image's activations are all that is ever held.
 """
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+import numpy as np
 import onnx_ir as ir
 
 from resnet_deploy.errors import DataError, ModelError
@@ -19,6 +19,8 @@ from resnet_deploy.quantize.ranges import Range, choose_ranges
 from resnet_deploy.specs import INPUT_NAME, CalibrationMethod, CalibrationSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from resnet_deploy.protocols import Array
 
 SCHEMA_VERSION: Final = 1
@@ -104,13 +106,14 @@ def observe(model: ir.Model, images: "Iterable[Array]") -> tuple[dict[str, Histo
     for batch in images:
         for index in range(len(batch)):
             tensors = session.run(names, {INPUT_NAME: batch[index : index + 1]})
-            for name, values in zip(names, tensors, strict=True):
-                try:
-                    histograms[name].update(values)
-                except ValueError as error:
-                    raise ModelError(f"calibration image {count + 1}: in tensor {name}, {error}",
-                                     hint="check the weights and the image") from error
             count += 1
+            for name, values in zip(names, tensors, strict=True):
+                if not np.isfinite(values).all():
+                    raise ModelError(
+                        f"calibration image {count}: tensor {name} has a value that is not finite",
+                        hint="check the weights and the image",
+                    )
+                histograms[name].update(values)
     if count == 0:
         raise DataError("no calibration images", hint="give --calib a folder of real images")
     return histograms, count
@@ -121,9 +124,7 @@ def calibration_from(histograms: dict[str, Histogram], spec: CalibrationSpec, so
     tensors = {
         name: TensorCalibration(
             observed=(histogram.low, histogram.high),
-            ranges={
-                method: (chosen.low, chosen.high) for method, chosen in choose_ranges(histogram, spec).items()
-            },
+            ranges={method: (chosen.low, chosen.high) for method, chosen in choose_ranges(histogram, spec).items()},
             values=histogram.total,
             histogram_sha256=histogram.digest,
         )

@@ -93,4 +93,6 @@ def _shortcut_index(node: ir.Node) -> int:
         source = producer.inputs[0]
         if source is not None and len(source.consumers()) > 1:
             return index
-    raise ModelError(f"{node.name} adds two tensors of which neither is a shortcut", hint="give a model that `export` wrote")
+    raise ModelError(
+        f"{node.name} adds two tensors of which neither is a shortcut", hint="give a model that `export` wrote"
+    )

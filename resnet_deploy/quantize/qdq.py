@@ -212,7 +212,9 @@ def weight_scales(weights: "NDArray[np.float32]", form: QdqForm) -> "NDArray[np.
     magnitudes = np.abs(weights.reshape(len(weights), -1)).max(1).astype(np.float64)
     if not form.per_channel:
         magnitudes[:] = magnitudes.max()
-    return np.array([_representable(magnitude / _weight_limit(form), form) for magnitude in magnitudes], form.scale_dtype)
+    return np.array(
+        [_representable(magnitude / _weight_limit(form), form) for magnitude in magnitudes], form.scale_dtype
+    )
 
 
 def _representable(scale: float, form: QdqForm) -> float:

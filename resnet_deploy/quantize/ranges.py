@@ -82,7 +82,7 @@ def _divergence(counts: "NDArray[np.float64]", bins: int) -> float:
     sums = np.bincount(level, weights=kept, minlength=_LEVELS)
     sizes = np.bincount(level, weights=occupied, minlength=_LEVELS)
     quantized = np.where(occupied, (sums / np.maximum(sizes, 1))[level], 0.0)
-    # P may have its clipped mass in a bin where Q has none; Q gets a vanishing share there, as P(x) ln(1/0) is infinite.
+    # P may have its clipped mass in a bin where Q has none; Q gets a vanishing share there, for ln(1/0) is infinite.
     support = reference > 0
     p = reference[support] / reference.sum()
     q = np.maximum(quantized[support] / max(quantized.sum(), 1e-30), 1e-12)

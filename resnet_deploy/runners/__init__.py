@@ -22,7 +22,8 @@ def find_runner(name: str) -> RunnerFactory:
     backend = find_backend(name)
     if not backend.runner:
         raise BackendError(
-            f"this version of resnet-deploy does not run {name} engines", hint="run one built with --backend onnxruntime"
+            f"this version of resnet-deploy does not run {name} engines",
+            hint="run one built with --backend onnxruntime",
         )
     module, _, attribute = backend.runner.partition(":")
     return cast("RunnerFactory", getattr(importlib.import_module(module), attribute).open)

@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from resnet_deploy.batching import check_feed
-from resnet_deploy.protocols import TensorSpec
 from resnet_deploy.runners import tensor_specs
 from resnet_deploy.specs import BatchRange, ModelCard
 
 if TYPE_CHECKING:
     from resnet_deploy.bundle import Bundle
-    from resnet_deploy.protocols import Array
+    from resnet_deploy.protocols import Array, TensorSpec
 
 
 class NullRunner:

@@ -7,12 +7,11 @@ from torch import nn
 
 from resnet_deploy.batching import check_feed
 from resnet_deploy.errors import BackendError
-from resnet_deploy.protocols import TensorSpec
 from resnet_deploy.runners import tensor_specs
 
 if TYPE_CHECKING:
     from resnet_deploy.bundle import Bundle
-    from resnet_deploy.protocols import Array
+    from resnet_deploy.protocols import Array, TensorSpec
     from resnet_deploy.specs import BatchRange, ModelCard
 
 
