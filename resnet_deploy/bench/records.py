@@ -7,7 +7,7 @@ Schema history: 1, the first.
 """
 
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -19,6 +19,8 @@ from resnet_deploy.specs import Preprocess
 
 SCHEMA_VERSION: Final = 1
 
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
 
 class Samples(msgspec.Struct, frozen=True, kw_only=True):
     """Latencies of one engine at one batch size.
@@ -28,16 +30,27 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True):
         scope: What lies inside the timer: ``host`` is load, enqueue, synchronize and fetch on arrays in host memory.
         seconds: One value per call, in the order they were measured.
         rounds: Which round each call belongs to; engines take turns within a round.
+
+    Raises:
+        ValueError: If there is no call, a call took no time, or rounds and calls do not go together.
     """
 
-    batch: int
+    batch: Count
     scope: Scope
     seconds: tuple[float, ...]
     rounds: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        if not self.seconds or len(self.seconds) != len(self.rounds):
+            raise ValueError(f"{len(self.seconds)} calls in {len(self.rounds)} rounds entries at batch {self.batch}")
+        if min(self.seconds) <= 0:
+            raise ValueError(f"a call of {min(self.seconds)} s at batch {self.batch}")
+
 
 class Outputs(msgspec.Struct, frozen=True, kw_only=True):
     """What one engine answered on the data set, per image and in the data set's order.
+
+    FP16 can overflow, and JSON has no NaN or infinity: a sum that is not finite is written as null and read as None.
 
     Attributes:
         top5: The five best classes, best first (fewer where the model has fewer classes).
@@ -47,9 +60,9 @@ class Outputs(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     top5: tuple[tuple[int, ...], ...]
-    noise: tuple[float, ...] = ()
-    signal: tuple[float, ...] = ()
-    max_difference: tuple[float, ...] = ()
+    noise: tuple[float | None, ...] = ()
+    signal: tuple[float | None, ...] = ()
+    max_difference: tuple[float | None, ...] = ()
 
 
 class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +85,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     sha256: str
     device: str
-    latency: tuple[Samples, ...]
+    latency: Annotated[tuple[Samples, ...], msgspec.Meta(min_length=1)]
     outputs: Outputs | None = None
 
 
@@ -89,7 +102,7 @@ class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     digest: str
-    images: int
+    images: Count
     labels: tuple[int, ...] = ()
     skipped: tuple[str, ...] = ()
 
@@ -121,6 +134,9 @@ class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):
         engines: In the order they were given, the reference first.
         reference: Name of the engine the others are compared with; empty when there is none.
         not_run: Engines that were found and could not be run here.
+
+    Raises:
+        ValueError: If the reference is not among the engines, or answers or labels are not one per image.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -137,6 +153,17 @@ class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):
     engines: tuple[EngineRecord, ...]
     reference: str = ""
     not_run: tuple[NotRun, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.reference and self.reference not in [engine.name for engine in self.engines]:
+            raise ValueError(f"the reference {self.reference!r} is not among the engines")
+        if self.dataset is None:
+            return
+        counts = {"labels": len(self.dataset.labels)} if self.dataset.labels else {}
+        counts |= {f"answers of {one.name!r}": len(one.outputs.top5) for one in self.engines if one.outputs is not None}
+        for what, count in counts.items():
+            if count != self.dataset.images:
+                raise ValueError(f"{count} {what} for {self.dataset.images} images")
 
 
 def write_record(record: BenchRecord, path: Path) -> None:

@@ -1,0 +1,191 @@
+"""What the terminal and the page say alike: figures as text, names made printable, conditions in words."""
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+from resnet_deploy.bench import statistics
+from resnet_deploy.bench.records import BenchRecord, NotRun, Samples
+from resnet_deploy.bench.statistics import Interval
+from resnet_deploy.environment import Environment
+
+NOTHING: Final = "\N{EN DASH}"  # stands where there is no figure, and between the ends of an interval
+MICRO: Final = "\N{MICRO SIGN}"
+
+_SCOPES: Final = {
+    "host": "host: arrays in host memory in, logits in host memory out; image decoding not included",
+    "device": "device: the engine alone, on arrays that are already in its memory; copies and decoding not included",
+    "end_to_end": "end to end: everything from the call's inputs to its answers",
+}
+
+
+def printable(text: str) -> str:
+    r"""Write control characters and the like as ``\x1b``: names come from users' folders, and some steer terminals."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Round to so many significant digits, never dropping digits before the point."""
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("\N{INFINITY}" if value > 0 else "-\N{INFINITY}")
+    decimals = 0 if value == 0 else max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
+
+
+def size(size_bytes: int) -> str:
+    """Megabytes (10^6 bytes) as text, without the unit."""
+    return significant(size_bytes / 1e6)
+
+
+def milliseconds(seconds: float) -> str:
+    """Milliseconds as text, without the unit."""
+    return significant(seconds * 1e3)
+
+
+def percent(share: float) -> str:
+    """Percent as text, without the unit."""
+    return f"{share * 100:.2f}"
+
+
+def points(share: float) -> str:
+    """Difference of two shares in percentage points, with its sign."""
+    return f"{share * 100:+.2f}"
+
+
+def ratio(value: float) -> str:
+    """Write a speed-up with two decimals, or none once they say nothing."""
+    return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
+
+
+def decibels(value: float) -> str:
+    """Decibels as text, without the unit."""
+    return f"{value:.1f}" if math.isfinite(value) else significant(value)
+
+
+def limits(interval: Interval, write: Callable[[float], str]) -> str:
+    """Write the two ends of an interval."""
+    low, high = write(interval.low), write(interval.high)
+    return f"{low} to {high}" if low.startswith(("-", "+")) else f"{low}{NOTHING}{high}"
+
+
+def reference_name(record: BenchRecord) -> str:
+    """Name the reference as prose does."""
+    return "PyTorch" if record.reference in ("pytorch", "torch") else printable(record.reference)
+
+
+def title(record: BenchRecord) -> str:
+    """Say what was measured and when."""
+    return f"{record.architecture} on {data_name(record)}, {created(record)}"
+
+
+def created(record: BenchRecord) -> str:
+    """Write the time of the run without the fractions and the T of ISO 8601."""
+    return f"{record.created[:16].replace('T', ' ')} UTC"
+
+
+def data_name(record: BenchRecord) -> str:
+    """Name the data set."""
+    return printable(record.dataset.name) if record.dataset is not None else "synthetic images"
+
+
+def timed(record: BenchRecord) -> tuple[str, ...]:
+    """Say what lies inside the timer, once per scope that was used."""
+    used = dict.fromkeys(samples.scope for engine in record.engines for samples in engine.latency)
+    return tuple(_SCOPES[scope] for scope in used)
+
+
+def data(record: BenchRecord) -> tuple[str, ...]:
+    """Describe the images, and what cannot be said without them or their labels."""
+    dataset = record.dataset
+    if dataset is None:
+        return ("no images: latencies are taken on synthetic ones, and there is no accuracy",)
+    labelled = "labelled" if dataset.labels else "unlabelled"
+    lines = [f"{printable(dataset.name)}: {dataset.images:,} images, {labelled}, SHA-256 {dataset.digest[:12]}"]
+    if not dataset.labels:
+        only = (
+            f"agreement with {reference_name(record)} only" if record.reference else "no accuracy without a reference"
+        )
+        lines.append(f"no labels: {only}")
+    if dataset.skipped:
+        names = ", ".join(printable(name) for name in dataset.skipped[:3])
+        more = ", ..." if len(dataset.skipped) > 3 else ""
+        lines.append(f"{len(dataset.skipped)} corrupt left out at your request: {names}{more}")
+    return tuple(lines)
+
+
+def procedure(record: BenchRecord) -> str:
+    """Say how the calls were made."""
+    threads = "1 thread" if record.threads == 1 else f"{record.threads} threads"
+    return (
+        f"{threads} per engine on the CPU; {record.warmup_calls} untimed calls first; "
+        f"engines take turns, in random order (seed {record.seed})"
+    )
+
+
+def harness(record: BenchRecord) -> str:
+    """Say what the harness itself costs, as the null runner shows it."""
+    if not record.harness:
+        return "overhead not measured"
+    costs = ", ".join(f"{_microseconds(samples)} at batch {samples.batch}" for samples in record.harness)
+    return f"costs {costs} per call, as the null runner shows; included in the latencies"
+
+
+def environment(record: BenchRecord) -> tuple[tuple[str, str], ...]:
+    """Describe the machine as pairs of a name and a value."""
+    env = record.environment
+    cores = "1 core" if env.cpu.cores == 1 else f"{env.cpu.cores} cores"
+    features = ", ".join(env.cpu.features) or env.cpu.reason or "none that matter here"
+    memory = f"{env.memory_bytes / 2**30:.0f} GiB" if env.memory_bytes else "unknown"
+    rows = [
+        ("CPU", f"{env.cpu.model}, {cores}"),
+        ("CPU features", f"{features}; INT8 dot product: {'yes' if env.cpu.has_vnni else 'no'}"),
+        ("memory", memory),
+        *(("GPU", line) for line in _gpus(env)),
+        ("system", f"{env.os}, kernel {env.kernel}, {env.machine}"),
+        ("Python", env.python),
+        *((library.name, library.version) for library in env.libraries),
+    ]
+    return tuple((name, printable(value)) for name, value in rows)
+
+
+def machine(record: BenchRecord) -> str:
+    """Describe the machine in one line."""
+    return "; ".join(_phrase(name, value) for name, value in environment(record))
+
+
+def not_run(missing: NotRun) -> str:
+    """Say which engine was found and not run, and why."""
+    kind = f"{missing.backend} {missing.precision}, {size(missing.size_bytes)} MB"
+    return f"{printable(missing.name)} ({kind}): {printable(missing.reason)}"
+
+
+def meanings(record: BenchRecord) -> tuple[str, ...]:
+    """Explain the columns."""
+    lines = ["images/s: at the batch where it is highest, in brackets"]
+    if record.reference:
+        name = reference_name(record)
+        lines.append(f"speed-up: images/s over {name}'s, with the 95 % interval")
+        if record.dataset is not None:
+            lines.append(f"agreement: images with the same best class as {name}'s")
+            lines.append(f"SQNR: {name}'s logits over the difference from them; 20 dB is 10 % off, 40 dB 1 %")
+    return tuple(lines)
+
+
+def _microseconds(samples: Samples) -> str:
+    return f"{significant(statistics.percentile(samples.seconds, 50) * 1e6)} {MICRO}s"
+
+
+def _gpus(env: Environment) -> list[str]:
+    driver = f"CUDA {env.gpu.driver}" + (f", driver {env.gpu.kernel_driver}" if env.gpu.kernel_driver else "")
+    if not env.gpu.gpus:
+        return [f"none ({env.gpu.reason})"]
+    return [
+        f"{gpu.name}, compute capability {gpu.compute_capability}, {gpu.memory_bytes / 2**30:.0f} GiB; {driver}"
+        for gpu in env.gpu.gpus
+    ]
+
+
+def _phrase(name: str, value: str) -> str:
+    if name == "GPU" and value.startswith("none "):
+        return f"no GPU {value[5:]}"
+    return value if name in ("CPU", "CPU features", "GPU", "system") else f"{name} {value}"
