@@ -9,6 +9,8 @@ from resnet_deploy.environment import Cpu, Environment, GpuProbe, Library
 from resnet_deploy.specs import Preprocess
 
 CLASSES = 10
+# What a user's folder may be called.
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror='alert(2)'>[red]\x1b[31m\u202e&amp;{{ 7*7 }}"
 
 SYNTHETIC_ENVIRONMENT = Environment(
     os="Synthetic Linux 1",

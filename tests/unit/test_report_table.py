@@ -1,0 +1,178 @@
+"""The terminal table at several widths, over synthetic records."""
+
+import io
+import math
+import re
+
+import msgspec
+import pytest
+from record_factory import ENGINES, HOSTILE, REFERENCE, SyntheticEngine, make_record
+from rich.cells import cell_len
+from rich.console import Console
+
+from resnet_deploy.bench import statistics
+from resnet_deploy.environment import Gpu, GpuProbe
+from resnet_deploy.report import wording
+from resnet_deploy.report.table import print_table
+
+
+def table_text(record, width=100, **options):
+    console = Console(file=io.StringIO(), width=width, **options)
+    print_table(record, console)
+    return console.file.getvalue()
+
+
+def headers(text):
+    """The two header lines above each rule."""
+    lines = text.splitlines()
+    return [lines[number - 2 : number] for number, line in enumerate(lines) if line.startswith("─")]
+
+
+@pytest.fixture(scope="module")
+def record():
+    return make_record()
+
+
+class TestTable:
+    @pytest.mark.parametrize(("width", "tables"), [(80, 2), (100, 2), (129, 2), (130, 1), (140, 1), (200, 1)])
+    def test_fits_with_names_and_figures_whole(self, record, width, tables):
+        text = table_text(record, width)
+        assert len(headers(text)) == tables
+        assert max(map(cell_len, text.splitlines())) <= width
+        assert "…" not in text
+        for row in statistics.summarize(record):
+            (*_, line) = [line for line in text.splitlines() if line.startswith(f"{row.engine.name} ")]
+            assert f"{wording.milliseconds(row.p50_s)}  {wording.milliseconds(row.p90_s)}" in line
+            assert f"{wording.significant(row.throughput)} ({row.best_batch})" in line
+
+    def test_at_80_columns_accuracy_and_speed_are_apart(self, record):
+        (_, accuracy), (above, speed) = headers(table_text(record, 80))
+        assert accuracy.split() == ["engine", "precision", "MB", "%", "%", "PyTorch", "%", "SQNR", "dB"]
+        assert above.split() == ["latency", "ms,", "batch", "1", "images/s", "speed-up"]
+        assert speed.split() == ["engine", "p50", "p90", "p99", "(batch)", "PyTorch", "=", "1"]
+
+    def test_names_that_do_not_fit_fold_at_hyphens(self):
+        engines = (REFERENCE, SyntheticEngine("resnet152-onnxruntime-int8-percentile-without-the-classifier"))
+        text = table_text(make_record(engines), 80)
+        width = text.splitlines()[3].index("precision")
+        lines = [line[:width].strip() for line in text.splitlines()]
+        first = lines.index("pytorch") + 1
+        assert "".join(lines[first : first + 3]) == engines[1].name
+        assert [line[-1] for line in lines[first : first + 2]] == ["-", "-"]
+        assert re.search(r"\d+\.\d \(32\)", text)
+
+    @pytest.mark.parametrize("width", [40, 50, 60])
+    def test_narrow_terminals_get_more_tables_not_cut_figures(self, record, width):
+        text = table_text(record, width)
+        assert len(headers(text)) > 2
+        assert max(map(cell_len, text.splitlines())) <= width
+        assert "…" not in text
+        assert re.search(r"2\.\d\d \(2\.\d\d\u20132\.\d\d\)", text)
+
+    def test_figures_by_hand(self, record):
+        text = table_text(record, 140)
+        line = next(line for line in text.splitlines() if line.startswith("resnet50-onnxruntime-int8"))
+        answers, labels = record.engines[2].outputs.top5, record.dataset.labels
+        top1 = sum(best[0] == label for best, label in zip(answers, labels, strict=True)) / 4
+        top5 = sum(label in best for best, label in zip(answers, labels, strict=True)) / 4
+        pairs = zip(answers, record.engines[0].outputs.top5, strict=True)
+        agreement = sum(best[0] == other[0] for best, other in pairs) / 4
+        assert top1 < top5 < agreement < 100
+        assert line.split()[:7] == [
+            *("resnet50-onnxruntime-int8", "int8", "26.1"),
+            *(f"{top1:.2f}", f"{top5:.2f}", f"{agreement:.2f}", "31.5"),
+        ]
+        reference = next(line for line in text.splitlines() if line.startswith("pytorch "))
+        assert reference.split()[5:7] == ["\N{EN DASH}", "\N{EN DASH}"]
+        assert reference.split()[-1] == "1"
+
+    def test_conditions_stand_below(self, record):
+        text = " ".join(table_text(record, 200).split())
+        for said in (
+            "host: arrays in host memory in, logits in host memory out; image decoding not included",
+            "2 threads per engine on the CPU; 10 untimed calls first",
+            "µs at batch 1,",
+            "as the null runner shows",
+            "synthetic-set: 400 images, labelled, SHA-256 dddddddddddd",
+            "Synthetic CPU 9000, 8 cores; avx2, avx512_vnni; INT8 dot product: yes; memory 32 GiB; no GPU (libcuda",
+            "torch 0.0.1; onnxruntime 0.0.2",
+            "not run resnet50-tensorrt-rtx-fp16 (tensorrt-rtx fp16, 51.3 MB): no NVIDIA GPU: libcuda",
+            "speed-up: images/s over PyTorch's, with the 95 % interval",
+        ):
+            assert said in text
+        assert "warnings" not in text
+        assert "no labels" not in text
+
+    def test_warnings_name_their_engine(self):
+        text = " ".join(table_text(make_record(rounds=1), 140).split())
+        assert "warnings pytorch: p99 of 20 calls at batch 1 is simply the slowest call; " in text
+        assert text.count("intervals rest on 1 round at batch") == len(ENGINES)
+
+    def test_without_labels(self):
+        text = table_text(make_record(labelled=False), 140)
+        assert "top-1" not in text
+        assert "agreement" in headers(text)[0][0]
+        assert "no labels: agreement with PyTorch only" in text
+
+    def test_without_images(self):
+        text = table_text(make_record(images=0), 140)
+        assert not re.search("top-1|agreement|SQNR", text)
+        assert "no images: latencies are taken on synthetic ones, and there is no accuracy" in text
+        assert "speed-up" in headers(text)[0][0]
+
+    def test_without_reference(self):
+        text = table_text(make_record(reference=""), 140)
+        assert "top-1" in headers(text)[0][0]
+        assert not re.search("agreement|SQNR|speed-up", text)
+        unlabelled = table_text(make_record(reference="", labelled=False), 140)
+        assert "no labels: no accuracy without a reference" in unlabelled
+
+    def test_without_any_engine(self):
+        text = table_text(make_record((), reference=""))
+        assert "no engine could be run here" in text
+        assert "not run" in text
+
+    def test_engines_of_different_smallest_batches_say_so_in_brackets(self, record):
+        last = msgspec.structs.replace(record.engines[-1], latency=record.engines[-1].latency[1:])
+        text = table_text(msgspec.structs.replace(record, engines=(*record.engines[:-1], last)), 160)
+        assert "latency ms (batch)" in headers(text)[0][0]
+        assert re.search(r"28\.\d \(1\)", text)
+        assert re.search(r"6\d\.\d \(8\)", text)
+
+    def test_no_colour_unless_asked_for(self, record):
+        assert "\x1b" not in table_text(record)
+        assert "\x1b" in table_text(record, force_terminal=True, color_system="standard")
+
+    def test_names_cannot_steer_the_terminal(self):
+        engines = (REFERENCE, SyntheticEngine(HOSTILE))
+        text = table_text(make_record(engines, dataset_name=HOSTILE, skipped=(HOSTILE,)), 250)
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+        assert text.count(r"[red]\x1b[31m\u202e") >= 3
+
+    def test_skipped_images_are_told(self):
+        text = table_text(make_record(skipped=("a.jpg", "b.jpg", "c.jpg", "d.jpg")), 140)
+        assert "4 corrupt left out at your request: a.jpg, b.jpg, c.jpg, ..." in text
+
+    def test_gpus_are_told(self, record):
+        probe = GpuProbe((Gpu("Synthetic GPU", "9.0", 80 * 2**30),), "13.0", "", "999.0")
+        environment = msgspec.structs.replace(record.environment, gpu=probe)
+        text = table_text(msgspec.structs.replace(record, environment=environment), 200)
+        assert "; Synthetic GPU, compute capability 9.0, 80 GiB; CUDA 13.0, driver 999.0" in " ".join(text.split())
+
+
+class TestWording:
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            *((0, "0"), (0.0123, "0.0123"), (0.3326, "0.333"), (9.6643, "9.66"), (27.71, "27.7"), (418.2, "418")),
+            *((1252.4, "1,252"), (83107.2, "83,107"), (-1.5, "-1.50")),
+            *((math.inf, "∞"), (-math.inf, "-∞"), (math.nan, "NaN")),
+        ],
+    )
+    def test_significant(self, value, expected):
+        assert wording.significant(value) == expected
+
+    def test_printable(self):
+        assert wording.printable("a\x1b[31m\n\u202e\udcff") == r"a\x1b[31m\n\u202e\udcff"
+        assert wording.printable("Grüße 模型") == "Grüße 模型"
