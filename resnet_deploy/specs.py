@@ -196,18 +196,19 @@ class CalibrationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     Attributes:
         method: ``max`` keeps the whole range; ``percentile`` clips the rarest values; ``entropy`` minimises the KL
-            divergence between the distribution and its quantized form.
+            divergence between the distribution and its quantized form. The default follows the whole range of a
+            well-behaved tensor and still drops the few values that would stretch it.
         percentile: Share of values kept by ``percentile``, in percent.
         max_images: Calibrate on at most this many images, spread evenly over the data set.
     """
 
-    method: CalibrationMethod = "entropy"
-    percentile: float = 99.99
+    method: CalibrationMethod = "percentile"
+    percentile: float = 99.999
     max_images: int = 512
 
     def __post_init__(self) -> None:
         if not 50.0 < self.percentile <= 100.0:
-            raise SpecError(f"percentile {self.percentile} is not in (50, 100]", hint="use a value such as 99.99")
+            raise SpecError(f"percentile {self.percentile} is not in (50, 100]", hint="use a value such as 99.999")
         if self.max_images < 1:
             raise SpecError(f"{self.max_images} calibration images", hint="calibrate on at least one image")
 

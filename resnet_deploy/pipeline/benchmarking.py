@@ -97,6 +97,7 @@ def bench(inputs: BenchInputs, spec: BenchSpec, *, threads: int, progress: "Prog
                 f"none of the engines can run here: {not_run[0].name}: {not_run[0].reason}",
                 hint="see `resnet-deploy doctor`",
             )
+        _require_common_batch(candidates, spec)
         return _run(_Lineup(tuple(candidates), tuple(not_run), card, threads), reader, spec, progress)
 
 
@@ -200,6 +201,17 @@ def _dataset_record(reader: BatchReader) -> DatasetRecord:
         labels=tuple(dataset.labels[index] for index in kept) if dataset.labels else (),
         skipped=tuple(path.relative_to(dataset.root).as_posix() for path in reader.skipped),
     )
+
+
+def _require_common_batch(candidates: Sequence[_Candidate], spec: BenchSpec) -> None:
+    """Refuse batch sizes of which an engine takes none: it would be left out of the timing unnoticed."""
+    for candidate in candidates:
+        taken = candidate.entrant.runner.batch
+        if not any(taken.min <= batch <= taken.max for batch in spec.batches):
+            raise SpecError(
+                f"{candidate.entrant.name} takes batches of {taken.min} to {taken.max}, none of which is measured",
+                hint=f"add one to --batches, such as --batches {taken.min}",
+            )
 
 
 def _common_card(bundles: Sequence[Bundle]) -> ModelCard:
