@@ -53,6 +53,11 @@ class Runner(Protocol):
         """Batch sizes that ``load`` accepts."""
         ...
 
+    @property
+    def device(self) -> str:
+        """What it runs on, in the backend's own words, such as ``CPUExecutionProvider``."""
+        ...
+
     def load(self, feed: "Array") -> None:
         """Stage one batch, shape (N, *input.shape); raise FeedError if shape, dtype or N do not fit.
 

@@ -58,7 +58,6 @@ class _Candidate:
     precision: str
     size_bytes: int
     sha256: str
-    device: str
 
 
 def find_engines(folder: Path) -> tuple[Path, ...]:
@@ -89,7 +88,8 @@ def bench(inputs: BenchInputs, spec: BenchSpec, *, threads: int, progress: "Prog
         reader = BatchReader(dataset, card.preprocess, _EVALUATION_BATCH, skip_corrupt=inputs.skip_corrupt)
     threads = threads or environment.compute_threads()
     with contextlib.ExitStack() as stack:
-        candidates, not_run = _open_all(bundles, inputs, card, spec, threads)
+        with progress.task("opening the engines"):
+            candidates, not_run = _open_all(bundles, inputs, card, spec, threads)
         for candidate in candidates:
             stack.callback(candidate.entrant.runner.close)
         if not candidates:
@@ -137,6 +137,8 @@ def _run(lineup: _Lineup, reader: BatchReader | None, spec: BenchSpec, progress:
         images = evaluation.first
     null = Entrant(NULL, NullRunner(lineup.card, BatchRange(1, 1, max(spec.batches))))
     latency = measure_in_turns([*lineup.entrants, null], images, spec, progress)
+    with progress.task("hashing the data set"):
+        dataset = None if reader is None else _dataset_record(reader)
     return BenchRecord(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
         environment=environment.collect(),
@@ -146,7 +148,7 @@ def _run(lineup: _Lineup, reader: BatchReader | None, spec: BenchSpec, progress:
         threads=lineup.threads,
         warmup_calls=WARMUP_CALLS,
         seed=spec.seed,
-        dataset=None if reader is None else _dataset_record(reader),
+        dataset=dataset,
         harness=latency[NULL],
         engines=tuple(_engine_record(candidate, latency, outputs) for candidate in lineup.candidates),
         reference=lineup.reference,
@@ -164,7 +166,7 @@ def _engine_record(
         precision=candidate.precision,
         size_bytes=candidate.size_bytes,
         sha256=candidate.sha256,
-        device=candidate.device,
+        device=candidate.entrant.runner.device,
         latency=latency[name],
         outputs=outputs.get(name),
     )
@@ -239,7 +241,7 @@ def _open_all(
         path = inputs.reference or find_reference([bundle.path.parent for bundle in bundles], card)
         runner = open_reference(path, card, BatchRange(1, 1, max(*spec.batches, _EVALUATION_BATCH)), threads)
         entrant = Entrant(REFERENCE, runner)
-        candidates.append(_Candidate(entrant, "torch", "fp32", path.stat().st_size, card.weights_sha256, "cpu"))
+        candidates.append(_Candidate(entrant, "torch", "fp32", path.stat().st_size, card.weights_sha256))
     for bundle in bundles:
         manifest, size = bundle.manifest, bundle.engine_path.stat().st_size
         bundle.verify_files()
@@ -258,7 +260,5 @@ def _open_all(
             continue
         entrant = Entrant(bundle.path.name, runner)
         digest = artifact.sha256_file(bundle.engine_path)
-        candidates.append(
-            _Candidate(entrant, manifest.spec.backend, manifest.spec.precision, size, digest, "CPUExecutionProvider")
-        )
+        candidates.append(_Candidate(entrant, manifest.spec.backend, manifest.spec.precision, size, digest))
     return candidates, not_run

@@ -45,9 +45,10 @@ def export(spec: ExportSpec, output: Path, progress: "Progress") -> Exported:
         AccuracyError: If the graph differs from PyTorch beyond tolerance.
     """
     try:
-        from resnet_deploy import checkpoints, models
-        from resnet_deploy.export import check_export, export_onnx
-        from resnet_deploy.onnx_files import bytes_from_onnx
+        with progress.task("loading PyTorch"):
+            from resnet_deploy import checkpoints, models
+            from resnet_deploy.export import check_export, export_onnx
+            from resnet_deploy.onnx_files import bytes_from_onnx
     except ImportError as error:
         raise BackendError(
             f"export needs {error.name}, which is not installed",

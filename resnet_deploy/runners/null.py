@@ -21,6 +21,7 @@ class NullRunner:
         self.output: TensorSpec
         self.input, self.output = tensor_specs(card)
         self.batch = batch
+        self.device = "none"
         self._size = 0
 
     @classmethod

@@ -30,6 +30,7 @@ class OrtRunner:
         self.input, self.output = tensor_specs(card)
         self.batch = batch
         self._session = open_session(engine, threads=threads)
+        self.device: str = self._session.get_providers()[0]
         self._feed: dict[str, Array] = {}
         self._outputs: list[Array] = []
 

@@ -31,6 +31,7 @@ class TorchRunner:
         self.input, self.output = tensor_specs(card)
         self.batch = batch
         self._network: nn.Module | None = network.eval()
+        self.device = str(next(network.parameters()).device)
         self._normalise = card.preprocess.dtype == "uint8"
         self._mean, self._std = (
             torch.tensor(values).view(1, 3, 1, 1) for values in (card.preprocess.mean, card.preprocess.std)
