@@ -303,8 +303,8 @@ def _can_build(backend: Backend, gpu: GpuProbe, try_import: Importer) -> Capabil
         if backend.name in nothing:
             return Capability(False, f"nothing to build: {nothing[backend.name]}")
         return Capability(False, f"this version of resnet-deploy does not build with {backend.name} yet")
-    # Building begins by lowering the exported graph, whatever the backend.
-    extras = {"onnx": "export", "onnx_ir": "export", backend.module: backend.extra}
+    # Whatever the backend: building lowers the exported graph, and ONNX Runtime calibrates and checks it.
+    extras = {"onnx": "export", "onnx_ir": "export", "onnxruntime": "cpu", backend.module: backend.extra}
     libraries = _have_modules(extras, try_import)
     return _has_device(backend, gpu) if libraries.ok and backend.builds_on_device else libraries
 

@@ -177,7 +177,8 @@ def _require(spec: BuildSpec) -> None:
     backend = find_backend(spec.backend)
     status = environment.backend_status(backend).build
     if not status.ok:
-        raise BackendError(f"cannot build for {spec.backend}: {status.reason}", hint=status.fix)
+        hint = status.fix or "choose --backend onnxruntime or tensorrt-rtx"
+        raise BackendError(f"cannot build for {spec.backend}: {status.reason}", hint=hint)
 
 
 def _read_source(path: Path) -> _Source:

@@ -512,7 +512,7 @@ def test_every_row_as_it_is_says_why_not(backend):
 @pytest.mark.parametrize("name", [backend.name for backend in BACKENDS if backend.module])
 def test_backend_not_installed_names_the_command(name, install):
     backend = complete(name)
-    install("onnx", "onnx_ir")
+    install(*{"onnx", "onnx_ir", "onnxruntime"} - {backend.module})
     status = backend_status(backend, on(ADA))
     missing = Capability(False, f"{name} is not installed", f'pip install "resnet-deploy[{backend.extra}]"')
     assert status.run == missing
@@ -523,8 +523,8 @@ def test_building_needs_the_graph_libraries_too(install):
     install()
     assert backend_status(complete("tensorrt-rtx"), on(ADA)).build == Capability(
         False,
-        "onnx and onnx-ir and tensorrt-rtx are not installed",
-        'pip install "resnet-deploy[export,rtx]"',
+        "onnx and onnx-ir and onnxruntime and tensorrt-rtx are not installed",
+        'pip install "resnet-deploy[export,cpu,rtx]"',
     )
 
 
@@ -572,7 +572,7 @@ def test_libraries_are_imported_only_where_asked(install):
         'pip install --force-reinstall "resnet-deploy[rtx]"',
     )
     assert (status.build, status.run) == (broken, broken)
-    assert asked == ["onnx", "onnx_ir", "tensorrt_rtx", "tensorrt_rtx"]
+    assert asked == ["onnx", "onnx_ir", "onnxruntime", "tensorrt_rtx", "tensorrt_rtx"]
 
 
 def test_a_folder_of_the_same_name_is_not_a_library(tmp_path, monkeypatch):
