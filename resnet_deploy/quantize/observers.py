@@ -61,11 +61,12 @@ class Histogram:
 
     def update(self, values: "NDArray[np.float32]") -> None:
         """Count ``values``: any shape, float32, all finite."""
-        low, high = float(values.min()), float(values.max())
+        # Adding zero turns -0.0 into 0.0: which of the two a minimum gives depends on their order.
+        low, high = float(values.min()) + 0.0, float(values.max()) + 0.0
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._cover(max(-low, high))
-        # Scaling by a power of two is exact, and so is the shift to positive bins' edge: floor is taken before it.
-        scaled = values.ravel() * np.float32(_HALF / math.ldexp(1.0, self.exponent))
+        # Scaling by a power of two is exact where nothing underflows: in double precision, a float32 never does.
+        scaled = np.multiply(values.ravel(), _HALF / math.ldexp(1.0, self.exponent), dtype=np.float64)
         np.floor(scaled, out=scaled)
         self.counts += np.bincount(scaled.astype(np.int32) + _HALF, minlength=BINS)
 
