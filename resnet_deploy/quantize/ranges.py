@@ -1,6 +1,8 @@
 """Choosing a range from a histogram: pure functions, one per calibration method."""
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -45,11 +47,13 @@ def choose_ranges(histogram: Histogram, spec: CalibrationSpec) -> dict[Calibrati
 def percentile_range(histogram: Histogram, percentile: float) -> Range:
     """Keep the ``percentile`` percent of values with the smallest magnitudes.
 
-    The threshold is a bin's upper edge, at most 1/2048 above the exact percentile's value.
+    The threshold is a bin's upper edge: above the exact percentile's value by at most one bin, which is at most 1/2048
+    of the largest magnitude.
     """
     cumulative = np.cumsum(histogram.magnitudes())
-    # The smallest number of values that makes up the share; integers, so that the result is exact.
-    needed = int(np.ceil(cumulative[-1] * (percentile / 100)))
+    # The smallest number of values that makes up the share as it is written: 99.9 % of 1,000 is 999, where binary
+    # fractions would round up to all 1,000.
+    needed = math.ceil(Fraction(str(percentile)) * int(cumulative[-1]) / 100)
     bin_index = int(np.searchsorted(cumulative, needed))
     return _clip(histogram, (bin_index + 1) * histogram.width)
 
