@@ -136,7 +136,9 @@ def calibration_from(histograms: dict[str, Histogram], spec: CalibrationSpec, so
 def _with_outputs(model: ir.Model, names: list[str]) -> ir.Model:
     """Copy ``model`` with the named tensors as its outputs."""
     tapped = model.clone()
-    values = {output.name: output for node in tapped.graph for output in node.outputs}
+    # With normalised tensors as its input, the network's input is itself an activation to observe.
+    values = {value.name: value for value in tapped.graph.inputs}
+    values |= {output.name: output for node in tapped.graph for output in node.outputs}
     tapped.graph.outputs.clear()
     tapped.graph.outputs.extend(values[name] for name in names)
     return tapped
