@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from resnet_deploy.errors import AccuracyError
+from resnet_deploy.errors import AccuracyError, WeightsError
 from resnet_deploy.onnx_files import PRODUCER, attach_card, bytes_from_onnx
 from resnet_deploy.ort_session import open_session
 from resnet_deploy.specs import INPUT_NAME, OUTPUT_NAME, ModelCard, Preprocess
@@ -111,38 +111,45 @@ def export_onnx(network: nn.Module, card: ModelCard) -> ir.Model:
 
 
 def check_export(model: ir.Model, network: nn.Module, card: ModelCard) -> ExportCheck:
-    """Run the model through ONNX's checker and, at several batch sizes, against PyTorch.
+    """Run the model through ONNX's checker and, at several batch sizes, against PyTorch; the network is left as it was.
 
     Raises:
         AccuracyError: If the logits differ by more than ``RELATIVE_TOLERANCE`` of the largest one.
+        WeightsError: If PyTorch's own logits are not finite.
     """
     data = bytes_from_onnx(model)
     onnx.checker.check_model(data, full_check=True)
     session = open_session(data)
-    difference = peak = 0.0
+    reference = copy.deepcopy(network).eval()
+    differences, peaks = [], []
     for batch in PROOF_BATCHES:
         images = example_images(card.preprocess, batch=batch, seed=batch)
-        expected = reference_logits(network, card.preprocess, images)
+        expected = reference_logits(reference, card.preprocess, images)
+        if not np.isfinite(expected).all():
+            raise WeightsError(
+                "PyTorch computes logits that are not finite", hint="check the weights for NaN and for extreme values"
+            )
         (logits,) = session.run([OUTPUT_NAME], {INPUT_NAME: images.numpy()})
-        difference = max(difference, float(np.abs(logits - expected).max()))
-        peak = max(peak, float(np.abs(expected).max()))
-    check = ExportCheck(difference, peak)
+        differences.append(np.abs(logits - expected).max())
+        peaks.append(np.abs(expected).max())
+    check = ExportCheck(float(np.max(differences)), float(np.max(peaks)))  # unlike Python's max, this keeps a NaN
     if not check.relative <= RELATIVE_TOLERANCE:
         raise AccuracyError(
-            f"the exported model differs from PyTorch by {difference:.3g} where the largest logit is {peak:.3g}",
+            f"the exported model differs from PyTorch by {check.max_difference:.3g} where the largest logit is "
+            f"{check.peak:.3g}",
             hint="this is a defect of the export, not of your model; please report it",
         )
     return check
 
 
 def reference_logits(network: nn.Module, preprocess: Preprocess, images: torch.Tensor) -> "np.ndarray":
-    """Run the untouched network on contract tensors, normalised by PyTorch itself as torchvision does it."""
+    """Run the network, in eval mode, on contract tensors, normalised by PyTorch itself as torchvision does it."""
     if preprocess.dtype == "uint8":
         images = images.permute(0, 3, 1, 2).float() / 255
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocess.mean, preprocess.std))
         images = (images - mean) / std
     with torch.inference_mode():
-        logits: np.ndarray = network.eval()(images).numpy()
+        logits: np.ndarray = network(images).numpy()
     return logits
 
 
