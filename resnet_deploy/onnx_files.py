@@ -48,7 +48,7 @@ def onnx_from_bytes(data: bytes, *, name: str) -> ir.Model:
         raise ModelError(f"{name} keeps its weights in other files", hint="save it as a single file")
     try:
         return ir.from_proto(proto)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{name} is a damaged ONNX file: {_first_line(error)}", hint=_EXPORT_HINT) from error
 
 
@@ -73,7 +73,7 @@ def read_card(model: ir.Model, *, name: str) -> ModelCard:
         raise ModelError(f"{name} carries no model card", hint=_EXPORT_HINT)
     try:
         return msgspec.json.decode(text, type=ModelCard)
-    except (msgspec.DecodeError, msgspec.ValidationError, SpecError) as error:
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, SpecError) as error:
         raise ModelError(f"{name} carries a damaged model card: {_first_line(error)}", hint=_EXPORT_HINT) from error
 
 
