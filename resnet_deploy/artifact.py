@@ -64,12 +64,17 @@ def write_bytes(path: Path, data: bytes) -> None:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Hand out a temporary path that becomes ``path`` when the block ends well, and vanishes when it does not.
 
+    Where ``path`` is a link, what it leads to is replaced and the link stays.
+
     Raises:
-        FileError: If the folder is not writable or the disk is full.
+        FileError: If the folder is not writable, the disk is full, or ``path`` is a folder or a device.
     """
+    target = _final(path)
     with translate_os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        if target.exists() and not target.is_file():
+            raise FileError(f"{path} is not a regular file", hint="give a file that may be replaced")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
         os.close(handle)
     temporary = Path(name)
     try:
@@ -77,8 +82,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
         with translate_os_errors(path):
             _make_readable(temporary)
             _flush(temporary)
-            temporary.replace(path)
-            _flush(path.parent)
+            temporary.replace(target)
+            _flush(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -87,12 +92,15 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Hand out a temporary folder that takes the place of ``path`` when the block ends well, and vanishes otherwise.
 
+    Where ``path`` is a link, what it leads to is replaced and the link stays.
+
     Raises:
         FileError: If the parent is not writable or the disk is full.
     """
+    target = _final(path)
     with translate_os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     try:
         yield temporary
         with translate_os_errors(path):
@@ -100,8 +108,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 _flush(file)
             _make_readable(temporary)
             _flush(temporary)
-            _move_into_place(temporary, path)
-            _flush(path.parent)
+            _move_into_place(temporary, target)
+            _flush(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -123,9 +131,16 @@ _EXPLANATIONS: Final = {
     errno.EROFS: ("the file system is read-only", "choose another output folder with -o"),
     errno.ENOSPC: ("no space left on the device", "free some space, or choose another output folder with -o"),
     errno.EDQUOT: ("disk quota exceeded", "free some space, or choose another output folder with -o"),
+    errno.EFBIG: ("the file would be larger than is allowed", "raise the limit (ulimit -f), or choose another place"),
+    errno.EEXIST: ("a file is where a folder must be", "check the path"),
     errno.ENOTDIR: ("a part of the path is not a folder", "check the path"),
     errno.EISDIR: ("is a folder, not a file", "give a file"),
 }
+
+
+def _final(path: Path) -> Path:
+    """Follow links, and give `.` its name."""
+    return Path(os.path.realpath(path))
 
 
 def _move_into_place(temporary: Path, path: Path) -> None:
