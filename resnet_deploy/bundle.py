@@ -20,7 +20,7 @@ import msgspec
 
 from resnet_deploy import artifact
 from resnet_deploy.environment import Environment
-from resnet_deploy.errors import BundleError, FileError
+from resnet_deploy.errors import BundleError, FileError, SpecError
 from resnet_deploy.specs import BuildSpec, ModelCard
 
 SCHEMA_VERSION: Final = 1
@@ -183,7 +183,7 @@ def _decode_manifest(path: Path, data: bytes) -> Manifest:
                 hint="upgrade resnet-deploy, or build the engine again",
             )
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, SpecError) as error:
         raise BundleError(f"{path}: {MANIFEST} is damaged: {error}", hint=_REBUILD) from error
     for name in (manifest.engine, *manifest.files):
         # A manifest may come from anywhere: names must stay inside the bundle.

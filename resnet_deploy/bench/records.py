@@ -13,7 +13,7 @@ import msgspec
 
 from resnet_deploy import artifact
 from resnet_deploy.environment import Environment
-from resnet_deploy.errors import FileError
+from resnet_deploy.errors import FileError, SpecError
 from resnet_deploy.protocols import Scope
 from resnet_deploy.specs import Preprocess
 
@@ -187,7 +187,7 @@ def read_record(path: Path) -> BenchRecord:
         if version > SCHEMA_VERSION:
             raise FileError(f"{path} has schema version {version}", hint="read it with a newer resnet-deploy")
         return msgspec.json.decode(data, type=BenchRecord)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, SpecError) as error:
         raise FileError(f"{path} is not a benchmark record: {error}", hint="give a file from `bench`") from error
 
 
