@@ -30,19 +30,26 @@ class LogitDifference:
 
     @property
     def sqnr_db(self) -> float:
-        """Power of the reference over the power of the difference, in decibels; infinite when they are equal."""
+        """Power of the reference over the power of the difference, in decibels; infinite when they are equal.
+
+        Minus infinity when the difference drowns the reference: it is infinite, or the reference is all zeros.
+        """
         noise = float(self.noise.sum())
-        return math.inf if noise == 0 else 10 * math.log10(float(self.signal.sum()) / noise)
+        if noise == 0:
+            return math.inf
+        ratio = float(self.signal.sum()) / noise
+        return -math.inf if ratio == 0 else 10 * math.log10(ratio)
 
 
 def compare_logits(reference: "Array", candidate: "Array") -> LogitDifference:
     """Compare logits of the same images, each (N, classes) with N at least 1.
 
-    A logit that is not a number makes every figure of its image not a number, and its image disagree.
+    A logit that is not finite, on either side, makes its image disagree and its noise and difference not finite.
     """
     expected, got = reference.astype(np.float64), candidate.astype(np.float64)
-    difference = got - expected
-    finite = np.isfinite(got).all(1)
+    with np.errstate(invalid="ignore"):  # infinity minus infinity: not a number, as it should be
+        difference = got - expected
+    finite = np.isfinite(difference).all(1)
     agree = finite & (expected.argmax(1) == got.argmax(1))
     return LogitDifference(
         agreement=float(agree.mean()),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 IMAGES: Final = 8
 _LATENCY_CALLS: Final = 20
-_MOST_DECIBELS: Final = 200.0  # equal outputs have no noise, and JSON has no infinity
+_MOST_DECIBELS: Final = 200.0  # either way: equal outputs have no noise, and JSON has no infinity
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def compare(answers: Answers, exported: bytes, *, real: bool) -> Measured:
         inputs="images" if real else "synthetic",
         images=len(answers.images),
         agreement=difference.agreement,
-        sqnr_db=min(difference.sqnr_db, _MOST_DECIBELS),
+        sqnr_db=max(-_MOST_DECIBELS, min(difference.sqnr_db, _MOST_DECIBELS)),
         max_difference=float(difference.max_difference.max()),
         latency_s=answers.latency_s,
     )
