@@ -133,7 +133,7 @@ def check_fits(bundle: Bundle, here: "Environment") -> None:
             hint="build the engine on this machine; it will then use 7-bit weights",
         )
     if requires.version:
-        installed = environment.installed_version(requires.library)
+        installed = {library.name: library.version for library in here.libraries}.get(requires.library)
         if installed is not None and installed != requires.version:
             raise BundleError(
                 f"{path}: requires.version is {requires.library} {requires.version}, installed is {installed}",
