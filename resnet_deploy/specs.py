@@ -4,6 +4,7 @@ Each spec refuses a value that makes no sense when it is made, so that the stage
 """
 
 import hashlib
+import math
 from typing import Final, Literal, get_args
 
 import msgspec
@@ -18,6 +19,7 @@ Layout = Literal["NHWC", "NCHW"]
 
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 CALIBRATION_METHODS: Final[tuple[CalibrationMethod, ...]] = get_args(CalibrationMethod)
+INTERPOLATIONS: Final[tuple[Interpolation, ...]] = get_args(Interpolation)
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
@@ -60,8 +62,11 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 f"resize {self.resize} is smaller than the crop {self.image_size}",
                 hint="give --resize a value of at least --image-size",
             )
-        if min(self.std) <= 0:
+        _require_choice("interpolation", self.interpolation, INTERPOLATIONS)
+        if not all(0 < value < math.inf for value in self.std):
             raise SpecError(f"std {self.std} has a value that is not positive", hint="give three positive numbers")
+        if not all(map(math.isfinite, self.mean)):
+            raise SpecError(f"mean {self.mean} has a value that is not finite", hint="give three numbers in 0..1")
         if (self.dtype, self.layout) not in (("uint8", "NHWC"), ("float32", "NCHW")):
             raise SpecError(
                 f"dtype {self.dtype} does not go with layout {self.layout}", hint="use uint8 NHWC or float32 NCHW"
@@ -126,6 +131,9 @@ class ExportSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         mean, std: Of the normalisation, per channel R G B, for values scaled to 0..1.
         dtype: Of the network input.
         labels: One name per class; empty takes what belongs to the weights.
+
+    Raises:
+        SpecError: As ``Preprocess``, so that nothing is downloaded for a request that cannot be met.
     """
 
     architecture: str = "resnet50"
@@ -139,11 +147,15 @@ class ExportSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     dtype: InputDtype = "uint8"
     labels: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        self.preprocess(256)
+
     def preprocess(self, usual_resize: int) -> Preprocess:
         """Make the input contract, where the weights were trained with ``usual_resize`` for a crop of 224."""
+        usual = max(self.image_size, round(self.image_size * usual_resize / 224))
         return Preprocess(
             image_size=self.image_size,
-            resize=self.resize or max(self.image_size, round(self.image_size * usual_resize / 224)),
+            resize=usual if self.resize is None else self.resize,
             interpolation=self.interpolation,
             mean=self.mean,
             std=self.std,
@@ -200,6 +212,9 @@ class CalibrationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             well-behaved tensor and still drops the few values that would stretch it.
         percentile: Share of values kept by ``percentile``, in percent.
         max_images: Calibrate on at most this many images, spread evenly over the data set.
+
+    Raises:
+        SpecError: If there is no such method, or a number is out of range.
     """
 
     method: CalibrationMethod = "percentile"
@@ -207,6 +222,7 @@ class CalibrationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     max_images: int = 512
 
     def __post_init__(self) -> None:
+        _require_choice("calibration method", self.method, CALIBRATION_METHODS)
         if not 50.0 < self.percentile <= 100.0:
             raise SpecError(f"percentile {self.percentile} is not in (50, 100]", hint="use a value such as 99.999")
         if self.max_images < 1:
@@ -223,7 +239,7 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         calibration: How INT8 ranges are chosen; absent for the other precisions.
 
     Raises:
-        SpecError: If INT8 lacks a calibration, or another precision has one.
+        SpecError: If there is no such precision, INT8 lacks a calibration, or another precision has one.
     """
 
     backend: str
@@ -232,6 +248,7 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     calibration: CalibrationSpec | None = None
 
     def __post_init__(self) -> None:
+        _require_choice("precision", self.precision, PRECISIONS)
         if self.precision == "int8" and self.calibration is None:
             raise SpecError("INT8 needs calibration data", hint="add --calib DIR with a few hundred real images")
         if self.precision != "int8" and self.calibration is not None:
@@ -246,6 +263,9 @@ class BenchSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         seconds: Time spent on one engine at one batch size, over all rounds.
         rounds: Turns that each engine gets.
         seed: Of the order of the turns.
+
+    Raises:
+        SpecError: If a batch size is not positive or named twice, or there is no round or no time to measure in.
     """
 
     batches: tuple[int, ...] = (1, 8, 32)
@@ -256,8 +276,14 @@ class BenchSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
             raise SpecError(f"batch sizes {list(self.batches)}", hint="give distinct positive sizes, such as 1,8,32")
-        if self.rounds < 1 or not self.seconds > 0:
+        if self.rounds < 1 or not 0 < self.seconds < math.inf:
             raise SpecError(
                 f"{self.rounds} rounds in {self.seconds} seconds",
                 hint="measure for a positive time in at least one round",
             )
+
+
+def _require_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a name that type checking would have: specs are also made from JSON and by callers without it."""
+    if value not in choices:
+        raise SpecError(f"unknown {what} {value!r}", hint=f"choose one of: {', '.join(choices)}")
