@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from resnet_deploy.cli.options import ENGINES, PATH, numbers
+from resnet_deploy.cli.options import ENGINES, PATH, THREADS, numbers
 from resnet_deploy.specs import BenchSpec
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def timing_options(function: Any) -> Any:
                 "--rounds", type=int, default=_DEFAULTS.rounds, show_default=True, help="Turns that each engine gets."
             ),
             click.option("--seed", type=int, default=_DEFAULTS.seed, show_default=True, help="Of the order of turns."),
-            click.option("--threads", type=int, default=0, help="CPU threads per engine.  [default: all cores]"),
+            click.option("--threads", type=THREADS, default=0, help="CPU threads per engine.  [default: all cores]"),
         )
     ):
         function = option(function)
@@ -97,8 +97,8 @@ def present(record: "BenchRecord", folder: Path, *, html: bool) -> None:
     from resnet_deploy.pipeline.benchmarking import save
     from resnet_deploy.report.table import print_table
 
+    print_table(record, stdout_console())  # first: if the folder cannot be written, the results are still seen
     path = save(record, folder)
-    print_table(record, stdout_console())
     click.echo(f"raw samples: {path}")
     if html:
         from resnet_deploy.report.html import render_html

@@ -10,6 +10,7 @@ from resnet_deploy.specs import CALIBRATION_METHODS, CalibrationSpec, ExportSpec
 
 ENGINES: Final = Path("engines")
 PATH: Final = click.Path(path_type=Path)
+THREADS: Final = click.IntRange(min=0)
 
 
 def numbers(kind: type[int] | type[float], count: int | None = None) -> Callable[..., Any]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from resnet_deploy.cli.options import ENGINES, PATH
+from resnet_deploy.cli.options import ENGINES, PATH, THREADS
 from resnet_deploy.errors import FileError
 
 
@@ -12,7 +12,7 @@ from resnet_deploy.errors import FileError
 @click.argument("images", nargs=-1, required=True, type=PATH)
 @click.option("--engine", type=PATH, help="The bundle.  [default: the one in engines/]")
 @click.option("--top", type=int, default=5, show_default=True, help="Classes to name per image.")
-@click.option("--threads", type=int, default=0, help="CPU threads.  [default: all cores]")
+@click.option("--threads", type=THREADS, default=0, help="CPU threads.  [default: all cores]")
 def predict(images: tuple[Path, ...], engine: Path | None, top: int, threads: int) -> None:
     r"""Classify images with an engine: the best classes and their probabilities.
 

@@ -80,7 +80,9 @@ def bench(inputs: BenchInputs, spec: BenchSpec, *, threads: int, progress: "Prog
     Raises:
         UserError: If the engines are of several models, one was altered, or data or reference are at fault.
     """
-    bundles = [open_bundle(path) for path in inputs.engines]
+    # A relative path such as `.` has no name to appear under.
+    bundles = [open_bundle(path if path.name not in ("", "..") else path.resolve()) for path in inputs.engines]
+    _require_distinct_names(bundles)
     card = _common_card(bundles)
     reader = None
     if inputs.data is not None:
@@ -216,6 +218,14 @@ def _require_common_batch(candidates: Sequence[_Candidate], spec: BenchSpec) -> 
             )
 
 
+def _require_distinct_names(bundles: Sequence[Bundle]) -> None:
+    """Refuse engines that the record could not tell apart from each other, the reference or the harness."""
+    names = [REFERENCE, NULL, *(bundle.path.name for bundle in bundles)]
+    for name in names:
+        if names.count(name) > 1:
+            raise SpecError(f"more than one engine would appear as {name!r}", hint="name each once, or rename a folder")
+
+
 def _common_card(bundles: Sequence[Bundle]) -> ModelCard:
     """Return the card that all bundles share; engines of different models have nothing to compare."""
     first = bundles[0]
@@ -243,8 +253,8 @@ def _open_all(
         entrant = Entrant(REFERENCE, runner)
         candidates.append(_Candidate(entrant, "torch", "fp32", path.stat().st_size, card.weights_sha256))
     for bundle in bundles:
-        manifest, size = bundle.manifest, bundle.engine_path.stat().st_size
         bundle.verify_files()
+        manifest, size = bundle.manifest, bundle.engine_path.stat().st_size
         try:
             check_fits(bundle, environment.collect())
             runner = find_runner(manifest.spec.backend)(bundle, threads)
