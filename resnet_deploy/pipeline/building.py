@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 LOWERED: Final = "lowered.onnx"
 RANDOM: Final = "random"
 _CACHE_SCHEMA: Final = 1
+_OWN_FILES: Final = {MANIFEST, GOLDEN, CALIBRATION, LOG, LOWERED, "model.onnx", "model.plan"}
 _BUILD_LIBRARIES: Final = (
     *("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "numpy", "pillow"),
 )
@@ -105,12 +106,13 @@ def build(inputs: BuildInputs, spec: BuildSpec, progress: "Progress") -> Built:
     existing = _cached(output, key)
     if existing is not None:
         return Built(existing, cache_hit=True)
-    calibration = _calibrate(source, spec, calibration_set, progress) if spec.precision == "int8" else None
-    with progress.task(f"lowering to {spec.precision}"):
-        lowered = lowering.lower(source.model, spec, calibration, here.cpu)
-    job = _Job(source, spec, samples, lowered, calibration, here, key)
+    # The folder first: where there is no writing, nobody should wait for a calibration to learn it.
     with artifact.atomic_folder(output) as folder, artifact.translate_os_errors(output):
-        _fill(folder, output.name, job, progress)
+        calibration = _calibrate(source, spec, calibration_set, progress) if spec.precision == "int8" else None
+        with progress.task(f"lowering to {spec.precision}"):
+            lowered = lowering.lower(source.model, spec, calibration, here.cpu)
+        job = _Job(source, spec, samples, lowered, calibration, here, key)
+        _fill(folder, output.resolve().name, job, progress)
     return Built(open_bundle(output), cache_hit=False)
 
 
@@ -252,6 +254,15 @@ def _cached(output: Path, key: str) -> Bundle | None:
     try:
         bundle = open_bundle(output)
         bundle.verify_files()
+        if bundle.manifest.cache_key == key:
+            return bundle
     except BundleError:
-        return None  # damaged: built anew in its place
-    return bundle if bundle.manifest.cache_key == key else None
+        pass  # damaged: built anew in its place
+    # Web applications have a manifest.json too, and people put notes beside an engine: neither is ours to delete.
+    strangers = sorted({path.name for path in output.iterdir()} - _OWN_FILES)
+    if strangers:
+        raise FileError(
+            f"{output} would be replaced, and holds {strangers[0]}, which no build made",
+            hint="move it away, or choose another place with -o",
+        )
+    return None

@@ -58,6 +58,8 @@ def lower(model: "ir.Model", spec: BuildSpec, calibration: "Calibration | None",
             if not full_range:
                 form = replace(form, weight_bits=7)
                 notes.append("this CPU has no INT8 dot product: weights are 7-bit, so that its kernels do not saturate")
+        if not calibration.source.dataset_sha256:
+            notes.append("calibrated on noise: the ranges suit no real image; do not deploy")
         model, report = insert_qdq(model, calibration, form)
         notes.append(f"{len(report.quantized)} layers and {len(report.activations)} activations quantized")
         notes += [f"{name} stays in floating point: {reason}" for name, reason in report.left_in_float.items()]
