@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from resnet_deploy import artifact
-from resnet_deploy.errors import BackendError
+from resnet_deploy.errors import BackendError, DataError, FileError, SpecError
+from resnet_deploy.pipeline.references import read_weights_digest
 from resnet_deploy.specs import ExportSpec, ModelCard
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def export(spec: ExportSpec, output: Path, progress: "Progress") -> Exported:
             f"export needs {error.name}, which is not installed",
             hint='install it with `pip install "resnet-deploy[export,cpu]"`',
         ) from error
+    _require_free(output)
     loaded = models.load_model(spec.architecture, spec.weights, num_classes=spec.num_classes, progress=progress)
     card = ModelCard(
         architecture=loaded.architecture,
@@ -70,11 +72,27 @@ def export(spec: ExportSpec, output: Path, progress: "Progress") -> Exported:
         check = check_export(model, loaded.module, card)
     reference_path = output.with_suffix(".safetensors")
     metadata = {"architecture": card.architecture, "weights_sha256": card.weights_sha256, "weights": card.weights}
-    with progress.task(f"writing {output}"):
+    data = bytes_from_onnx(model)
+    # Nested, so that a full disk leaves neither: the model takes its place once its weights are safe.
+    with progress.task(f"writing {output}"), artifact.atomic_file(output) as temporary:
+        with artifact.translate_os_errors(output):
+            temporary.write_bytes(data)
         checkpoints.write_state_dict(reference_path, loaded.module.state_dict(), metadata)
-        data = bytes_from_onnx(model)
-        artifact.write_bytes(output, data)
     return Exported(output, reference_path, card, check, len(data))
+
+
+def _require_free(output: Path) -> None:
+    """Refuse, before the work, to put the model or its weights where something else is."""
+    if output.is_dir():
+        raise FileError(f"{output} is a folder, not a file", hint=f"give a file, such as {output / 'resnet50.onnx'}")
+    reference_path = output.with_suffix(".safetensors")
+    if reference_path == output:
+        raise SpecError(f"{output} is where the PyTorch weights go", hint="let the ONNX file end in .onnx")
+    if reference_path.exists() and read_weights_digest(reference_path) is None:
+        raise FileError(
+            f"{reference_path} was not written by `export`, which keeps the PyTorch weights there",
+            hint="choose another place or name with -o",
+        )
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
@@ -82,16 +100,16 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
     Raises:
         FileError: If the file cannot be read.
-        DataError: If it is not text, or a line in the middle is blank.
+        DataError: If it is not text, it is empty, or a line in the middle is blank.
     """
-    from resnet_deploy.errors import DataError
-
     try:
         lines = tuple(line.strip() for line in artifact.read_bytes(path).decode().rstrip().splitlines())
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not text", hint="give a file with one label per line") from error
+    if not lines:
+        raise DataError(f"{path} is empty", hint="give one label per line")
     if not all(lines):
-        raise DataError(f"{path}: line {lines.index('') + 1} is blank", hint="give one label per line") from None
+        raise DataError(f"{path}: line {lines.index('') + 1} is blank", hint="give one label per line")
     return lines
 
 

@@ -21,20 +21,28 @@ def find_reference(folders: Sequence[Path], card: ModelCard) -> Path:
         FileError: If no file in ``folders`` has them.
         BackendError: If safetensors is not installed.
     """
+    for folder in dict.fromkeys(folders):
+        for path in sorted(folder.glob("*.safetensors")):
+            if read_weights_digest(path) == card.weights_sha256:
+                return path
+    raise FileError(f"the PyTorch weights of {card.architecture} are not beside the engines", hint=_HINT)
+
+
+def read_weights_digest(path: Path) -> str | None:
+    """Return the digest that `export` wrote into the header of its weights; None for any other file.
+
+    Raises:
+        BackendError: If safetensors is not installed.
+    """
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise _not_installed(error) from error
-    for folder in dict.fromkeys(folders):
-        for path in sorted(folder.glob("*.safetensors")):
-            try:
-                with safe_open(path, framework="numpy") as file:
-                    metadata = file.metadata() or {}
-            except (OSError, SafetensorError):
-                continue  # not a checkpoint at all
-            if metadata.get("weights_sha256") == card.weights_sha256:
-                return path
-    raise FileError(f"the PyTorch weights of {card.architecture} are not beside the engines", hint=_HINT)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return (file.metadata() or {}).get("weights_sha256")
+    except (OSError, SafetensorError):
+        return None  # not a checkpoint at all
 
 
 def open_reference(path: Path, card: ModelCard, batch: BatchRange, threads: int) -> "Runner":
