@@ -21,11 +21,12 @@ def export(output: Path | None, **values: Any) -> None:
       resnet-deploy export --weights none --num-classes 10   an untrained network
     """
     from resnet_deploy.cli.terminal import TerminalProgress
-    from resnet_deploy.export import proof_summary
     from resnet_deploy.pipeline.exporting import export as run_export
 
     spec = export_spec(values)
     exported = run_export(spec, output or ENGINES / f"{spec.architecture}.onnx", TerminalProgress())
+    from resnet_deploy.export import proof_summary  # needs PyTorch, which `run_export` has explained by now
+
     contract = exported.card.preprocess
     click.echo(f"{exported.path}: {exported.size_bytes / 1e6:.1f} MB, {exported.card.num_classes} classes")
     click.echo(f"  input {contract.dtype} {contract.layout} {'x'.join(map(str, contract.shape))}, any batch size")

@@ -28,6 +28,7 @@ def run(output: Path, calib: str, data: Path, **values: Any) -> None:
       resnet-deploy run --weights mine.pth --calib data/train --data data/val -o out
     """
     from resnet_deploy.cli.terminal import TerminalProgress
+    from resnet_deploy.datasets import find_images
     from resnet_deploy.pipeline.backends import choose_backend
     from resnet_deploy.pipeline.benchmarking import BenchInputs
     from resnet_deploy.pipeline.benchmarking import bench as run_bench
@@ -36,6 +37,8 @@ def run(output: Path, calib: str, data: Path, **values: Any) -> None:
     from resnet_deploy.pipeline.exporting import export as run_export
 
     require_html()
+    for folder in (Path(calib), data):
+        find_images(folder)  # refuses before the long part
     progress = TerminalProgress()
     export_what, calibration, timing = export_spec(values), calibration_spec(values), bench_spec(values)
     backend, batch = choose_backend(values["backend"]), BatchRange.parse(values["batch"])
