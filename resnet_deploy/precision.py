@@ -35,7 +35,7 @@ def lower_to_float16(model: ir.Model) -> tuple[ir.Model, Float16Report]:
     """Return a copy of ``model`` that computes in FP16 between its normalised input and its logits.
 
     Raises:
-        ModelError: If a weight is too large for FP16.
+        ModelError: If a weight is too large for FP16, or not a number.
     """
     lowered = model.clone()
     graph = lowered.graph
@@ -72,9 +72,12 @@ def _halve(value: ir.Value) -> int:
     """Make a constant FP16; return how many non-zero values became zero."""
     assert value.const_value is not None
     array = value.const_value.numpy()
-    if array.size and float(np.abs(array).max()) > _LARGEST:
+    largest = float(np.abs(array).max(initial=0))
+    if np.isnan(largest):
+        raise ModelError(f"{value.name} has a value that is not a number", hint="check the weights")
+    if largest > _LARGEST:
         raise ModelError(
-            f"{value.name} has a value of {float(np.abs(array).max()):.3g}, beyond FP16's {_LARGEST:.0f}",
+            f"{value.name} has a value of {largest:.3g}, beyond FP16's {_LARGEST:.0f}",
             hint="build with --fp32, or rescale the checkpoint",
         )
     half = array.astype(np.float16)
