@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 
+from resnet_deploy.errors import ModelError
 from resnet_deploy.quantize.calibrate import Calibration
 from resnet_deploy.quantize.graph import activations, grid_source, residual_adds, tensor_name, weighted_nodes
 from resnet_deploy.quantize.ranges import Range
@@ -78,7 +79,7 @@ def insert_qdq(model: ir.Model, calibration: Calibration, form: QdqForm) -> tupl
     """Return a copy of the FP32 ``model`` with Q/DQ in the given form, and what was done.
 
     Raises:
-        ModelError: If the calibration lacks a tensor of the model.
+        ModelError: If the calibration is of another model, or a tensor has values that no scale covers.
     """
     lowered = model.clone()
     graph = lowered.graph
@@ -130,6 +131,7 @@ class _Writer:
         """Put one Q/DQ pair behind ``tensor`` and make ``edges`` read it."""
         name = tensor_name(tensor)
         scale, zero_point = activation_grid(chosen, self.form)
+        self._refuse_infinite(name, scale)
         scale_value = self._initializer(f"{name}.scale", np.array(scale, self.scale_dtype))
         zero_value = self._initializer(f"{name}.zero_point", np.array(zero_point, self.form.activation))
         quantize = self._node("QuantizeLinear", f"{name}.quantize", [tensor, scale_value, zero_value], tensor.shape)
@@ -155,6 +157,7 @@ class _Writer:
         if self.form.everywhere and bias_value is not None and input_scale is not None:
             # The bias is an INT32 on the accumulator's grid, which must be coarse enough to hold it.
             scales = np.maximum(scales, np.abs(_constant(bias_value)) / (input_scale * _INT32_MAX)).astype(scales.dtype)
+        self._refuse_infinite(name, scales)
         shape = (-1,) + (1,) * (weights.ndim - 1)
         limit = _weight_limit(self.form)
         integers = np.clip(np.rint(weights / scales.astype(np.float64).reshape(shape)), -limit, limit).astype(np.int8)
@@ -165,6 +168,14 @@ class _Writer:
             bias = np.rint(_constant(bias_value) / bias_scales.astype(np.float64))
             integers = np.clip(bias, -_INT32_MAX, _INT32_MAX).astype(np.int32)
             self._replace_constant(layer, 2, tensor_name(bias_value), integers, bias_scales)
+
+    def _refuse_infinite(self, name: str, scales: "float | NDArray[np.floating]") -> None:
+        """Refuse values that no scale covers: one that is not a number, or too large for the scale's data type."""
+        if not np.isfinite(scales).all():
+            raise ModelError(
+                f"{name} has values that no {self.form.scale_dtype} scale covers",
+                hint="check the weights for NaN and for extreme values",
+            )
 
     def _replace_constant(
         self, layer: ir.Node, index: int, name: str, integers: "NDArray[np.generic]", scales: "NDArray[np.generic]"
@@ -220,12 +231,15 @@ def weight_scales(weights: "NDArray[np.float32]", form: QdqForm) -> "NDArray[np.
 def _representable(scale: float, form: QdqForm) -> float:
     """Round ``scale`` to the form's data type, no smaller than its smallest normal number; 1 for an all-zero tensor.
 
-    Rounding before quantizing keeps integers and scales consistent. Below the normal numbers a scale would lose digits.
+    Rounding before quantizing keeps integers and scales consistent. Below the normal numbers a scale would lose digits;
+    beyond the largest number it is infinite.
     """
     if scale == 0:
         return 1.0
     dtype = np.dtype(form.scale_dtype)
-    return float(max(dtype.type(scale), np.finfo(dtype).smallest_normal))
+    with np.errstate(over="ignore"):
+        rounded = dtype.type(scale)
+    return float(max(rounded, np.finfo(dtype).smallest_normal))
 
 
 def _weight_limit(form: QdqForm) -> int:
