@@ -157,6 +157,8 @@ class _Writer:
         if self.form.everywhere and bias_value is not None and input_scale is not None:
             # The bias is an INT32 on the accumulator's grid, which must be coarse enough to hold it.
             scales = np.maximum(scales, np.abs(_constant(bias_value)) / (input_scale * _INT32_MAX)).astype(scales.dtype)
+            if not self.form.per_channel:
+                scales[:] = scales.max()
         self._refuse_infinite(name, scales)
         shape = (-1,) + (1,) * (weights.ndim - 1)
         limit = _weight_limit(self.form)
