@@ -13,7 +13,7 @@ import onnx_ir as ir
 from resnet_deploy.errors import DataError, ModelError
 from resnet_deploy.onnx_files import bytes_from_onnx
 from resnet_deploy.ort_session import open_session
-from resnet_deploy.quantize.graph import activations, grid_source, tensor_name
+from resnet_deploy.quantize.graph import observed_names
 from resnet_deploy.quantize.observers import Histogram
 from resnet_deploy.quantize.ranges import Range, choose_ranges
 from resnet_deploy.specs import INPUT_NAME, CalibrationMethod, CalibrationSpec
@@ -99,7 +99,7 @@ def observe(model: ir.Model, images: "Iterable[Array]") -> tuple[dict[str, Histo
         DataError: If there was no image.
         ModelError: If an activation is not finite.
     """
-    names = list(dict.fromkeys(tensor_name(grid_source(value)) for value in activations(model.graph)))
+    names = observed_names(model.graph)
     session = open_session(bytes_from_onnx(_with_outputs(model, names)))
     histograms = {name: Histogram() for name in names}
     count = 0

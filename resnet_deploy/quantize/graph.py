@@ -59,6 +59,11 @@ def grid_source(tensor: ir.Value) -> ir.Value:
     return tensor
 
 
+def observed_names(graph: ir.Graph) -> list[str]:
+    """List the tensors whose ranges some target needs, in order of execution, each once."""
+    return list(dict.fromkeys(tensor_name(grid_source(tensor)) for tensor in activations(graph)))
+
+
 def tensor_name(value: ir.Value | None) -> str:
     """Name of a value that must exist and have one."""
     assert value is not None

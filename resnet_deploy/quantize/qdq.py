@@ -14,8 +14,16 @@ import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 
 from resnet_deploy.errors import ModelError
+from resnet_deploy.onnx_files import read_card
 from resnet_deploy.quantize.calibrate import Calibration
-from resnet_deploy.quantize.graph import activations, grid_source, residual_adds, tensor_name, weighted_nodes
+from resnet_deploy.quantize.graph import (
+    activations,
+    grid_source,
+    observed_names,
+    residual_adds,
+    tensor_name,
+    weighted_nodes,
+)
 from resnet_deploy.quantize.ranges import Range
 
 if TYPE_CHECKING:
@@ -81,6 +89,7 @@ def insert_qdq(model: ir.Model, calibration: Calibration, form: QdqForm) -> tupl
     Raises:
         ModelError: If the calibration is of another model, or a tensor has values that no scale covers.
     """
+    _refuse_other_model(model, calibration)
     lowered = model.clone()
     graph = lowered.graph
     writer = _Writer(graph, form)
@@ -106,6 +115,18 @@ def insert_qdq(model: ir.Model, calibration: Calibration, form: QdqForm) -> tupl
     }
     tensors = tuple(tensor_name(tensor) for tensor, _, _ in plan)
     return lowered, QdqReport(done, left, tensors, tuple(str(node.name) for node, _ in shortcuts))
+
+
+def _refuse_other_model(model: ir.Model, calibration: Calibration) -> None:
+    """Refuse ranges that would fit by tensor name alone: a ResNet-18 has no tensor that a ResNet-34 lacks."""
+    one_sided = sorted(set(calibration.tensors).symmetric_difference(observed_names(model.graph)))
+    if one_sided:
+        reason = f"only one of the two has a tensor {one_sided[0]}"
+    elif read_card(model, name="the model").weights_sha256 != calibration.source.weights_sha256:
+        reason = "its weights are others"
+    else:
+        return
+    raise ModelError(f"the calibration is of another model: {reason}", hint="calibrate this very model")
 
 
 def _edges(
