@@ -95,10 +95,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Where ``path`` is a link, what it leads to is replaced and the link stays.
 
     Raises:
-        FileError: If the parent is not writable or the disk is full.
+        FileError: If the parent is not writable, the disk is full, or ``path`` is a file.
     """
     target = _final(path)
     with translate_os_errors(path):
+        if target.exists() and not target.is_dir():
+            raise FileError(f"{path} is not a folder", hint="give a folder, or a name that is not taken")
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     try:
