@@ -1,0 +1,389 @@
+"""Files and folders that are whole or absent, whatever happens in between."""
+
+import errno
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from resnet_deploy import artifact
+from resnet_deploy.errors import FileError
+
+
+def write_folder(path, **files):
+    with artifact.atomic_folder(path) as folder:
+        for name, text in files.items():
+            (folder / name).write_text(text)
+
+
+def content(folder):
+    """Every file below ``folder``, hidden ones too, with its text."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def names(folder):
+    """Everything directly in ``folder``, hidden or not."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def mount(tmp_path):
+    """Mount a tmpfs, which stops root too; skip where mounting is not allowed."""
+    points = []
+
+    def run(options):
+        if shutil.which("mount") is None:
+            pytest.skip("there is no mount command")
+        point = tmp_path / f"disk{len(points)}"
+        point.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", point]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"cannot mount a tmpfs: {done.stderr.strip()}")
+        points.append(point)
+        return point
+
+    yield run
+    for point in points:
+        subprocess.run(["umount", point], check=True)
+
+
+@pytest.fixture
+def umask():
+    """Set the umask for one test."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+# --- digests
+
+
+def test_digest_of_known_text(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
+    assert artifact.sha256_bytes(b"abc") == expected
+    assert artifact.sha256_file(tmp_path / "abc") == expected
+
+
+def test_digest_of_a_file_read_in_several_pieces(tmp_path):
+    data = os.urandom(2 * artifact._CHUNK_BYTES + 17)
+    (tmp_path / "large").write_bytes(data)
+    assert artifact.sha256_file(tmp_path / "large") == artifact.sha256_bytes(data)
+    assert artifact.sha256_file(tmp_path / "large") != artifact.sha256_bytes(data[:-1])
+
+
+# --- files
+
+
+def test_file_appears_when_the_block_ends(tmp_path):
+    path = tmp_path / "new" / "folders" / "report.html"
+    with artifact.atomic_file(path) as temporary:
+        temporary.write_text("whole")
+        assert not path.exists()
+    assert content(tmp_path) == {"new/folders/report.html": "whole"}
+
+
+def test_temporary_file_is_hidden_and_beside_its_target(tmp_path):
+    path = tmp_path / "report.html"
+    with artifact.atomic_file(path) as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.name.startswith(".report.html.")
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_old_file_survives_an_exception(tmp_path, error):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    with pytest.raises(error), artifact.atomic_file(path) as temporary:  # noqa: PT012
+        temporary.write_text("half of the n")
+        raise error
+    assert content(tmp_path) == {"report.html": "old"}
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_file_has_the_permissions_of_any_new_file(tmp_path, umask, mask, mode):
+    umask(mask)
+    artifact.write_bytes(tmp_path / "file", b"")
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
+
+
+def test_link_to_a_file_stays_and_its_target_is_replaced(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "real").write_text("old")
+    (tmp_path / "link").symlink_to("elsewhere/real")
+    artifact.write_bytes(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert content(tmp_path) == {"elsewhere/real": "new", "link": "new"}
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
+    """As root, renaming over /dev/stdout would succeed."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(FileError, match=rf"{name} is not a regular file") as caught:
+            artifact.write_bytes(tmp_path / name, b"new")
+        assert caught.value.hint
+    assert names(tmp_path) == ["folder", "pipe"]
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+# --- folders
+
+
+def test_folder_appears_when_the_block_ends(tmp_path):
+    path = tmp_path / "engines" / "net"
+    with artifact.atomic_folder(path) as temporary:
+        (temporary / "manifest.json").write_text("{}")
+        assert temporary.parent == path.parent
+        assert temporary.name.startswith(".net.")
+        assert not path.exists()
+    assert content(tmp_path) == {"engines/net/manifest.json": "{}"}
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_folder_is_replaced_whole(tmp_path, monkeypatch, can_exchange):
+    if not can_exchange:
+        monkeypatch.setattr(artifact, "_exchange", lambda first, second: False)
+    write_folder(tmp_path / "net", engine="old", golden="old")
+    write_folder(tmp_path / "net", engine="new", log="new")
+    assert content(tmp_path) == {"net/engine": "new", "net/log": "new"}
+    assert names(tmp_path) == ["net"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_old_folder_survives_an_exception(tmp_path, error):
+    write_folder(tmp_path / "net", engine="old", log="old")
+    with pytest.raises(error), artifact.atomic_folder(tmp_path / "net") as temporary:  # noqa: PT012
+        (temporary / "engine").write_text("half of the n")
+        raise error
+    assert content(tmp_path) == {"net/engine": "old", "net/log": "old"}
+    assert names(tmp_path) == ["net"]
+
+
+def test_folder_has_the_permissions_of_any_new_folder(tmp_path, umask):
+    umask(0o027)
+    write_folder(tmp_path / "net", engine="new")
+    assert stat.S_IMODE((tmp_path / "net").stat().st_mode) == 0o750
+    assert stat.S_IMODE((tmp_path / "net" / "engine").stat().st_mode) == 0o640
+
+
+def test_link_to_a_folder_stays_and_its_target_is_replaced(tmp_path):
+    write_folder(tmp_path / "elsewhere" / "real", engine="old")
+    (tmp_path / "link").symlink_to("elsewhere/real")
+    write_folder(tmp_path / "link", engine="new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "link" / "engine").read_text() == "new"
+    assert names(tmp_path) == ["elsewhere", "link"]
+    assert names(tmp_path / "elsewhere") == ["real"]
+
+
+def test_folder_is_there_at_every_moment_of_its_replacement(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    if not artifact._exchange(tmp_path / "first", tmp_path / "second"):
+        pytest.skip("this file system cannot exchange two folders in one step")
+    path = tmp_path / "net"
+    write_folder(path, engine="0")
+    looks, missed, stop = 0, 0, threading.Event()
+
+    def watch():
+        nonlocal looks, missed
+        while not stop.is_set():
+            looks += 1
+            missed += not path.exists()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for number in range(30):
+        write_folder(path, engine=str(number))
+    stop.set()
+    watcher.join()
+    assert looks > 30
+    assert missed == 0
+
+
+# --- what reaches the disk, and when
+
+
+def test_content_reaches_the_disk_before_the_name_and_the_name_before_the_end(tmp_path, monkeypatch):
+    path, steps = tmp_path / "net", []
+    flush, move = os.fsync, artifact._move_into_place
+
+    def note_flush(handle):
+        steps.append(str(Path(f"/proc/self/fd/{handle}").readlink()))
+        flush(handle)
+
+    def note_move(temporary, target):
+        steps.append("moved")
+        move(temporary, target)
+
+    monkeypatch.setattr(artifact.os, "fsync", note_flush)
+    monkeypatch.setattr(artifact, "_move_into_place", note_move)
+    with artifact.atomic_folder(path) as temporary:
+        (temporary / "engine").write_text("new")
+    assert steps == [str(temporary / "engine"), str(temporary), "moved", str(tmp_path)]
+
+    steps.clear()
+    with artifact.atomic_file(tmp_path / "file") as temporary:
+        pass
+    assert steps == [str(temporary), str(tmp_path)]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from resnet_deploy import artifact
+kind, path = sys.argv[1], Path(sys.argv[2])
+with getattr(artifact, kind)(path) as temporary:
+    (temporary / "engine" if kind == "atomic_folder" else temporary).write_text("half of the n")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("kind", ["atomic_file", "atomic_folder"])
+def test_old_content_survives_a_killed_process(tmp_path, kind):
+    path = tmp_path / "target"
+    if kind == "atomic_folder":
+        write_folder(path, engine="old", log="old")
+    else:
+        path.write_text("old")
+    before = content(tmp_path)
+    done = subprocess.run([sys.executable, "-c", KILLED, kind, path], check=False)
+    assert done.returncode == -signal.SIGKILL
+    after = content(tmp_path)
+    left = after.keys() - before.keys()
+    assert {name: after[name] for name in before} == before
+    # What was under way is left, for nobody could clean it up, under a name that nothing looks at.
+    assert len(left) == 1
+    assert all(name.startswith(".target.") for name in left)
+
+
+# --- what the system refuses
+
+
+def test_full_disk_leaves_the_old_content_and_says_so(mount):
+    disk = mount("size=256k")
+    write_folder(disk / "net", engine="old")
+    artifact.write_bytes(disk / "file", b"old")
+    before = content(disk)
+    with pytest.raises(FileError, match=r"file: no space left on the device") as caught:
+        artifact.write_bytes(disk / "file", bytes(1 << 20))
+    assert "free some space" in caught.value.hint
+    with (
+        pytest.raises(FileError, match=r"net: no space left on the device"),
+        artifact.atomic_folder(disk / "net") as folder,
+        artifact.translate_os_errors(disk / "net"),
+    ):
+        (folder / "engine").write_bytes(bytes(1 << 20))
+    assert content(disk) == before
+    assert names(disk) == ["file", "net"]
+
+
+def test_device_that_is_always_full():
+    """The same refusal where nothing can be mounted."""
+    refused = pytest.raises(FileError, match=r"^engine: no space left on the device$")
+    with refused as caught, artifact.translate_os_errors(Path("engine")):
+        Path("/dev/full").write_bytes(b"data")
+    assert "free some space" in caught.value.hint
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from resnet_deploy import artifact
+from resnet_deploy.errors import FileError
+resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+try:
+    artifact.write_bytes(Path(sys.argv[1]), bytes(4096))
+except FileError as error:
+    print(error.message, error.hint, sep="\\n")
+"""
+
+
+def test_file_beyond_the_limit_of_the_process(tmp_path):
+    artifact.write_bytes(tmp_path / "file", b"old")
+    command = [sys.executable, "-c", LIMITED, tmp_path / "file"]
+    message, hint = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert message == f"{tmp_path / 'file'}: the file would be larger than is allowed"
+    assert "ulimit -f" in hint
+    assert content(tmp_path) == {"file": "old"}
+
+
+def test_read_only_disk(mount):
+    disk = mount("size=256k")
+    write_folder(disk / "net", engine="old")
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    for attempt in (
+        lambda: artifact.write_bytes(disk / "file", b"new"),
+        lambda: artifact.write_bytes(disk / "new" / "file", b"new"),
+        lambda: write_folder(disk / "net", engine="new"),
+    ):
+        with pytest.raises(FileError, match="the file system is read-only") as caught:
+            attempt()
+        assert "-o" in caught.value.hint
+    assert content(disk) == {"net/engine": "old"}
+
+
+def test_path_below_a_file(tmp_path):
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(FileError, match="a file is where a folder must be"):
+        artifact.write_bytes(tmp_path / "file" / "x", b"new")
+    for attempt in (
+        lambda: write_folder(tmp_path / "file" / "x" / "y", engine="new"),
+        lambda: artifact.read_bytes(tmp_path / "file" / "x"),
+    ):
+        with pytest.raises(FileError, match="a part of the path is not a folder"):
+            attempt()
+    assert content(tmp_path) == {"file": "old"}
+
+
+def test_folder_is_not_put_over_a_file(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to("file")
+    for name in ("file", "link"):
+        with pytest.raises(FileError, match=rf"{name} is not a folder"):
+            write_folder(tmp_path / name, engine="new")
+    assert content(tmp_path) == {"file": "old", "link": "old"}
+
+
+@pytest.mark.parametrize("read", [artifact.read_bytes, artifact.sha256_file])
+def test_missing_file(tmp_path, read):
+    with pytest.raises(FileError, match=r"gone: no such file or folder") as caught:
+        read(tmp_path / "gone")
+    assert caught.value.hint
+    with pytest.raises(FileError, match="is a folder, not a file"):
+        read(tmp_path)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    number: int
+    reason: str
+
+
+REFUSALS = (
+    Refusal(errno.EACCES, "permission denied"),
+    Refusal(errno.EPERM, "operation not permitted"),
+    Refusal(errno.EDQUOT, "quota"),
+    Refusal(errno.EIO, "Input/output error"),  # none of ours: the system's own words
+)
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda one: errno.errorcode[one.number])
+def test_refusals_that_root_does_not_meet(refusal):
+    with pytest.raises(FileError, match=refusal.reason) as caught, artifact.translate_os_errors(Path("a/path")):
+        raise OSError(refusal.number, os.strerror(refusal.number))
+    assert caught.value.message.startswith("a/path: ")
+    assert caught.value.hint
+    assert isinstance(caught.value.__cause__, OSError)
