@@ -104,6 +104,7 @@ def export_onnx(network: nn.Module, card: ModelCard) -> ir.Model:
     _restore_pooling(model.graph)
     for tidy in (ir_passes.RemoveUnusedNodesPass(), ir_passes.ClearMetadataAndDocStringPass()):
         tidy(model)
+    _clear_value_metadata(model.graph)
     _name_after_modules(model.graph)
     model.producer_name, model.producer_version = PRODUCER, __version__
     attach_card(model, card)
@@ -191,6 +192,13 @@ def _restore_pooling(graph: ir.Graph) -> None:
             batch, channels = features.shape[0], features.shape[1]
             for value, shape in ((pool.outputs[0], (batch, channels, 1, 1)), (flatten.outputs[0], (batch, channels))):
                 value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape(shape)
+
+
+def _clear_value_metadata(graph: ir.Graph) -> None:
+    """Drop the exporter's notes on tensors, which the pass that clears those on nodes leaves."""
+    made = (output for node in graph for output in node.outputs)
+    for value in (*graph.inputs, *graph.initializers.values(), *made):
+        value.metadata_props.clear()
 
 
 _INPUT_NODES: Final = {
