@@ -1,0 +1,442 @@
+"""Exported models against PyTorch, what they promise to every backend, and files that are not one of them."""
+
+import copy
+import struct
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import msgspec
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from torch import nn
+
+from resnet_deploy.checkpoints import state_dict_digest
+from resnet_deploy.errors import AccuracyError, FileError, ModelError, WeightsError
+from resnet_deploy.export import check_export, example_images, export_onnx, fold_batch_norms, reference_logits
+from resnet_deploy.models import ResNet, create_model
+from resnet_deploy.onnx_files import CARD_KEY, attach_card, bytes_from_onnx, load_onnx, onnx_from_bytes, read_card
+from resnet_deploy.ort_session import open_session
+from resnet_deploy.specs import ModelCard, Preprocess
+
+CLASSES = 10
+SMALL = Preprocess(image_size=32, resize=32)
+NORMALISED = Preprocess(image_size=32, resize=32, dtype="float32", layout="NCHW")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def two_threads():
+    torch.set_num_threads(2)
+
+
+def lively(module: ResNet) -> ResNet:
+    """Give BatchNorm statistics and scales that are not the trivial ones, so that leaving one out shows."""
+    generator = torch.Generator().manual_seed(1)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.uniform_(-0.2, 0.2, generator=generator)
+            part.running_var.uniform_(0.5, 2.0, generator=generator)
+            nn.init.uniform_(part.weight, 0.5, 1.0, generator=generator)
+            nn.init.uniform_(part.bias, -0.2, 0.2, generator=generator)
+    return module.eval()
+
+
+def card_of(architecture: str, network: ResNet, preprocess: Preprocess = SMALL) -> ModelCard:
+    return ModelCard(
+        architecture=architecture,
+        num_classes=CLASSES,
+        weights="none",
+        weights_sha256=state_dict_digest(network.state_dict()),
+        labels=tuple(f"Klasse {index} \N{GREEK SMALL LETTER ALPHA}" for index in range(CLASSES)),
+        preprocess=preprocess,
+    )
+
+
+@dataclass(frozen=True)
+class Exported:
+    network: ResNet
+    card: ModelCard
+    model: ir.Model
+    data: bytes
+
+
+def export(architecture: str, preprocess: Preprocess = SMALL) -> Exported:
+    network = lively(create_model(architecture, CLASSES))
+    card = card_of(architecture, network, preprocess)
+    model = export_onnx(network, card)
+    return Exported(network, card, model, bytes_from_onnx(model))
+
+
+@pytest.fixture(scope="module")
+def resnet18() -> Exported:
+    return export("resnet18")
+
+
+@pytest.fixture(scope="module")
+def normalised18() -> Exported:
+    return export("resnet18", NORMALISED)
+
+
+@pytest.fixture(scope="module", params=["resnet18", "plain18", "resnet50", "normalised18"])
+def exported(request, resnet18, normalised18) -> Exported:
+    made = {"resnet18": resnet18, "normalised18": normalised18}
+    return made.get(request.param) or export(request.param)
+
+
+def run(data: bytes, images: torch.Tensor) -> np.ndarray:
+    (logits,) = open_session(data).run(["logits"], {"images": images.numpy()})
+    return logits
+
+
+# --- the file
+
+
+@dataclass(frozen=True)
+class Contents:
+    """How many nodes of each kind an architecture has."""
+
+    convolutions: int
+    relus: int
+    adds: int
+
+
+CONTENTS = {"resnet18": Contents(20, 17, 8), "plain18": Contents(17, 17, 0), "resnet50": Contents(53, 49, 16)}
+
+
+def test_nodes_are_the_ones_every_backend_fuses(exported):
+    expected = CONTENTS[exported.card.architecture]
+    kinds = Counter(node.op_type for node in onnx.load_from_string(exported.data).graph.node)
+    body = {"Conv": expected.convolutions, "Relu": expected.relus, "Add": expected.adds, "MaxPool": 1}
+    head = {"GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1}
+    contract = dict.fromkeys(("Cast", "Transpose", "Sub", "Mul"), 1) if exported.card.preprocess == SMALL else {}
+    assert kinds == Counter(body) + Counter(head | contract)  # and no BatchNormalization
+
+
+def test_inputs_and_outputs(exported):
+    model = onnx.load_from_string(exported.data)
+    (images,), (logits,) = model.graph.input, model.graph.output
+    types = {"uint8": onnx.TensorProto.UINT8, "float32": onnx.TensorProto.FLOAT}
+    shape = [dim.dim_param or dim.dim_value for dim in images.type.tensor_type.shape.dim]
+    assert (images.name, images.type.tensor_type.elem_type) == ("images", types[exported.card.preprocess.dtype])
+    assert shape == ["batch", *exported.card.preprocess.shape]
+    assert (logits.name, logits.type.tensor_type.elem_type) == ("logits", onnx.TensorProto.FLOAT)
+    assert [dim.dim_param or dim.dim_value for dim in logits.type.tensor_type.shape.dim] == ["batch", CLASSES]
+
+
+def test_the_file_is_self_contained_and_of_an_opset_all_backends_read(exported):
+    model = onnx.load_from_string(exported.data)
+    onnx.checker.check_model(exported.data, full_check=True)
+    assert {opset.domain: opset.version for opset in model.opset_import}[""] <= 21
+    assert {node.domain for node in model.graph.node} == {""}
+    assert not model.functions
+    assert {tensor.data_location for tensor in model.graph.initializer} == {onnx.TensorProto.DEFAULT}
+    values = [*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer]
+    assert not any(part.metadata_props or part.doc_string for part in [*model.graph.node, *values])
+
+
+def test_constants_are_the_folded_weights(exported):
+    folded = fold_batch_norms(exported.network).state_dict()
+    constants = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in onnx.load_from_string(exported.data).graph.initializer
+    }
+    if exported.card.preprocess == SMALL:
+        mean, reciprocal = constants.pop("mean"), constants.pop("reciprocal_std")
+        assert np.allclose(mean.ravel(), np.array(SMALL.mean) * 255, rtol=1e-6)
+        assert np.allclose(reciprocal.ravel(), 1 / (np.array(SMALL.std) * 255), rtol=1e-6)
+    assert set(constants) == {name for name, tensor in folded.items() if tensor.ndim}
+    assert all(np.array_equal(constants[name], folded[name].numpy()) for name in constants)
+    assert len(constants) == 2 * (CONTENTS[exported.card.architecture].convolutions + 1)
+
+
+def test_names_come_from_the_modules_and_are_unique(exported):
+    graph = onnx.load_from_string(exported.data).graph
+    names = [node.name for node in graph.node]
+    assert len(set(names)) == len(names)
+    assert [node.output[0] for node in graph.node] == [*names[:-1], "logits"]
+    modules = dict(exported.network.named_modules())
+    assert {node.name for node in graph.node if node.op_type in ("Conv", "Gemm")} == {
+        name for name, module in modules.items() if isinstance(module, nn.Conv2d | nn.Linear)
+    }
+    assert {node.name for node in graph.node if node.op_type == "Add"} == (
+        {f"{name}.add" for name, module in modules.items() if getattr(module, "shortcuts", False)}
+    )
+
+
+def test_names_of_a_resnet18(resnet18):
+    names = [node.name for node in onnx.load_from_string(resnet18.data).graph.node]
+    assert names[:12] == [
+        "images.cast",
+        "images.transposed",
+        "images.centred",
+        "images.normalized",
+        "conv1",
+        "conv1.relu",
+        "maxpool",
+        "layer1.0.conv1",
+        "layer1.0.conv1.relu",
+        "layer1.0.conv2",
+        "layer1.0.add",
+        "layer1.0.relu",
+    ]
+    assert {"layer2.0.downsample.0", "layer4.1.relu"} <= set(names)
+    assert names[-3:] == ["avgpool", "flatten", "fc"]
+
+
+def test_an_equal_network_gives_the_same_bytes(resnet18):
+    network = lively(create_model("resnet18", CLASSES))
+    assert bytes_from_onnx(export_onnx(network, resnet18.card)) == resnet18.data
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
+def test_the_network_is_left_as_it_was(resnet18, training):
+    network = copy.deepcopy(resnet18.network).train(training)
+    kinds = [type(module) for module in network.modules()]
+    model = export_onnx(network, resnet18.card)
+    check_export(model, network, resnet18.card)
+    assert state_dict_digest(network.state_dict()) == resnet18.card.weights_sha256
+    assert [type(module) for module in network.modules()] == kinds
+    assert kinds.count(nn.BatchNorm2d) == 20
+    assert all(module.training is training for module in network.modules())
+    assert bytes_from_onnx(model) == resnet18.data  # and the graph is of the network in eval mode either way
+
+
+# --- against PyTorch
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_logits_are_pytorchs_at_any_batch(exported, batch):
+    images = example_images(exported.card.preprocess, batch=batch, seed=100 + batch)
+    expected = reference_logits(exported.network, exported.card.preprocess, images)
+    logits = run(exported.data, images)
+    assert logits.shape == (batch, CLASSES)
+    assert logits.dtype == np.float32
+    # FP32 sums in another order; measured 1e-6 of the largest logit.
+    assert np.abs(logits - expected).max() < 2e-5 * np.abs(expected).max()
+
+
+def test_the_check_passes_and_says_how_close(exported):
+    check = check_export(exported.model, exported.network, exported.card)
+    assert 0 < check.relative < 2e-5
+    assert check.relative == check.max_difference / check.peak
+
+
+def changed(case: Exported, change: Callable[[ResNet], object]) -> Exported:
+    """The same graph beside a network that it is no longer an export of."""
+    network = copy.deepcopy(case.network)
+    with torch.no_grad():
+        change(network)
+    return replace(case, network=network)
+
+
+def contract(case: Exported, **changes: object) -> Exported:
+    """The same graph and network under another input contract."""
+    return replace(case, card=msgspec.structs.replace(case.card, preprocess=msgspec.structs.replace(SMALL, **changes)))
+
+
+def without_shortcuts(case: Exported) -> Exported:
+    plain = create_model("plain18", CLASSES).eval()
+    plain.load_state_dict({name: case.network.state_dict()[name] for name in plain.state_dict()})
+    return replace(case, network=plain)
+
+
+def not_a_number(case: Exported) -> Exported:
+    """A graph that computes NaN for one class, beside a sound network."""
+    model = onnx_from_bytes(case.data, name="copy")
+    weights = model.graph.initializers["fc.weight"].const_value.numpy().copy()
+    weights[3, 0] = np.nan
+    model.graph.initializers["fc.weight"].const_value = ir.tensor(weights)
+    return replace(case, model=model)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(
+            lambda case: changed(case, lambda network: network.layer3[0].conv1.weight[0].mul_(1.05)),
+            id="one of 256 channels off by 5 %",
+        ),
+        pytest.param(
+            lambda case: changed(case, lambda network: network.layer4[1].bn2.running_mean.add_(0.01)),
+            id="running means off by 0.01",
+        ),
+        pytest.param(
+            lambda case: changed(case, lambda network: network.conv1.weight.copy_(network.conv1.weight.flip(1))),
+            id="red and blue swapped",
+        ),
+        pytest.param(without_shortcuts, id="no shortcuts"),
+        pytest.param(lambda case: contract(case, mean=SMALL.std, std=SMALL.mean), id="mean and std swapped"),
+        pytest.param(lambda case: contract(case, mean=SMALL.mean[::-1]), id="means of blue, green, red"),
+        pytest.param(lambda case: contract(case, std=(0.229, 0.224, 0.226)), id="a std off by 0.001"),
+        pytest.param(not_a_number, id="not a number"),
+    ],
+)
+def test_a_broken_export_is_refused(resnet18, broken):
+    case = broken(resnet18)
+    with pytest.raises(AccuracyError, match="differs from PyTorch") as caught:
+        check_export(case.model, case.network, case.card)
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_the_weights_fault(resnet18, value):
+    case = changed(resnet18, lambda network: network.layer1[0].conv1.weight[0].fill_(value))
+    with pytest.raises(WeightsError, match="not finite"):
+        check_export(case.model, case.network, case.card)
+
+
+def test_the_normalised_input_is_what_the_uint8_graph_computes(resnet18, normalised18):
+    images = example_images(SMALL, batch=2)
+    pixels = images.permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (SMALL.mean, SMALL.std))
+    left, right = run(resnet18.data, images), run(normalised18.data, (pixels - mean) / std)
+    assert np.abs(left - right).max() < 2e-5 * np.abs(left).max()
+    unscaled = run(normalised18.data, pixels - mean)  # the twin
+    assert np.abs(left - unscaled).max() > 1e-3 * np.abs(left).max()
+
+
+# --- the model card, and the file
+
+
+def test_the_card_comes_back(exported, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(exported.data)
+    model = load_onnx(path)
+    assert read_card(model, name=str(path)) == exported.card
+    assert bytes_from_onnx(model) == exported.data
+
+
+def test_a_new_card_replaces_the_old(resnet18):
+    model = onnx_from_bytes(resnet18.data, name="copy")
+    other = card_of("resnet18", resnet18.network, Preprocess(image_size=32, resize=40))
+    attach_card(model, other)
+    assert read_card(onnx_from_bytes(bytes_from_onnx(model), name="copy"), name="copy") == other != resnet18.card
+
+
+PNG = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + bytes(17)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"architecture: resnet18\n" * 20, id="text"),
+        pytest.param(PNG, id="png"),
+        pytest.param(bytes(1000), id="zeros"),
+        pytest.param(b"PK\x03\x04" + bytes(range(256)), id="a checkpoint"),
+        pytest.param(onnx.ModelProto(ir_version=10).SerializeToString(), id="ONNX without a graph"),
+    ],
+)
+def test_what_is_not_onnx_is_refused(content, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match="not an ONNX file") as caught:
+        load_onnx(path)
+    assert str(path) in caught.value.message
+    assert "\n" not in caught.value.message + caught.value.hint
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    for path in (tmp_path / "absent.onnx", tmp_path):
+        with pytest.raises(FileError) as caught:
+            load_onnx(path)
+        assert str(path) in caught.value.message
+
+
+def cut_points(data: bytes) -> list[int]:
+    """Lengths inside the graph, and around the boundary of every field after it, where a parser notices nothing."""
+    whole = onnx.load_from_string(data)
+    rest = onnx.ModelProto(opset_import=whole.opset_import, metadata_props=whole.metadata_props)
+    tail = len(data) - len(rest.SerializeToString())
+    opset = len(onnx.ModelProto(opset_import=whole.opset_import).SerializeToString())
+    edges = [tail - 1, tail, tail + 1, tail + opset - 1, tail + opset, tail + opset + 1, len(data) - 1]
+    return [1, 2, 10, 1000, len(data) // 2, *edges]
+
+
+def test_a_file_cut_short_is_refused_wherever_it_was_cut(resnet18):
+    for length in cut_points(resnet18.data):
+        with pytest.raises(ModelError) as caught:
+            read_card(onnx_from_bytes(resnet18.data[:length], name="cut.onnx"), name="cut.onnx")
+        assert caught.value.message.startswith("cut.onnx")
+        assert "\n" not in caught.value.message
+    read_card(onnx_from_bytes(resnet18.data, name="whole.onnx"), name="whole.onnx")
+
+
+def skeleton(case: Exported) -> onnx.ModelProto:
+    """The model without the bytes of its weights."""
+    model = onnx.load_from_string(case.data)
+    for tensor in model.graph.initializer:
+        tensor.raw_data = b""
+    return model
+
+
+def test_weights_in_other_files_are_refused(resnet18):
+    model = skeleton(resnet18)
+    tensor = model.graph.initializer[5]
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights.bin")
+    with pytest.raises(ModelError, match="weights in other files"):
+        onnx_from_bytes(model.SerializeToString(), name="model.onnx")
+
+
+def test_damage_anywhere_is_a_model_error_or_goes_to_the_backend(resnet18):
+    """Bytes overwritten at random: what still parses is the backend's to refuse; nothing else may escape."""
+    data, generator = skeleton(resnet18).SerializeToString(), np.random.default_rng(0)
+    parsed, refusals = 0, []
+    for _ in range(400):
+        damaged = bytearray(data)
+        for position in generator.integers(0, len(data), 3):
+            damaged[position] = generator.integers(256)
+        try:
+            read_card(onnx_from_bytes(bytes(damaged), name="model.onnx"), name="model.onnx")
+            parsed += 1
+        except ModelError as error:
+            refusals.append(error.message)
+    assert parsed + len(refusals) == 400
+    assert min(parsed, len(refusals)) > 40
+    for kind in ("cut short", "damaged ONNX", "damaged model card"):
+        assert any(kind in message for message in refusals)
+    assert not any("\n" in message for message in refusals)
+
+
+CARD = '{"architecture":"resnet18","num_classes":2,"weights":"none","weights_sha256":"","preprocess":{}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(CARD[:40].encode(), id="cut short"),
+        pytest.param(b"[]", id="another type"),
+        pytest.param(CARD.replace("2", '"two"').encode(), id="a wrong type"),
+        pytest.param(CARD.replace('"weights":"none",', "").encode(), id="a field missing"),
+        pytest.param(CARD.replace('"none"', '"none","spare":1').encode(), id="a field too many"),
+        pytest.param(CARD.replace("{}", '{"image_size":-3}').encode(), id="a senseless value"),
+        pytest.param(CARD.replace("2", '2,"labels":["one"]').encode(), id="one label for two classes"),
+        pytest.param(CARD.replace("none", "n\xf6ne").encode("latin-1"), id="not UTF-8"),
+    ],
+)
+def test_a_damaged_card_is_refused(resnet18, text):
+    model = skeleton(resnet18)
+    model.metadata_props[0].value = "?" * len(text)
+    data = model.SerializeToString().replace(b"?" * len(text), text) if text else model.SerializeToString()
+    with pytest.raises(ModelError, match="damaged model card") as caught:
+        read_card(onnx_from_bytes(data, name="model.onnx"), name="model.onnx")
+    assert "\n" not in caught.value.message
+
+
+def test_the_intact_card_of_the_cases_above_is_read(resnet18):
+    model = skeleton(resnet18)
+    model.metadata_props[0].value = CARD
+    assert read_card(onnx_from_bytes(model.SerializeToString(), name="m"), name="m").num_classes == 2
+
+
+def test_a_model_of_another_tool_has_no_card(resnet18):
+    model = skeleton(resnet18)
+    assert [entry.key for entry in model.metadata_props] == [CARD_KEY]
+    del model.metadata_props[:]
+    with pytest.raises(ModelError, match="no model card"):
+        read_card(onnx_from_bytes(model.SerializeToString(), name="model.onnx"), name="model.onnx")
