@@ -113,7 +113,10 @@ def load(path: str | Path, *, threads: int = 0) -> Engine:
         FileError: If there is no bundle.
         BundleError: If a file was altered or the bundle does not fit this machine; the message names the field.
         BackendError: If its backend is not installed.
+        SpecError: If ``threads`` is negative.
     """
+    if threads < 0:
+        raise SpecError(f"{threads} threads", hint="give a positive number, or 0 for every core")
     bundle = open_bundle(Path(path))
     check_fits(bundle, environment.collect())
     bundle.verify_files()

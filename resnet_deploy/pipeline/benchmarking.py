@@ -14,7 +14,7 @@ from resnet_deploy.bench.records import BenchRecord, DatasetRecord, EngineRecord
 from resnet_deploy.bundle import Bundle, find_bundles, open_bundle
 from resnet_deploy.datasets import BatchReader, find_dataset
 from resnet_deploy.engine import check_fits
-from resnet_deploy.errors import BackendError, BundleError, FileError, SpecError
+from resnet_deploy.errors import BackendError, BundleError, DataError, FileError, SpecError
 from resnet_deploy.pipeline.lowering import synthetic_images
 from resnet_deploy.pipeline.references import REFERENCE, find_reference, open_reference
 from resnet_deploy.runners import find_runner
@@ -190,7 +190,7 @@ class _Evaluation:
     @property
     def first(self) -> "Array":
         if self._first is None:
-            raise FileError("every image of the data set is damaged", hint="check the data set")
+            raise DataError(f"{self.reader.dataset.root}: every image is damaged", hint="give --data sound images")
         return self._first
 
 
