@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import errno
 import hashlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -73,19 +74,20 @@ def atomic_file(path: Path) -> Iterator[Path]:
     with translate_os_errors(path):
         if target.exists() and not target.is_file():
             raise FileError(f"{path} is not a regular file", hint="give a file that may be replaced")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
+    with _folder_of(target, path):
         with translate_os_errors(path):
-            _make_readable(temporary)
-            _flush(temporary)
-            temporary.replace(target)
-            _flush(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+            os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with translate_os_errors(path):
+                _make_readable(temporary)
+                _flush(temporary)
+                temporary.replace(target)
+                _flush(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -101,19 +103,20 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     with translate_os_errors(path):
         if target.exists() and not target.is_dir():
             raise FileError(f"{path} is not a folder", hint="give a folder, or a name that is not taken")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    try:
-        yield temporary
+    with _folder_of(target, path):
         with translate_os_errors(path):
-            for file in temporary.rglob("*"):
-                _flush(file)
-            _make_readable(temporary)
-            _flush(temporary)
-            _move_into_place(temporary, target)
-            _flush(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        try:
+            yield temporary
+            with translate_os_errors(path):
+                for file in temporary.rglob("*"):
+                    _flush(file)
+                _make_readable(temporary)
+                _flush(temporary)
+                _move_into_place(temporary, target)
+                _flush(target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -143,6 +146,22 @@ _EXPLANATIONS: Final = {
 def _final(path: Path) -> Path:
     """Follow links, and give `.` its name."""
     return Path(os.path.realpath(path))
+
+
+@contextlib.contextmanager
+def _folder_of(target: Path, path: Path) -> Iterator[None]:
+    """Make the folder that ``target`` will lie in; should the block fail, unmake what was made."""
+    made: list[Path] = []
+    try:
+        with translate_os_errors(path):
+            made += itertools.takewhile(lambda folder: not folder.exists(), target.parents)
+            target.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in made:
+            with contextlib.suppress(OSError):  # somebody else's files have come to lie in it
+                folder.rmdir()
+        raise
 
 
 def _move_into_place(temporary: Path, path: Path) -> None:
