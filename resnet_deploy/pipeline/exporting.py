@@ -56,28 +56,29 @@ def export(spec: ExportSpec, output: Path, progress: "Progress") -> Exported:
             hint='install it with `pip install "resnet-deploy[export,cpu]"`',
         ) from error
     _require_free(output)
-    loaded = models.load_model(spec.architecture, spec.weights, num_classes=spec.num_classes, progress=progress)
-    card = ModelCard(
-        architecture=loaded.architecture,
-        num_classes=loaded.num_classes,
-        weights=loaded.weights,
-        weights_sha256=loaded.weights_sha256,
-        labels=spec.labels or loaded.labels,
-        folders=loaded.folders,
-        preprocess=spec.preprocess(loaded.resize),
-    )
-    with progress.task(f"exporting {spec.architecture} to ONNX"):
-        model = export_onnx(loaded.module, card)
-    with progress.task("checking it against PyTorch"):
-        check = check_export(model, loaded.module, card)
     reference_path = output.with_suffix(".safetensors")
-    metadata = {"architecture": card.architecture, "weights_sha256": card.weights_sha256, "weights": card.weights}
-    data = bytes_from_onnx(model)
-    # Nested, so that a full disk leaves neither: the model takes its place once its weights are safe.
-    with progress.task(f"writing {output}"), artifact.atomic_file(output) as temporary:
-        with artifact.translate_os_errors(output):
+    # The file first: where there is no writing, nobody should wait for a download to learn it. It takes its place last,
+    # when the weights are safe.
+    with artifact.atomic_file(output) as temporary:
+        loaded = models.load_model(spec.architecture, spec.weights, num_classes=spec.num_classes, progress=progress)
+        card = ModelCard(
+            architecture=loaded.architecture,
+            num_classes=loaded.num_classes,
+            weights=loaded.weights,
+            weights_sha256=loaded.weights_sha256,
+            labels=spec.labels or loaded.labels,
+            folders=loaded.folders,
+            preprocess=spec.preprocess(loaded.resize),
+        )
+        with progress.task(f"exporting {spec.architecture} to ONNX"):
+            model = export_onnx(loaded.module, card)
+        with progress.task("checking it against PyTorch"):
+            check = check_export(model, loaded.module, card)
+        metadata = {"architecture": card.architecture, "weights_sha256": card.weights_sha256, "weights": card.weights}
+        with progress.task(f"writing {output}"), artifact.translate_os_errors(output):
+            data = bytes_from_onnx(model)
             temporary.write_bytes(data)
-        checkpoints.write_state_dict(reference_path, loaded.module.state_dict(), metadata)
+            checkpoints.write_state_dict(reference_path, loaded.module.state_dict(), metadata)
     return Exported(output, reference_path, card, check, len(data))
 
 
