@@ -26,6 +26,9 @@ class TerminalProgress:
 
     def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
         """Yield ``items`` under a bar with the time remaining."""
+        if not self._console.is_interactive:  # rich itself would still print an empty line
+            yield from items
+            return
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -39,6 +42,9 @@ class TerminalProgress:
     @contextmanager
     def task(self, description: str) -> Iterator[None]:
         """Turn a spinner until the block ends."""
+        if not self._console.is_interactive:
+            yield
+            return
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(*columns, console=self._console, transient=True) as progress:
             progress.add_task(description, total=None)
