@@ -1,0 +1,139 @@
+"""One small model, exported and built once for all tests that need a real one."""
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resnet_deploy.bundle import MANIFEST
+from resnet_deploy.protocols import Silent
+from resnet_deploy.specs import PRECISIONS, BuildSpec, CalibrationSpec, ExportSpec, ModelCard
+
+LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+IMAGES_PER_CLASS = 4
+CALIBRATION_IMAGES = 12
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """An untrained ResNet-18 of ten classes at 32 pixels, what it was built from, and its engines by precision.
+
+    Shared by a whole session: tests copy what they change.
+    """
+
+    folder: Path
+    model: Path
+    reference: Path
+    card: ModelCard
+    data: Path  # a folder per class
+    calibration: Path  # flat, and none of the images in data
+    engines: dict[str, Path]
+    int8_spec: BuildSpec
+
+
+def write_image(path, seed):
+    """Write a PNG of 40x36 pixels of smooth colour noise, another for every seed."""
+    from PIL import Image
+
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(coarse).resize((40, 36), Image.Resampling.BICUBIC).save(path)
+
+
+@pytest.fixture(scope="session")
+def deployment(tmp_path_factory):
+    """Draw the images, export the model and build its three engines."""
+    for library in ("torch", "onnx", "onnxruntime"):
+        pytest.importorskip(library, reason=f"{library} is needed to export, build and run")
+    from resnet_deploy.pipeline.building import BuildInputs, build
+    from resnet_deploy.pipeline.exporting import export
+
+    folder = tmp_path_factory.mktemp("deployment")
+    data, calibration, engines = folder / "data", folder / "calibration", {}
+    for index, label in enumerate(LABELS):
+        for number in range(IMAGES_PER_CLASS):
+            write_image(data / label / f"{number}.png", index * IMAGES_PER_CLASS + number)
+    for number in range(CALIBRATION_IMAGES):
+        write_image(calibration / f"{number:02}.png", 1000 + number)
+    spec = ExportSpec(architecture="resnet18", weights="none", num_classes=10, image_size=32, resize=34, labels=LABELS)
+    exported = export(spec, folder / "engines" / "resnet18.onnx", Silent())
+    int8 = BuildSpec(backend="onnxruntime", precision="int8", calibration=CalibrationSpec(max_images=100))
+    for precision in PRECISIONS:
+        is_int8 = precision == "int8"
+        inputs = BuildInputs(exported.path, calib=str(calibration) if is_int8 else None)
+        wanted = int8 if is_int8 else BuildSpec(backend="onnxruntime", precision=precision)
+        engines[precision] = build(inputs, wanted, Silent()).bundle.path
+    paths = (folder, exported.path, exported.reference_path)
+    return Deployment(*paths, exported.card, data, calibration, engines, int8)
+
+
+@pytest.fixture
+def copy_engine(deployment, tmp_path, rewrite):
+    """Copy one of the engines, its files as links to the same content, with changes to its manifest."""
+
+    def copy(precision="int8", *, to=None, change=None):
+        target = to or tmp_path / "engines" / deployment.engines[precision].name
+        shutil.copytree(deployment.engines[precision], target, copy_function=os.link)
+        if change is not None:
+            manifest = json.loads((target / MANIFEST).read_text())
+            change(manifest)
+            rewrite(target / MANIFEST, json.dumps(manifest).encode())
+        return target
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def draw_image():
+    """Write an image: (path, seed)."""
+    return write_image
+
+
+@pytest.fixture(scope="session")
+def rewrite():
+    """Give a file that may be a link to the session's a content of its own: (path, bytes)."""
+
+    def run(path, data):
+        path.unlink()
+        path.write_bytes(data)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def flip_bit(rewrite):
+    """Flip one bit in the middle of a file: (path)."""
+
+    def run(path):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        rewrite(path, bytes(data))
+
+    return run
+
+
+@pytest.fixture
+def mount_tmpfs(tmp_path):
+    """Mount a tmpfs, which stops root too; skip where mounting is not allowed."""
+    points = []
+
+    def mount(options):
+        if shutil.which("mount") is None:
+            pytest.skip("there is no mount command")
+        point = tmp_path / f"disk{len(points)}"
+        point.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", point]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"cannot mount a tmpfs: {done.stderr.strip()}")
+        points.append(point)
+        return point
+
+    yield mount
+    for point in points:
+        subprocess.run(["umount", point], check=True)

@@ -1,0 +1,416 @@
+"""The command line: the whole way once as its user types it, and every refusal as its user reads it."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("onnxruntime", reason="the engines are ONNX Runtime's")
+pytest.importorskip("torch", reason="PyTorch is the reference")
+pytest.importorskip("plotly", reason="the report has plots")
+
+from resnet_deploy import checkpoints
+from resnet_deploy.bench.records import read_record
+from resnet_deploy.bundle import open_bundle
+from resnet_deploy.cli import COMMANDS, main
+
+COMMAND = Path(sys.executable).with_name("resnet-deploy")
+SHORT = ("--seconds", "0.05", "--rounds", "1", "--batches", "1")
+
+
+def files(folder):
+    """Everything below ``folder``, hidden or not, with size and time."""
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+# --- the whole way, in processes of their own
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """Run the installed command in an empty folder; it must end well and without a word on stderr."""
+    if not COMMAND.exists():
+        pytest.skip(f"{COMMAND} does not exist: the package is not installed")
+
+    # A CI that forces colour would have rich draw its spinners into the pipe.
+    plain = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "TTY_INTERACTIVE")}
+
+    def run(*arguments):
+        command = [COMMAND, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=plain, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    return run
+
+
+def test_from_weights_to_a_report(shell, deployment, tmp_path):
+    (tmp_path / "labels.txt").write_text("\n".join(deployment.card.labels))
+    size = ("--arch", "resnet18", "--image-size", "32")
+    out = shell("export", *size, "--weights", "none", "--num-classes", "10", "--labels", "labels.txt")
+    assert "engines/resnet18.onnx: 44.7 MB, 10 classes" in out
+    assert "input uint8 NHWC 32x32x3, any batch size" in out
+    assert "largest difference from PyTorch" in out
+
+    build = ("build", "engines/resnet18.onnx", "--backend", "onnxruntime")
+    out = shell(*build, "--fp16")
+    assert out.startswith("engines/resnet18-fp16-onnxruntime/: 22.")
+    assert "agrees with the FP32 model on" in out
+    assert "unchanged, nothing to build (cache hit)" in shell(*build, "--fp16")
+    out = shell(*build, "--int8", "--calib", str(deployment.calibration))
+    assert "21 layers and 32 activations quantized" in out
+
+    out = shell("bench", "--data", str(deployment.data), *SHORT)
+    assert "pytorch" in out
+    (path,) = (tmp_path / "benchmarks" / "results").glob("*.json")
+    assert f"raw samples: benchmarks/results/{path.name}" in out
+    record = read_record(path)
+    assert [one.name for one in record.engines] == [
+        "pytorch",
+        "resnet18-fp16-onnxruntime",
+        "resnet18-int8-onnxruntime",
+    ]
+    assert all(one.name in out for one in record.engines)
+    assert len(record.dataset.labels) == 40
+    assert "Plotly" in path.with_suffix(".html").read_text()
+
+    image = str(deployment.data / "three" / "1.png")
+    out = shell("predict", image, "--engine", "engines/resnet18-int8-onnxruntime", "--top", "3")
+    first, *predictions = out.splitlines()
+    assert first == image
+    shares = [float(line.split("%")[0]) for line in predictions]
+    assert len(shares) == 3
+    assert shares == sorted(shares, reverse=True)
+    assert all(line.split()[-1] in deployment.card.labels for line in predictions)
+
+    out = shell("report", f"benchmarks/results/{path.name}", "--html", "again.html")
+    assert "resnet18-int8-onnxruntime" in out
+    assert (tmp_path / "again.html").read_text() == path.with_suffix(".html").read_text()
+
+
+def test_run_does_it_all(shell, deployment, tmp_path):
+    out = shell(
+        *("run", "--arch", "resnet18", "--weights", str(deployment.reference), "--image-size", "32"),
+        *("--backend", "onnxruntime", "--calib", str(deployment.calibration), "--data", str(deployment.data)),
+        *("-o", "out", *SHORT),
+    )
+    bundles = {path.name: open_bundle(path) for path in (tmp_path / "out").iterdir() if path.is_dir()}
+    assert sorted(bundles) == [f"resnet18-{precision}-onnxruntime" for precision in ("fp16", "fp32", "int8")]
+    for bundle in bundles.values():
+        bundle.verify_files()
+        assert bundle.manifest.card.weights_sha256 == deployment.card.weights_sha256
+        assert bundle.manifest.measured.inputs == "images"
+        assert str(bundle.path.relative_to(tmp_path)) in out
+    (path,) = (tmp_path / "out").glob("*.json")
+    record = read_record(path)
+    assert len(record.engines) == 4
+    assert record.dataset.images == 40
+    assert path.with_suffix(".html").exists()
+
+
+# --- what is refused
+
+
+@pytest.fixture
+def invoke():
+    """Run a command in this process."""
+
+    def run(*arguments):
+        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+    return run
+
+
+@pytest.fixture
+def workplace(deployment, copy_engine, draw_image, tmp_path, monkeypatch):
+    """A current folder with a model, its weights and an INT8 engine in engines/, images, and things that are broken."""
+    place = tmp_path / "work"
+    monkeypatch.chdir(tmp_path)
+    (place / "engines").mkdir(parents=True)
+    os.link(deployment.model, place / "engines" / "resnet18.onnx")
+    os.link(deployment.reference, place / "engines" / "resnet18.safetensors")
+    copy_engine("int8", to=place / "engines" / "resnet18-int8-onnxruntime")
+    for name in ("data", "calibration"):
+        shutil.copytree(deployment.folder / name, place / name, copy_function=os.link)
+    monkeypatch.chdir(place)
+    draw_image(Path("image.png"), 1)
+    Path("empty").mkdir()
+    Path("truncated.onnx").write_bytes(deployment.model.read_bytes()[:100_000])
+    Path("damaged.pth").write_bytes(b"PK\x03\x04 not a checkpoint")
+    Path("notes.txt").write_text("not a model")
+    for number, name in enumerate(("cat", "dog", "cow")):
+        draw_image(Path("unknown", name, "0.png"), number)
+    for folder in ("corrupt/one", "corrupt-calibration"):
+        draw_image(Path(folder, "0.png"), 2)
+        Path(folder, "1.png").write_bytes(Path(folder, "0.png").read_bytes()[:70])
+    Path("few-labels.txt").write_text("cat\ndog\n")
+    Path("blank-label.txt").write_text("cat\n\ndog\n")
+    Path("no-labels.txt").write_text("")
+    Path("binary-labels.txt").write_bytes(b"\xff\xfe\x00")
+    return place
+
+
+def assert_refused(result, message, hint=""):
+    """Exit code 2, one line of error and one of hint, nothing else, and no exception that nobody expected."""
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    error, tip = result.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert message in error
+    assert tip.startswith("hint: ")
+    assert hint in tip
+    assert "Traceback" not in result.output
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A command line, and parts of the two lines it ends in."""
+
+    line: str
+    message: str
+    hint: str
+
+
+EXPORT = "export --arch resnet18 --image-size 32 --weights none"
+BENCH = "bench --seconds 0.05 --rounds 1 --batches 1 --no-html"
+REFUSALS = (
+    # Files that are missing or are something else.
+    Refusal("build gone.onnx --fp16", "gone.onnx: no such file", "check the path"),
+    Refusal("build notes.txt --fp16", "notes.txt is not an ONNX file", "resnet-deploy export"),
+    Refusal("build image.png --fp16", "image.png is not an ONNX file", "resnet-deploy export"),
+    Refusal("build truncated.onnx --fp16", "truncated.onnx is not an ONNX file, or was cut short", "resnet-deploy"),
+    Refusal("build empty --fp16", "empty: is a folder, not a file", "give a file"),
+    Refusal("build --fp16", "engines/resnet50.onnx does not exist", "engines/resnet18.onnx"),
+    Refusal("predict gone.png", "gone.png", "check the path"),
+    Refusal("predict notes.txt", "notes.txt: not an image", "replace the file"),
+    Refusal("predict corrupt/one/1.png", "corrupt/one/1.png: damaged image", "replace the file"),
+    Refusal("predict image.png --engine gone", "gone is not an engine bundle", "resnet-deploy build"),
+    Refusal("predict image.png --engine empty", "empty has no manifest.json", "resnet-deploy build"),
+    Refusal("report gone.json", "gone.json: no such file", "check the path"),
+    Refusal("report notes.txt", "notes.txt is not a benchmark record", "`bench`"),
+    # Weights.
+    Refusal(
+        "export --arch resnet34 --weights engines/resnet18.safetensors -o new/a.onnx",
+        "resnet18.safetensors is not a checkpoint of resnet34: it looks like resnet18",
+        "use --arch resnet18",
+    ),
+    Refusal("export --arch vgg16", "unknown architecture 'vgg16'", "choose one of: resnet18"),
+    Refusal("export --weights gone.pth -o new/a.onnx", "gone.pth: no such file", "check the path"),
+    Refusal("export --weights notes.txt -o new/a.onnx", "is not a kind of weights", ".safetensors"),
+    Refusal("export --weights damaged.pth -o new/a.onnx", "damaged.pth is not a checkpoint", "again"),
+    Refusal("export --arch plain18 -o new/a.onnx", "no imagenet weights are published for plain18", "--weights none"),
+    Refusal("export --num-classes 7 -o new/a.onnx", "the imagenet weights have 1000 classes, not 7", "--weights PATH"),
+    # Labels.
+    Refusal(
+        f"{EXPORT} --num-classes 3 --labels few-labels.txt -o new/a.onnx", "2 labels for a model of 3", "one label"
+    ),
+    Refusal(f"{EXPORT} --labels blank-label.txt -o new/a.onnx", "blank-label.txt: line 2 is blank", "one label"),
+    Refusal(f"{EXPORT} --labels no-labels.txt -o new/a.onnx", "no-labels.txt is empty", "one label"),
+    Refusal(f"{EXPORT} --labels binary-labels.txt -o new/a.onnx", "binary-labels.txt is not text", "one label"),
+    # Numbers out of range.
+    Refusal(f"{EXPORT} --num-classes 0 -o new/a.onnx", "0 classes", "positive"),
+    Refusal(f"{EXPORT} --resize 31 -o new/a.onnx", "resize 31 is smaller than the crop 32", "--resize"),
+    Refusal(f"{EXPORT} --std 1,1,0 -o new/a.onnx", "is not positive", "positive"),
+    Refusal("build engines/resnet18.onnx --fp16 --batch 8:4:1", "batch range 8:4:1 is not ordered", "1:8:64"),
+    Refusal("build engines/resnet18.onnx --fp16 --batch many", "batch range 'many' is not", "1:8:64"),
+    Refusal(
+        "build engines/resnet18.onnx --int8 --calib calibration --calib-percentile 10", "percentile 10.0", "99.999"
+    ),
+    Refusal("predict image.png --top 0", "top 0 is not positive", "at least one"),
+    Refusal("bench --batches 0", "batch sizes [0]", "1,8,32"),
+    Refusal("bench --seconds 0", "5 rounds in 0.0 seconds", "positive"),
+    # Requests that conflict or cannot be met.
+    Refusal("build engines/resnet18.onnx", "0 precisions asked for, one is needed", "--fp16"),
+    Refusal("build engines/resnet18.onnx --fp16 --int8", "2 precisions asked for, one is needed", "--fp16"),
+    Refusal("build engines/resnet18.onnx --fp16 --calib calibration", "fp16 takes no calibration data", "--int8"),
+    Refusal("build engines/resnet18.onnx --int8 --backend onnxruntime", "INT8 needs calibration images", "--calib DIR"),
+    Refusal("build engines/resnet18.onnx --fp16 --backend tensorflow", "unknown backend 'tensorflow'", "onnxruntime"),
+    Refusal("build engines/resnet18.onnx --fp16 --backend openvino", "cannot build for openvino", "--backend"),
+    Refusal("run --calib data --data data --backend tensorflow", "unknown backend 'tensorflow'", "onnxruntime"),
+    # Folders of images.
+    Refusal("build engines/resnet18.onnx --int8 --calib gone", "gone: No such file", "check the path"),
+    Refusal("build engines/resnet18.onnx --int8 --calib empty", "empty: no images", ".png"),
+    Refusal("build engines/resnet18.onnx --int8 --calib corrupt-calibration", "1.png: damaged image", "replace"),
+    Refusal(f"{BENCH} --data empty", "empty: no images", ".png"),
+    Refusal(f"{BENCH} --data gone", "gone: No such file", "check the path"),
+    Refusal(f"{BENCH} --data unknown", "3 of 3 folders do not name exactly one class", "'zero'"),
+    Refusal(f"{BENCH} --data corrupt", "corrupt/one/1.png: damaged image", "damaged images out"),
+    Refusal("run --calib gone --data data", "gone: No such file", "check the path"),
+    Refusal("run --calib data --data empty", "empty: no images", ".png"),
+    # Outputs that are taken.
+    Refusal(f"{EXPORT} -o empty", "empty is a folder, not a file", "resnet50.onnx"),
+    Refusal(f"{EXPORT} -o new/a.safetensors", "is where the PyTorch weights go", ".onnx"),
+    Refusal(f"{EXPORT} -o notes.txt/a.onnx", "a file is where a folder must be", "check the path"),
+    Refusal("build engines/resnet18.onnx --fp16 -o data", "data exists and is not an engine bundle", "-o"),
+    Refusal("build engines/resnet18.onnx --fp16 -o notes.txt/a", "a file is where a folder must be", "check the path"),
+    Refusal("build engines/resnet18.onnx --fp16 -o image.png", "image.png exists and is not an engine bundle", "-o"),
+)
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda one: one.line)
+def test_refused_in_two_lines_and_nothing_is_left_behind(invoke, workplace, refusal):
+    before = files(workplace)
+    arguments = refusal.line.split()
+    if arguments[0] == "build" and "--backend" not in arguments:
+        arguments += ["--backend", "onnxruntime"]
+    assert_refused(invoke(*arguments), refusal.message, refusal.hint)
+    assert files(workplace) == before
+
+
+def test_options_that_click_refuses(invoke, workplace):
+    before = files(workplace)
+    for line in ("bench --batches x", "predict image.png --threads -1", "build --int4", "export --std 1,2", "nonsense"):
+        result = invoke(*line.split())
+        assert result.exit_code == 2
+        assert "Error: " in result.stderr
+        assert isinstance(result.exception, SystemExit)
+    assert files(workplace) == before
+
+
+def test_users_checkpoint_is_not_overwritten(invoke, workplace):
+    """`export` keeps the weights beside the model, where the user's own may already be."""
+    mine = workplace / "mine.safetensors"
+    checkpoints.write_state_dict(mine, checkpoints.read_state_dict(Path("engines/resnet18.safetensors")), {"by": "me"})
+    before = files(workplace)
+    line = f"{EXPORT} --weights mine.safetensors -o mine.onnx".replace("--weights none ", "")
+    assert_refused(invoke(*line.split()), "mine.safetensors was not written by `export`", "-o")
+    assert files(workplace) == before
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "golden.npz", "manifest.json"])
+def test_engine_with_a_flipped_bit(invoke, workplace, flip_bit, name):
+    bundle = Path("engines", "resnet18-int8-onnxruntime")
+    flip_bit(bundle / name)
+    if name == "manifest.json":
+        data = (bundle / name).read_bytes()
+        (bundle / name).write_bytes(data[:-5])
+    before = files(workplace)
+    for line in ("predict image.png", BENCH):
+        assert_refused(invoke(*line.split()), name, "resnet-deploy build")
+    assert files(workplace) == before
+
+
+def test_no_engines(invoke, workplace):
+    shutil.rmtree("engines/resnet18-int8-onnxruntime")
+    before = files(workplace)
+    assert_refused(invoke("predict", "image.png"), "0 engines in engines/", "resnet-deploy build --fp16")
+    assert_refused(invoke(*BENCH.split()), "no engines in engines/", "resnet-deploy build --fp16")
+    assert files(workplace) == before
+
+
+def test_more_engines_than_one_to_predict_with(invoke, workplace, copy_engine):
+    copy_engine("fp16", to=workplace / "engines" / "another")
+    assert_refused(invoke("predict", "image.png"), "2 engines in engines/", "engines/another")
+
+
+def test_bench_without_the_weights(invoke, workplace):
+    Path("engines/resnet18.safetensors").unlink()
+    before = files(workplace)
+    assert_refused(invoke(*BENCH.split()), "the PyTorch weights of resnet18 are not beside the engines", "--reference")
+    assert files(workplace) == before
+    result = invoke(*BENCH.split(), "--no-pytorch")
+    assert result.exit_code == 0, result.output
+
+
+def test_damaged_images_may_be_skipped(invoke, workplace):
+    result = invoke(*BENCH.split(), "--data", "corrupt", "--skip-corrupt", "-o", "results")
+    assert result.exit_code == 0, result.output
+    (path,) = Path("results").iterdir()
+    dataset = json.loads(path.read_text())["dataset"]
+    assert (dataset["images"], dataset["skipped"]) == (1, ["one/1.png"])
+    assert "1.png" in result.stdout
+
+
+@pytest.fixture
+def closed_port():
+    """A local port that nobody listens on."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
+
+
+def test_weights_that_cannot_be_downloaded(invoke, workplace, monkeypatch, tmp_path, closed_port):
+    monkeypatch.setattr(checkpoints, "BASE_URL", f"http://127.0.0.1:{closed_port}/")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("no_proxy", "*")
+    before = files(workplace)
+    result = invoke("export", "--arch", "resnet18")
+    assert_refused(result, f"cannot download http://127.0.0.1:{closed_port}/resnet18-f37072fd.pth", "--weights PATH")
+    assert files(workplace) == before
+    assert [path for path in (tmp_path / "hub").rglob("*") if path.is_file()] == []
+
+
+# --- disks that take nothing more
+
+
+def full_and_read_only(mount_tmpfs):
+    """A disk of 2 MB, too small for any engine, and one that may not be written."""
+    full, frozen = mount_tmpfs("size=2m"), mount_tmpfs("size=2m")
+    subprocess.run(["mount", "-o", "remount,ro", frozen], check=True)
+    return ((full, "no space left on the device"), (frozen, "the file system is read-only"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"{EXPORT} -o DISK/a.onnx",
+        f"{EXPORT} -o DISK/new/a.onnx",
+        "build engines/resnet18.onnx --fp16 --backend onnxruntime -o DISK/a",
+        "build engines/resnet18.onnx --int8 --calib calibration --backend onnxruntime -o DISK/a",
+    ],
+)
+def test_disk_that_takes_nothing_more(invoke, workplace, mount_tmpfs, line):
+    for disk, reason in full_and_read_only(mount_tmpfs):
+        before = files(workplace)
+        assert_refused(invoke(*line.replace("DISK", str(disk)).split()), reason, "-o")
+        assert files(workplace) == before
+        assert files(disk) == {}
+
+
+def test_results_are_shown_though_they_cannot_be_kept(invoke, workplace, mount_tmpfs):
+    _, (frozen, reason) = full_and_read_only(mount_tmpfs)
+    before = files(workplace)
+    result = invoke(*BENCH.split(), "-o", frozen / "results")
+    assert_refused(result, reason, "-o")
+    assert "resnet18-int8-onnxruntime" in result.stdout
+    assert "raw samples" not in result.stdout
+    assert files(workplace) == before
+
+
+def test_full_disk_does_not_cost_the_old_engine(invoke, workplace, mount_tmpfs, copy_engine):
+    disk = mount_tmpfs("size=20m")
+    shutil.copytree("engines/resnet18-int8-onnxruntime", disk / "net")
+    before = files(disk)
+    line = (
+        f"build engines/resnet18.onnx --int8 --calib calibration --calib-method max --backend onnxruntime -o {disk}/net"
+    )
+    assert_refused(invoke(*line.split()), "no space left on the device", "free some space")
+    assert files(disk) == before
+    open_bundle(disk / "net").verify_files()
+
+
+# --- help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(invoke, command):
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"Usage: main {command}")
+    assert "Warning" not in result.output
+
+
+def test_bugs_keep_their_traceback(invoke, workplace, monkeypatch):
+    monkeypatch.setattr("resnet_deploy.engine.load", lambda path, threads: 1 / 0)
+    result = invoke("predict", "image.png")
+    assert isinstance(result.exception, ZeroDivisionError)

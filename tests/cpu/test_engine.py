@@ -1,0 +1,363 @@
+"""The engine as an application holds it, on bundles that the pipeline built for ONNX Runtime."""
+
+import itertools
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+import pytest
+
+import resnet_deploy
+from resnet_deploy import environment
+from resnet_deploy.bundle import Bundle, Requirements, open_bundle
+from resnet_deploy.engine import Engine, check_fits, load
+from resnet_deploy.environment import Gpu, GpuProbe, Library
+from resnet_deploy.errors import BackendError, BundleError, DataError, FeedError, FileError, SpecError
+from resnet_deploy.images import batch_from_images
+from resnet_deploy.specs import PRECISIONS
+
+
+@pytest.fixture(scope="module", params=PRECISIONS)
+def engine(request, deployment):
+    """Each of the three engines, opened once."""
+    with load(deployment.engines[request.param]) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def fp32(deployment):
+    """The FP32 engine, opened once."""
+    with load(deployment.engines["fp32"]) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def pictures(deployment):
+    """Paths of all images, and the batch they are."""
+    paths = sorted(deployment.data.rglob("*.png"))
+    assert len(paths) == 40
+    return paths, batch_from_images(paths, deployment.card.preprocess)
+
+
+def assert_close(logits, expected, *, share):
+    """Hold logits to ``share`` of the largest of them."""
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=share * np.abs(expected).max())
+
+
+def test_paths_and_arrays_give_the_same_logits(engine, pictures):
+    paths, images = pictures
+    logits = engine(images)
+    assert logits.shape == (40, 10)
+    assert logits.dtype == np.float32
+    assert np.isfinite(logits).all()
+    # The same arrays reach the same session in the same batches: not one bit may differ.
+    np.testing.assert_array_equal(engine(paths), logits)
+    np.testing.assert_array_equal(engine([str(path) for path in paths]), logits)
+
+
+def test_images_are_told_apart(engine, pictures):
+    """A twin for every comparison here: other images have other logits."""
+    logits = engine(pictures[1])
+    assert len(np.unique(logits, axis=0)) == 40
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 64, 65, 130])
+def test_any_number_of_images(engine, pictures, count):
+    images = np.resize(pictures[1], (count, *pictures[1].shape[1:]))
+    logits = engine(images)
+    assert logits.shape == (count, 10)
+    if count:
+        # Kernels add in another order at another batch size: FP32 to 1e-6 of the largest logit. An INT8 activation on
+        # the edge may then fall to the other side, which is one step of 255 in one of many terms.
+        share = 1e-2 if engine.manifest.spec.precision == "int8" else 1e-4
+        assert_close(logits, np.resize(engine(pictures[1]), logits.shape), share=share)
+        with pytest.raises(AssertionError):
+            assert_close(
+                logits + 0.05 * np.abs(logits).max(), np.resize(engine(pictures[1]), logits.shape), share=share
+            )
+
+
+def test_small_batches_are_filled_up(copy_engine, pictures):
+    """An engine built for 4 to 8 images takes 1, 3 and 9 all the same."""
+
+    def change(manifest):
+        manifest["spec"]["batch"] = {"min": 4, "opt": 4, "max": 8}
+
+    with load(copy_engine("fp32", change=change)) as engine:
+        for count in (1, 3, 9):
+            assert engine(pictures[1][:count]).shape == (count, 10)
+
+
+# --- golden answers
+
+
+def replayed(engine, golden):
+    """Run the inputs that the bundle keeps; hold the answers to the ones it expects."""
+    # The same file, inputs and batch on the same machine; another number of threads divides FP32 sums differently.
+    assert_close(engine(golden["images"]), golden["logits"], share=1e-5)
+
+
+def test_golden_answers_come_again(engine):
+    with np.load(engine.bundle.golden_path) as golden:
+        assert golden["images"].shape == (8, 32, 32, 3)
+        replayed(engine, golden)
+
+
+def test_other_golden_answers_do_not_pass(engine):
+    with np.load(engine.bundle.golden_path) as golden:
+        perturbed = dict(golden)
+    perturbed["logits"][3, 2] += 1e-3 * np.abs(perturbed["logits"]).max()
+    with pytest.raises(AssertionError):
+        replayed(engine, perturbed)
+
+
+def test_engines_agree_with_the_fp32_one(engine, fp32, pictures):
+    expected = fp32(pictures[1])
+    noise = ((engine(pictures[1]) - expected) ** 2).sum()
+    sqnr_db = 10 * np.log10((expected**2).sum() / max(noise, 1e-30))
+    # FP16 keeps 11 bits of every term, each worth 6 dB; INT8's bound tells a quantized network from a broken one.
+    assert sqnr_db > {"fp32": 250, "fp16": 50, "int8": 12}[engine.manifest.spec.precision]
+
+
+# --- labels
+
+
+def test_classes_are_named_best_first(engine, pictures, deployment):
+    paths, images = pictures
+    logits = engine(images)
+    named = engine.classify(paths, top=3)
+    assert len(named) == 40
+    for best, row in zip(named, logits.astype(np.float64), strict=True):
+        probabilities = np.exp(row) / np.exp(row).sum()
+        order = np.argsort(-row, kind="stable")[:3]
+        assert [one.index for one in best] == list(order)
+        assert [one.label for one in best] == [deployment.card.labels[index] for index in order]
+        # Two ways to write a softmax in double precision.
+        assert [one.probability for one in best] == pytest.approx(list(probabilities[order]), rel=1e-12)
+        assert sum(one.probability for one in best) <= 1
+
+
+def test_probabilities_of_all_classes_sum_to_one(engine, pictures):
+    for best in engine.classify(pictures[1][:5], top=99):
+        assert len(best) == 10
+        assert sum(one.probability for one in best) == pytest.approx(1, abs=1e-12)
+        assert all(a.probability >= b.probability for a, b in itertools.pairwise(best))
+
+
+def test_nothing_to_classify(fp32):
+    assert fp32.classify([]) == []
+    assert fp32([]).shape == (0, 10)
+
+
+def test_large_logits_do_not_overflow_the_softmax(deployment):
+    class Shouting:
+        input, output = load_specs(deployment)
+        batch = deployment.int8_spec.batch
+
+        def load(self, feed):
+            self.count = len(feed)
+
+        def enqueue(self):
+            pass
+
+        synchronize = close = enqueue
+
+        def fetch(self):
+            return np.tile(np.float32([1e4, 9e3, *[-1e4] * 8]), (self.count, 1))
+
+    engine = Engine(open_bundle(deployment.engines["fp32"]), Shouting())
+    ((best, second),) = engine.classify(np.zeros((1, 32, 32, 3), np.uint8), top=2)
+    assert (best.index, best.probability) == (0, 1.0)
+    assert (second.index, second.probability) == (1, 0.0)
+
+
+def load_specs(deployment):
+    from resnet_deploy.runners import tensor_specs
+
+    return tensor_specs(deployment.card)
+
+
+# --- use and misuse
+
+
+def test_public_name_loads(deployment, pictures):
+    with resnet_deploy.load(str(deployment.engines["fp32"]), threads=1) as engine:
+        assert isinstance(engine, resnet_deploy.Engine)
+        assert engine(pictures[1][:1]).shape == (1, 10)
+
+
+def test_answers_belong_to_the_caller(fp32, pictures):
+    first = fp32(pictures[1][:2])
+    kept = first.copy()
+    fp32(pictures[1][2:4])
+    np.testing.assert_array_equal(first, kept)
+    first[...] = 0
+    np.testing.assert_array_equal(fp32(pictures[1][:2]), kept)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+def test_wrong_dtype(fp32, dtype):
+    with pytest.raises(FeedError, match=f"images has dtype {dtype}, the engine takes uint8"):
+        fp32(np.zeros((1, 32, 32, 3), dtype))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (32, 32, 3), (1, 33, 32, 3)])
+def test_wrong_shape(fp32, shape):
+    with pytest.raises(FeedError, match=r"the engine takes \(N, 32, 32, 3\)"):
+        fp32(np.zeros(shape, np.uint8))
+
+
+def test_one_path_is_no_list_of_paths(fp32, pictures):
+    for path in (pictures[0][0], str(pictures[0][0])):
+        with pytest.raises(FeedError, match="one path") as caught:
+            fp32(path)
+        assert "engine([path])" in caught.value.hint
+
+
+def test_missing_and_damaged_images_are_named(fp32, pictures, tmp_path):
+    (tmp_path / "damaged.png").write_bytes(pictures[0][0].read_bytes()[:100])
+    with pytest.raises(FileError, match=r"gone\.png"):
+        fp32([pictures[0][0], tmp_path / "gone.png"])
+    with pytest.raises(DataError, match=r"damaged\.png"):
+        fp32([pictures[0][0], tmp_path / "damaged.png"])
+
+
+def test_numbers_out_of_range(fp32, deployment):
+    with pytest.raises(SpecError, match="top 0 is not positive"):
+        fp32.classify([], top=0)
+    with pytest.raises(SpecError, match="-1 threads"):
+        load(deployment.engines["fp32"], threads=-1)
+
+
+def test_closed_engine_says_so(deployment, pictures):
+    engine = load(deployment.engines["fp32"])
+    engine.close()
+    engine.close()
+    with pytest.raises(FeedError, match="the engine is closed"):
+        engine(pictures[1])
+    with load(deployment.engines["fp32"]) as engine:
+        pass
+    with pytest.raises(FeedError, match="the engine is closed"):
+        engine.classify(pictures[0])
+
+
+def test_threads_share_an_engine(engine, pictures):
+    """Eight threads with images of their own: a mixed-up feed or answer would be another thread's."""
+    images = pictures[1]
+    expected = [engine(images[index : index + 1 + index % 3]) for index in range(32)]
+    start = threading.Barrier(8)
+
+    def work(number):
+        start.wait()
+        return [(index, engine(images[index : index + 1 + index % 3])) for index in range(number, 32, 8)]
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = dict(pair for part in pool.map(work, range(8)) for pair in part)
+    assert len(answers) == 32
+    for index, logits in answers.items():
+        np.testing.assert_array_equal(logits, expected[index])
+
+
+# --- bundles that are damaged or for another machine
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "golden.npz", "calibration.json", "build.log"])
+def test_altered_file_never_reaches_the_backend(copy_engine, flip_bit, monkeypatch, name):
+    bundle = copy_engine("int8")
+    flip_bit(bundle / name)
+    monkeypatch.setattr("resnet_deploy.engine.find_runner", lambda backend: pytest.fail("a backend was asked for"))
+    with pytest.raises(BundleError, match=rf"{name} was altered") as caught:
+        load(bundle)
+    assert "resnet-deploy build" in caught.value.hint
+
+
+def test_missing_library_is_named_with_its_cure(deployment, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(BackendError, match="ONNX Runtime cannot be imported") as caught:
+        load(deployment.engines["fp32"])
+    assert 'pip install "resnet-deploy[cpu]"' in caught.value.hint
+
+
+@pytest.mark.parametrize("backend", ["torch", "tensorrt-rtx", "openvino", "unheard-of"])
+def test_backend_that_runs_no_bundles(copy_engine, backend):
+    def change(manifest):
+        manifest["spec"]["backend"] = backend
+
+    with pytest.raises(BackendError, match=backend) as caught:
+        load(copy_engine("fp32", change=change))
+    assert caught.value.hint
+
+
+@pytest.fixture(scope="module")
+def here():
+    """A machine with a GPU, an INT8 dot product and one library, whatever this one is."""
+    return msgspec.structs.replace(
+        environment.collect(),
+        cpu=environment.Cpu("Synthetic CPU", 8, ("avx2", "avx512_vnni")),
+        gpu=GpuProbe((Gpu("Synthetic GPU", "8.9", 1 << 30),), "13.0"),
+        libraries=(Library("engine-maker", "1.2.3"), Library("onnxruntime", "1.0")),
+    )
+
+
+def requiring(deployment, **requires):
+    bundle = open_bundle(deployment.engines["fp32"])
+    wanted = Requirements(**{"library": "engine-maker"} | requires)
+    return Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, requires=wanted))
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """A requirement, what is changed about the machine, and the field that the message names."""
+
+    requires: dict
+    machine: dict
+    message: str = field(default="")
+
+
+OLD_CPU = {"cpu": environment.Cpu("Synthetic CPU", 8, ("avx2",))}
+MISFITS = {
+    "version": Misfit({"version": "1.2.4"}, {}, r"requires\.version is engine-maker 1\.2\.4, installed is 1\.2\.3"),
+    "int8": Misfit({"int8_dot_product": True}, OLD_CPU, r"requires\.int8_dot_product is true, and this CPU has none"),
+    "gpu": Misfit(
+        {"compute_capabilities": ("8.6", "12.0")},
+        {},
+        r"requires\.compute_capabilities is 8\.6, 12\.0, Synthetic GPU has 8\.9",
+    ),
+}
+FITS = {
+    "same version": Misfit({"version": "1.2.3"}, {}),
+    "any version": Misfit({}, {}),
+    "dot product": Misfit({"int8_dot_product": True}, {}),
+    "no dot product needed": Misfit({}, OLD_CPU),
+    "one of its GPUs": Misfit({"compute_capabilities": ("8.6", "8.9")}, {}),
+    # These are for the runner to say, which knows what to install or that it needs a GPU.
+    "library not installed": Misfit({"version": "1.2.4"}, {"libraries": ()}),
+    "no GPU": Misfit({"compute_capabilities": ("8.6",)}, {"gpu": GpuProbe(reason="none")}),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS.values(), ids=MISFITS.keys())
+def test_field_that_does_not_fit_is_named(deployment, here, case):
+    machine = msgspec.structs.replace(here, **case.machine)
+    with pytest.raises(BundleError, match=case.message) as caught:
+        check_fits(requiring(deployment, **case.requires), machine)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("case", FITS.values(), ids=FITS.keys())
+def test_machine_that_fits(deployment, here, case):
+    check_fits(requiring(deployment, **case.requires), msgspec.structs.replace(here, **case.machine))
+
+
+def test_misfit_is_found_before_any_file_is_read(copy_engine, monkeypatch):
+    def change(manifest):
+        manifest["requires"]["int8_dot_product"] = True
+
+    bundle = copy_engine("fp32", change=change)
+    monkeypatch.setattr(environment.Cpu, "has_vnni", False)
+    monkeypatch.setattr(Bundle, "verify_files", lambda self: pytest.fail("the files were read"))
+    with pytest.raises(BundleError, match=r"requires\.int8_dot_product"):
+        load(bundle)
