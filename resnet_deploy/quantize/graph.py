@@ -34,7 +34,12 @@ def activations(graph: ir.Graph) -> list[ir.Value]:
 
     These are the normalised input, every convolution's output (after its ReLU where one follows), every shortcut sum
     after its ReLU, and what pooling makes of them. Logits are never quantized.
+
+    Raises:
+        ModelError: If there is no convolution.
     """
+    if not any(node.op_type == "Conv" for node in graph):
+        raise ModelError("the model has no convolutions to quantize", hint="give a model that `export` wrote")
     tensors = []
     for node in graph:
         output = node.outputs[0]
@@ -42,8 +47,6 @@ def activations(graph: ir.Graph) -> list[ir.Value]:
             tensors.append(output)
         if node.op_type == "Conv" and node.inputs[0] is not None and _is_network_input(node.inputs[0]):
             tensors.insert(0, node.inputs[0])
-    if not tensors:
-        raise ModelError("the model has no convolutions to quantize", hint="give a model that `export` wrote")
     return [tensor for tensor in tensors if not tensor.is_graph_output()]
 
 
