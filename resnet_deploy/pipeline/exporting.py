@@ -42,14 +42,19 @@ def export(spec: ExportSpec, output: Path, progress: "Progress") -> Exported:
 
     Raises:
         SpecError, FileError, WeightsError: If the request or the weights are at fault.
-        BackendError: If PyTorch or ONNX is not installed.
+        BackendError: If PyTorch, ONNX or ONNX Runtime is not installed.
         AccuracyError: If the graph differs from PyTorch beyond tolerance.
     """
     try:
         with progress.task("loading PyTorch"):
+            import onnxscript  # noqa: F401 - PyTorch's exporter imports it, but only once it runs
+
             from resnet_deploy import checkpoints, models
             from resnet_deploy.export import check_export, export_onnx
             from resnet_deploy.onnx_files import bytes_from_onnx
+            from resnet_deploy.ort_session import import_onnxruntime
+
+            import_onnxruntime()
     except ImportError as error:
         raise BackendError(
             f"export needs {error.name}, which is not installed",

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from resnet_deploy.errors import BackendError, FileError, WeightsError
 from resnet_deploy.specs import BatchRange, ModelCard
@@ -21,6 +21,7 @@ def find_reference(folders: Sequence[Path], card: ModelCard) -> Path:
         FileError: If no file in ``folders`` has them.
         BackendError: If safetensors is not installed.
     """
+    _import_safetensors()  # where it is missing, that is what to say, and not that nothing was found
     for folder in dict.fromkeys(folders):
         for path in sorted(folder.glob("*.safetensors")):
             if read_weights_digest(path) == card.weights_sha256:
@@ -34,14 +35,11 @@ def read_weights_digest(path: Path) -> str | None:
     Raises:
         BackendError: If safetensors is not installed.
     """
+    safetensors = _import_safetensors()
     try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise _not_installed(error) from error
-    try:
-        with safe_open(path, framework="numpy") as file:
+        with safetensors.safe_open(path, framework="numpy") as file:
             return (file.metadata() or {}).get("weights_sha256")
-    except (OSError, SafetensorError):
+    except (OSError, safetensors.SafetensorError):
         return None  # not a checkpoint at all
 
 
@@ -61,6 +59,14 @@ def open_reference(path: Path, card: ModelCard, batch: BatchRange, threads: int)
     if loaded.weights_sha256 != card.weights_sha256:
         raise WeightsError(f"{path} holds other weights than the engines: weights_sha256 differs", hint=_HINT)
     return TorchRunner(loaded.module, card, batch, threads=threads)
+
+
+def _import_safetensors() -> Any:
+    try:
+        import safetensors
+    except ImportError as error:
+        raise _not_installed(error) from error
+    return safetensors
 
 
 def _not_installed(error: ImportError) -> BackendError:
