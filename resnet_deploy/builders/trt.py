@@ -45,19 +45,33 @@ def _compile(api: TrtApi, lowered: bytes, spec: BuildSpec, logger: Any) -> memor
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(lowered):
         first = parser.get_error(0)
-        raise BuildError(f"{api.backend} cannot parse node {first.node_name() or '?'}: {first.desc()}")
+        raise BuildError(f"{api.backend} cannot parse {_where(first)}: {_reason(first.desc())}")
     config = builder.create_builder_config()
     config.add_optimization_profile(_profile(builder, network, spec))
     if api.ahead_of_time:
         _set_targets(api, config)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise BuildError(f"{api.backend} failed to build: {logger.last_error or 'it gave no reason'}")
+        raise BuildError(f"{api.backend} failed to build: {_reason(logger.last_error)}")
     return memoryview(plan)
 
 
+def _where(error: Any) -> str:
+    """Name the node that a parser's error is about, and its operator; the model where it is about none."""
+    return f"node {error.node_name()} ({error.node_operator()})" if error.node_name() else "the model"
+
+
+def _reason(message: str) -> str:
+    """Pick the line that says what is wrong: the first after the node's name; later ones may deplore a missing GPU."""
+    lines = [line for line in message.splitlines() if line and not line.startswith("Invalid Node")]
+    return lines[0] if lines else "it gave no reason"
+
+
 def _profile(builder: Any, network: Any, spec: BuildSpec) -> Any:
-    images = next(tensor for tensor in map(network.get_input, range(network.num_inputs)) if tensor.name == INPUT_NAME)
+    inputs = {tensor.name: tensor for tensor in map(network.get_input, range(network.num_inputs))}
+    if INPUT_NAME not in inputs:
+        raise BuildError(f"the graph has no input {INPUT_NAME}", hint="build what `resnet-deploy export` wrote")
+    images = inputs[INPUT_NAME]
     shape = tuple(images.shape)[1:]
     profile = builder.create_optimization_profile()
     profile.set_shape(INPUT_NAME, *((size, *shape) for size in (spec.batch.min, spec.batch.opt, spec.batch.max)))
