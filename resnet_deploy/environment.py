@@ -305,7 +305,7 @@ def _can_build(backend: Backend, gpu: GpuProbe, try_import: Importer) -> Capabil
         return Capability(False, f"this version of resnet-deploy does not build with {backend.name} yet")
     # Whatever the backend: building lowers the exported graph, and ONNX Runtime calibrates and checks it.
     extras = {"onnx": "export", "onnx_ir": "export", "onnxruntime": "cpu", backend.module: backend.extra}
-    libraries = _have_modules(extras, try_import)
+    libraries = have_modules(extras, try_import)
     return _has_device(backend, gpu) if libraries.ok and backend.builds_on_device else libraries
 
 
@@ -313,11 +313,11 @@ def _can_run(backend: Backend, gpu: GpuProbe, try_import: Importer) -> Capabilit
     """Say whether engines can be run: runner, library and device."""
     if not backend.runner:
         return Capability(False, f"this version of resnet-deploy does not run {backend.name} engines yet")
-    libraries = _have_modules({backend.module: backend.extra}, try_import)
+    libraries = have_modules({backend.module: backend.extra}, try_import)
     return _has_device(backend, gpu) if libraries.ok else libraries
 
 
-def _have_modules(extras: Mapping[str, str], try_import: Importer) -> Capability:
+def have_modules(extras: Mapping[str, str], try_import: Importer = lambda module: "") -> Capability:
     """Say whether the modules, given with the extras that install them, are here and can be imported."""
     missing = [module for module in extras if module and not _is_installed(module)]
     if missing:

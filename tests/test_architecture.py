@@ -196,12 +196,15 @@ class Need:
 
 
 NEEDS = (
-    Need(OPTIONAL, "export --weights none", "export needs ", "[export,cpu]"),
-    Need(("torch",), "export --weights none", "export needs torch", "[export,cpu]"),
-    Need(("onnx_ir",), "export --weights none", "export needs onnx_ir", "[export,cpu]"),
-    Need(("safetensors",), "export --weights none", "export needs safetensors", "[export,cpu]"),
-    Need(("onnxscript",), "export --weights none", "export needs onnxscript", "[export,cpu]"),
-    Need(("onnxruntime",), "export --weights none", "ONNX Runtime cannot be imported", "[cpu]"),
+    Need(OPTIONAL, "export --weights none", "cannot export: torch and onnx and ", "[export,cpu]"),
+    *(
+        Need((module,), "export --weights none", f"cannot export: {name} is not installed", "[export]")
+        for module, name in (("torch", "torch"), ("onnx_ir", "onnx-ir"), ("onnxscript", "onnxscript"))
+    ),
+    Need(("safetensors",), "export --weights none", "cannot export: safetensors is not installed", "[export]"),
+    Need(("onnxruntime",), "export --weights none", "cannot export: onnxruntime is not installed", "[cpu]"),
+    # Found, and it cannot be imported: protobuf is onnx's own dependency.
+    Need(("google",), "export --weights none", "cannot export: No module named 'google'", "--force-reinstall"),
     Need(OPTIONAL, "run --calib . --data .", "the HTML report needs ", "[bench]"),
     Need(OPTIONAL, "build a.onnx --fp16", "no backend can build and run here", "resnet-deploy[export,cpu]"),
     Need(OPTIONAL, "build a.onnx --fp16 --backend onnxruntime", "cannot build for onnxruntime", "[export,cpu]"),

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from resnet_deploy import artifact
+from resnet_deploy import artifact, environment
 from resnet_deploy.errors import BackendError, DataError, FileError, SpecError
 from resnet_deploy.pipeline.references import read_weights_digest
 from resnet_deploy.specs import ExportSpec, ModelCard
@@ -14,6 +14,12 @@ from resnet_deploy.specs import ExportSpec, ModelCard
 if TYPE_CHECKING:
     from resnet_deploy.export import ExportCheck
     from resnet_deploy.protocols import Progress
+
+# The extras that install what exporting takes; onnxscript is imported by PyTorch's exporter, ONNX Runtime by the check.
+_LIBRARIES: Final = dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"), "export") | {
+    "onnxruntime": "cpu"
+}
+_REINSTALL: Final = 'pip install --force-reinstall "resnet-deploy[export,cpu]"'
 
 
 @dataclass(frozen=True)
@@ -45,21 +51,16 @@ def export(spec: ExportSpec, output: Path, progress: "Progress") -> Exported:
         BackendError: If PyTorch, ONNX or ONNX Runtime is not installed.
         AccuracyError: If the graph differs from PyTorch beyond tolerance.
     """
+    libraries = environment.have_modules(_LIBRARIES)
+    if not libraries.ok:
+        raise BackendError(f"cannot export: {libraries.reason}", hint=libraries.fix)
     try:
         with progress.task("loading PyTorch"):
-            import onnxscript  # noqa: F401 - PyTorch's exporter imports it, but only once it runs
-
             from resnet_deploy import checkpoints, models
             from resnet_deploy.export import check_export, export_onnx
             from resnet_deploy.onnx_files import bytes_from_onnx
-            from resnet_deploy.ort_session import import_onnxruntime
-
-            import_onnxruntime()
     except ImportError as error:
-        raise BackendError(
-            f"export needs {error.name}, which is not installed",
-            hint='install it with `pip install "resnet-deploy[export,cpu]"`',
-        ) from error
+        raise BackendError(f"cannot export: {error}", hint=_REINSTALL) from error
     _require_free(output)
     reference_path = output.with_suffix(".safetensors")
     # The file first: where there is no writing, nobody should wait for a download to learn it. It takes its place last,
