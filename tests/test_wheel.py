@@ -1,0 +1,188 @@
+"""The wheel alone, in an environment of its own, away from the sources.
+
+Needs the package index for the dependencies, as every installation does; skipped with the reason where it cannot be
+reached.
+"""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("build", reason="the wheel is built with it")
+torch = pytest.importorskip("torch", reason="the engine is exported from PyTorch")
+pytest.importorskip("onnxruntime", reason="the engine is ONNX Runtime's")
+
+from PIL import Image  # noqa: E402
+
+from resnet_deploy.engine import load  # noqa: E402
+from resnet_deploy.pipeline.building import BuildInputs, build  # noqa: E402
+from resnet_deploy.pipeline.exporting import export  # noqa: E402
+from resnet_deploy.protocols import Silent  # noqa: E402
+from resnet_deploy.specs import BuildSpec, ExportSpec  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ("resnet_deploy", "pyproject.toml", "README.md", "LICENSE")
+
+
+def clean_environment():
+    """The environment without what would let a process find the sources."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+
+
+def pip(python, *arguments):
+    """Install into the environment of ``python``; skip the test where there is no index to be reached."""
+    command = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *arguments]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=False)
+    if re.search(r"connection broken|Temporary failure in name resolution|ConnectionError", done.stderr):
+        pytest.skip("the package index cannot be reached")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Build the wheel from a copy of the sources, which stay as they are."""
+    sources = tmp_path_factory.mktemp("sources")
+    for name in SOURCES:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, sources / name)
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", sources / "dist", sources]
+    if has_setuptools():
+        command.append("--no-isolation")
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=False)
+    if re.search("connection broken|Temporary failure in name resolution", done.stdout + done.stderr):
+        pytest.skip("the package index cannot be reached")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Warning" not in done.stdout + done.stderr
+    (path,) = (sources / "dist").glob("*.whl")
+    return path
+
+
+def has_setuptools():
+    """Whether the setuptools beside us is the one that pyproject.toml asks for; a newer one is fetched otherwise."""
+    try:
+        return int(importlib.metadata.version("setuptools").split(".")[0]) >= 77
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+@dataclass(frozen=True)
+class Installed:
+    """An environment with the wheel and its dependencies, and a folder far from the sources."""
+
+    python: Path
+    folder: Path
+
+    def __call__(self, *arguments):
+        command = [self.python.with_name("resnet-deploy"), *arguments]
+        return subprocess.run(
+            command, cwd=self.folder, env=clean_environment(), capture_output=True, text=True, check=False
+        )
+
+    def evaluate(self, code):
+        """Run Python in the environment; return what it prints."""
+        command = [self.python, "-W", "error", "-c", code]
+        done = subprocess.run(
+            command, cwd=self.folder, env=clean_environment(), capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """Install the wheel with what it depends on and nothing else."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], env=clean_environment(), check=True)
+    python = folder / "venv" / "bin" / "python"
+    pip(python, "--constraint", ROOT / "constraints.txt", wheel)
+    (folder / "elsewhere").mkdir()
+    return Installed(python, folder / "elsewhere")
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "resnet_deploy").rglob("*.py")}
+    assert len(modules) > 50
+    packed = {name for name in names if not name.split("/")[0].endswith(".dist-info")}
+    data = {f"resnet_deploy/{name}" for name in ("py.typed", "data/imagenet_classes.tsv", "report/template.html")}
+    assert packed == modules | data
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_installed_package_is_the_wheel_and_has_its_data(installed):
+    code = (
+        "import resnet_deploy, importlib.resources, importlib.metadata\n"
+        "root = importlib.resources.files(resnet_deploy)\n"
+        "print(root)\n"
+        "print(len((root / 'data/imagenet_classes.tsv').read_text(encoding='utf-8').splitlines()))\n"
+        "print('<html' in (root / 'report/template.html').read_text(encoding='utf-8'), (root / 'py.typed').is_file())\n"
+        "print(importlib.metadata.version('resnet-deploy') == resnet_deploy.__version__)\n"
+    )
+    root, classes, data, version = installed.evaluate(code).splitlines()
+    assert Path(root).is_relative_to(installed.python.parents[1])
+    assert (classes, data, version) == ("1000", "True True", "True")
+
+
+def test_command_line_works_without_any_extra(installed):
+    done = installed("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Take a PyTorch ResNet to production" in done.stdout
+
+    done = installed("doctor")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"torch +not installed", done.stdout)
+    assert "can run: yes" in done.stdout  # the null backend
+    assert 'pip install "resnet-deploy[cpu]"' in done.stdout
+
+    done = installed("export")
+    assert done.returncode == 2
+    libraries = "torch and onnx and onnx-ir and onnxscript and safetensors and onnxruntime"
+    assert done.stderr.splitlines() == [
+        f"error: cannot export: {libraries} are not installed",
+        'hint: pip install "resnet-deploy[export,cpu]"',
+    ]
+    assert list(installed.folder.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    """Build an engine here, where PyTorch is, and note its answers."""
+    folder = tmp_path_factory.mktemp("engine")
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((40, 36), Image.Resampling.BICUBIC).save(folder / "image.png")
+    spec = ExportSpec(architecture="resnet18", weights="none", num_classes=10, image_size=32)
+    model = export(spec, folder / "resnet18.onnx", Silent()).path
+    build(BuildInputs(model, folder / "net"), BuildSpec(backend="onnxruntime", precision="fp16"), Silent())
+    with load(folder / "net") as loaded:
+        return folder, loaded.classify([folder / "image.png"], top=3)[0]
+
+
+def test_engine_needs_only_the_wheel_and_onnxruntime(installed, engine):
+    folder, expected = engine
+    predict = ("predict", folder / "image.png", "--engine", folder / "net", "--top", "3")
+    done = installed(*predict)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == 'hint: install it with `pip install "resnet-deploy[cpu]"`'
+
+    pip(installed.python, "--constraint", ROOT / "constraints.txt", "onnxruntime")
+    done = installed(*predict)
+    assert (done.returncode, done.stderr) == (0, "")
+    # Percentages with two decimals: what another build of the same library rounds differently does not show.
+    assert done.stdout.splitlines()[1:] == [f"  {one.probability:7.2%}  {one.label}" for one in expected]
+
+    code = (
+        f"import sys, resnet_deploy\n"
+        f"with resnet_deploy.load({str(folder / 'net')!r}) as engine:\n"
+        f"    print(engine([{str(folder / 'image.png')!r}]).shape)\n"
+        f"print(sorted(sys.modules.keys() & {{'torch', 'onnx', 'onnx_ir', 'onnxscript'}}))\n"
+    )
+    assert installed.evaluate(code).splitlines() == ["(1, 10)", "[]"]
