@@ -58,9 +58,7 @@ class Recipe:
 
 
 @click.command()
-@click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo/digits"), show_default=True
-)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo/digits"), show_default=True)
 @click.option("--epochs", type=click.IntRange(min=1), default=Recipe.epochs, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=Recipe.seed, show_default=True)
 @click.option("--force", is_flag=True, help="Train even if the weights are there already.")
