@@ -8,7 +8,7 @@
         calibration.json          the observed and chosen ranges (INT8 only)
         golden.npz                a few inputs and the outputs expected of this engine
         build.log                 what the compiler said
-        manifest.json             all of the above by digest, and everything below
+        manifest.json             all of the above by digest, everything below, and its own digest as ``sha256``
 """
 
 from collections.abc import Iterator
@@ -28,6 +28,7 @@ MANIFEST: Final = "manifest.json"
 GOLDEN: Final = "golden.npz"
 CALIBRATION: Final = "calibration.json"
 LOG: Final = "build.log"
+_DIGEST: Final = "sha256"
 
 
 class HashChain(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,7 +153,7 @@ def open_bundle(path: Path) -> Bundle:
 
     Raises:
         FileError: If there is no bundle at ``path``.
-        BundleError: If the manifest is damaged or of a later schema than this version knows.
+        BundleError: If the manifest is damaged, was altered, or is of a later schema than this version knows.
     """
     if not path.is_dir():
         raise FileError(f"{path} is not an engine bundle", hint="give a folder that `resnet-deploy build` made")
@@ -170,8 +171,23 @@ def find_bundles(folder: Path) -> Iterator[Path]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``manifest`` into a bundle under construction."""
-    artifact.write_bytes(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+    """Write ``manifest``, with its own digest, into a bundle under construction."""
+    artifact.write_bytes(folder / MANIFEST, seal(msgspec.to_builtins(manifest)))
+
+
+def seal(fields: dict[str, object]) -> bytes:
+    """Serialize a manifest's fields and their digest.
+
+    The digest is the SHA-256 of the compact JSON, keys sorted, without the field ``sha256``: it says whether anything
+    between export and runtime changed an input contract, a label or a measured figure. It is no signature.
+    """
+    data = msgspec.json.encode({**fields, _DIGEST: _digest(fields)})
+    return msgspec.json.format(data, indent=1) + b"\n"
+
+
+def _digest(fields: dict[str, object]) -> str:
+    others = {name: value for name, value in fields.items() if name != _DIGEST}
+    return artifact.sha256_bytes(msgspec.json.encode(others, order="sorted"))
 
 
 def _decode_manifest(path: Path, data: bytes) -> Manifest:
@@ -183,6 +199,7 @@ def _decode_manifest(path: Path, data: bytes) -> Manifest:
                 hint="upgrade resnet-deploy, or build the engine again",
             )
         manifest = msgspec.json.decode(data, type=Manifest)
+        fields = msgspec.json.decode(data, type=dict[str, object])
     except (msgspec.DecodeError, UnicodeDecodeError, SpecError) as error:
         raise BundleError(f"{path}: {MANIFEST} is damaged: {error}", hint=_REBUILD) from error
     for name in (manifest.engine, *manifest.files):
@@ -191,6 +208,10 @@ def _decode_manifest(path: Path, data: bytes) -> Manifest:
             raise BundleError(f"{path}: {MANIFEST} names {name!r}, which is not a file of the bundle", hint=_REBUILD)
     if manifest.engine not in manifest.files:
         raise BundleError(f"{path}: {MANIFEST} has no digest for {manifest.engine}", hint=_REBUILD)
+    if fields.get(_DIGEST) != _digest(fields):
+        raise BundleError(
+            f"{path}: {MANIFEST} was altered: its SHA-256 differs from its field {_DIGEST}", hint=_REBUILD
+        )
     return manifest
 
 

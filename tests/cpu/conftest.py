@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet_deploy.bundle import MANIFEST
+from resnet_deploy.bundle import MANIFEST, seal
 from resnet_deploy.protocols import Silent
 from resnet_deploy.specs import PRECISIONS, BuildSpec, CalibrationSpec, ExportSpec, ModelCard
 
@@ -82,7 +82,7 @@ def copy_engine(deployment, tmp_path, rewrite):
         if change is not None:
             manifest = json.loads((target / MANIFEST).read_text())
             change(manifest)
-            rewrite(target / MANIFEST, json.dumps(manifest).encode())
+            rewrite(target / MANIFEST, seal(manifest))
         return target
 
     return copy
