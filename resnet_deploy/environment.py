@@ -16,7 +16,7 @@ import os
 import platform
 import re
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -154,8 +154,7 @@ def collect() -> Environment:
         memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         memory_bytes = 0
-    # NVIDIA also publishes its libraries under names that end in the CUDA version.
-    versions = {name: installed_version((name, f"{name}-cu13", f"{name}-cu12")) for name in LIBRARIES}
+    versions = {name: installed_version(name) for name in LIBRARIES}
     return Environment(
         os=system,
         kernel=platform.release(),
@@ -225,9 +224,10 @@ def probe_gpu(library: str = "libcuda.so.1") -> GpuProbe:
     return GpuProbe(gpus, driver, reason, _kernel_driver(_text(Path("/proc/driver/nvidia/version"))))
 
 
-def installed_version(distributions: str | Sequence[str]) -> str | None:
-    """Read the version of the first of these distributions that is installed, without importing it."""
-    for name in (distributions,) if isinstance(distributions, str) else distributions:
+def installed_version(library: str) -> str | None:
+    """Read the version of an installed library, without importing it."""
+    # NVIDIA also publishes its libraries under names that end in the CUDA version.
+    for name in (library, f"{library}-cu13", f"{library}-cu12"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name)
     return None

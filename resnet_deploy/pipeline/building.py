@@ -40,7 +40,8 @@ RANDOM: Final = "random"
 _CACHE_SCHEMA: Final = 1
 _OWN_FILES: Final = {MANIFEST, GOLDEN, CALIBRATION, LOG, LOWERED, "model.onnx", "model.plan"}
 _BUILD_LIBRARIES: Final = (
-    *("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "numpy", "pillow"),
+    *("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"),
+    *("numpy", "pillow", "protobuf", "ml-dtypes", "msgspec"),
 )
 
 
@@ -238,6 +239,7 @@ def _cache_key(source: _Source, spec: BuildSpec, images: list[str | bool], here:
         "spec": msgspec.to_builtins(spec),
         "images": images,
         "package": environment.package_digest(),
+        "python": here.python,
         "libraries": {name: environment.installed_version(name) for name in _BUILD_LIBRARIES},
         "cpu": {"machine": here.machine, "int8_dot_product": here.cpu.has_vnni},
         "gpu": msgspec.to_builtins(here.gpu),

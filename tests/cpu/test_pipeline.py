@@ -228,6 +228,14 @@ def another_library(case):
     )
 
 
+def another_compiler_under_a_name_with_a_cuda_version(case):
+    folder = case.output.parent / "site"
+    (folder / "tensorrt_cu13-0.0.1.dist-info").mkdir(parents=True)
+    metadata = "Metadata-Version: 2.1\nName: tensorrt-cu13\nVersion: 0.0.1\n"
+    (folder / "tensorrt_cu13-0.0.1.dist-info" / "METADATA").write_text(metadata)
+    case.monkeypatch.syspath_prepend(folder)
+
+
 def another_package(case):
     case.monkeypatch.setattr(environment, "package_digest", lambda: "0" * 64)
 
@@ -252,6 +260,7 @@ CHANGES = (
     another_model_byte,
     other_samples,
     another_library,
+    another_compiler_under_a_name_with_a_cuda_version,
     another_package,
     another_processor,
     another_gpu,

@@ -273,11 +273,15 @@ def test_kernel_driver_version(text, version):
     assert environment._kernel_driver(text) == version
 
 
-def test_installed_version_takes_the_first_that_is_there():
-    ours = installed_version("msgspec")
-    assert ours == msgspec.__version__
-    assert installed_version(("no-such-distribution", "msgspec", "click")) == ours
-    assert installed_version(["no-such-distribution"]) is None
+@pytest.mark.parametrize("suffix", ["", "-cu13", "-cu12"])
+def test_installed_version_knows_the_names_that_end_in_a_cuda_version(tmp_path, monkeypatch, suffix):
+    assert installed_version("msgspec") == msgspec.__version__
+    assert installed_version("synthetic") is None
+    metadata = tmp_path / f"synthetic{suffix.replace('-', '_')}-1.2.3.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: synthetic{suffix}\nVersion: 1.2.3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert installed_version("synthetic") == "1.2.3"
 
 
 @pytest.fixture
