@@ -32,10 +32,14 @@ _DIGEST: Final = "sha256"
 
 
 class HashChain(msgspec.Struct, frozen=True, kw_only=True):
-    """SHA-256 of every step from the weights to the engine; empty where a step does not apply."""
+    """SHA-256 of every step from the weights to the engine; empty where a step does not apply.
+
+    ``images`` are those that ``calibration`` was made from, as ``ImageDataset.digest`` has it; empty for noise.
+    """
 
     weights: str
     onnx: str
+    images: str = ""
     calibration: str = ""
     lowered: str
     engine: str
@@ -62,7 +66,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         by: ``engine`` when the engine itself ran; ``simulation`` when the lowered graph was run on a CPU in its place.
-        inputs: ``images`` for real ones, ``synthetic`` otherwise.
+        inputs: ``images``, ``calibration images`` where the ranges were chosen on them, or ``synthetic images``.
         images: How many inputs were compared.
         agreement: Share of inputs with the same best class.
         sqnr_db: Power of the FP32 logits over the power of the difference, in decibels; capped at 200.

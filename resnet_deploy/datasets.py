@@ -153,6 +153,11 @@ class BatchReader:
         """Count the batches of a full pass; skipped images can make it fewer."""
         return (len(self.dataset) + self.batch_size - 1) // self.batch_size
 
+    @property
+    def skipped_names(self) -> tuple[str, ...]:
+        """Names of the images left out, relative to the data set's folder."""
+        return tuple(path.relative_to(self.dataset.root).as_posix() for path in self.skipped)
+
     def __iter__(self) -> Generator[Batch, None, None]:
         self.skipped.clear()
         workers = self.workers or min(_available_cores(), _MAX_WORKERS)

@@ -241,7 +241,7 @@ def small_bundle(tmp_path):
         environment=Environment(
             os="", kernel="", python="", machine="", cpu=Cpu("", 1), memory_bytes=0, gpu=GpuProbe(), libraries=()
         ),
-        measured=Measured(by="engine", inputs="synthetic", images=1, agreement=1, sqnr_db=1, max_difference=0),
+        measured=Measured(by="engine", inputs="synthetic images", images=1, agreement=1, sqnr_db=1, max_difference=0),
     )
     write_manifest(folder, manifest)
 

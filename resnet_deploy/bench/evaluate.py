@@ -25,7 +25,9 @@ class _Tally:
         self.max_difference: list[float] = []
 
     def add(self, logits: "Array", reference: "Array | None") -> None:
-        self.top5 += [tuple(row) for row in best_classes(logits).tolist()]
+        finite = [bool(np.isfinite(row).all()) for row in logits]
+        ranked = best_classes(logits).tolist()
+        self.top5 += [tuple(best) if sound else () for best, sound in zip(ranked, finite, strict=True)]
         if reference is not None:
             difference = compare_logits(reference, logits)
             self.noise += difference.noise.tolist()

@@ -53,7 +53,8 @@ class Outputs(msgspec.Struct, frozen=True, kw_only=True):
     FP16 can overflow, and JSON has no NaN or infinity: a sum that is not finite is written as null and read as None.
 
     Attributes:
-        top5: The five best classes, best first (fewer where the model has fewer classes).
+        top5: The five best classes, best first (fewer where the model has fewer classes; none where a logit is not
+            finite: what is not a number has no order, and must not pass for class 0).
         noise: Sum of squared differences of the logits from the reference's; empty for the reference itself.
         signal: Sum of squared logits of the reference; empty for the reference itself.
         max_difference: Largest absolute difference of a logit from the reference's; empty for the reference itself.
@@ -77,6 +78,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
         device: What it ran on, in the backend's words, such as ``CPUExecutionProvider``.
         latency: One entry per batch size.
         outputs: Answers on the data set; absent when the run had none.
+        in_sample: Whether its calibration chose ranges on this very data set.
     """
 
     name: str
@@ -87,6 +89,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     latency: Annotated[tuple[Samples, ...], msgspec.Meta(min_length=1)]
     outputs: Outputs | None = None
+    in_sample: bool = False
 
 
 class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -163,12 +163,13 @@ def accuracy(outputs: Outputs, reference: Outputs | None, dataset: DatasetRecord
             change = _paired_change(_hits(reference, dataset), hits)
     if reference is not None:
         pairs = zip(outputs.top5, reference.top5, strict=True)
-        agreement = sum(mine[0] == theirs[0] for mine, theirs in pairs) / count
+        agreement = sum(bool(mine) and mine[:1] == theirs[:1] for mine, theirs in pairs) / count
     if outputs.noise:
         sqnr = _decibels(_total(outputs.signal), _total(outputs.noise))
     differences = [math.nan if value is None else value for value in outputs.max_difference]
-    not_finite = sum(not math.isfinite(value) for value in differences)
+    not_finite = sum(not best for best in outputs.top5)
     if differences:
+        not_finite = sum(not math.isfinite(value) for value in differences)  # counts the reference's too
         max_difference = math.nan if not_finite else max(differences)
     return Accuracy(count, top1, top5, change, agreement, sqnr, max_difference, not_finite)
 
@@ -217,6 +218,8 @@ def _summary(engine: EngineRecord, reference: EngineRecord | None, dataset: Data
     if (rounds := len(set(best.rounds))) < _FEWEST_ROUNDS:
         noun = "round" if rounds == 1 else "rounds"
         warnings.append(f"intervals rest on {rounds} {noun} at batch {best.batch}: they are too narrow")
+    if engine.in_sample:
+        warnings.append("its INT8 ranges were chosen on these very images: measure accuracy on others")
     if counted is not None and counted.not_finite:
         warnings.append(f"{counted.not_finite} of {counted.images} images gave logits that are NaN or infinite")
     return Summary(
@@ -265,7 +268,7 @@ def _nearest_rank(seconds: "Floats", percent: float) -> float:
 
 
 def _hits(outputs: Outputs, dataset: DatasetRecord) -> list[bool]:
-    return [best[0] == label for best, label in zip(outputs.top5, dataset.labels, strict=True)]
+    return [best[:1] == (label,) for best, label in zip(outputs.top5, dataset.labels, strict=True)]
 
 
 def _paired_change(before: Sequence[bool], after: Sequence[bool]) -> Interval:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from resnet_deploy.cli.options import ENGINES, PATH, THREADS, numbers
+from resnet_deploy.cli.options import ENGINES, PATH, THREADS, numbers, skip_corrupt_option
 from resnet_deploy.specs import BenchSpec
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def bench_spec(values: dict[str, Any]) -> BenchSpec:
     "--data", type=PATH, metavar="DIR", help="Images to answer: folder per class, or flat with a labels file."
 )
 @click.option("--labels-file", type=PATH, metavar="FILE", help="Labels of the images in --data.")
-@click.option("--skip-corrupt", is_flag=True, help="Leave damaged images out, and say which.")
+@skip_corrupt_option
 @timing_options
 @click.option(
     "--reference", type=PATH, metavar="FILE", help="The PyTorch weights.  [default: those beside the engines]"

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import click
 
-from resnet_deploy.cli.options import ENGINES, PATH, calibration_options, calibration_spec
+from resnet_deploy.cli.options import ENGINES, PATH, calibration_options, calibration_spec, skip_corrupt_option
 from resnet_deploy.errors import FileError, SpecError
 from resnet_deploy.specs import PRECISIONS, BatchRange, BuildSpec, Precision
 
@@ -22,6 +22,7 @@ DEFAULT_MODEL: Final = ENGINES / "resnet50.onnx"
 @click.option("--calib", metavar="DIR", help="Real images to calibrate INT8 on; `random` for noise, to try it out.")
 @calibration_options
 @click.option("--samples", type=PATH, metavar="DIR", help="Images whose answers are kept.  [default: those of --calib]")
+@skip_corrupt_option
 @click.option("-o", "--output", type=PATH, help="The bundle.  [default: <model>-<precision>-<backend>/ beside it]")
 def build(model: Path | None, **values: Any) -> None:
     r"""Build an engine from an exported model (engines/resnet50.onnx by default).
@@ -38,7 +39,7 @@ def build(model: Path | None, **values: Any) -> None:
     from resnet_deploy.pipeline.building import build as run_build
 
     spec = build_spec(values, choose_backend(values.pop("backend")))
-    inputs = BuildInputs(model or default_model(), values["output"], values["calib"], values["samples"])
+    inputs = BuildInputs(model or default_model(), **values)
     built = run_build(inputs, spec, TerminalProgress())
     describe(built)
 
@@ -82,7 +83,7 @@ def describe(built: Any) -> None:
     by = "the engine" if measured.by == "engine" else "its graph, simulated on this CPU,"
     click.echo(
         f"  {by} agrees with the FP32 model on {measured.agreement:.1%} of {measured.images} "
-        f"{_KINDS[measured.inputs]}, SQNR {measured.sqnr_db:.1f} dB"
+        f"{measured.inputs}, SQNR {measured.sqnr_db:.1f} dB"
     )
     if measured.latency_s is not None:
         click.echo(
@@ -90,6 +91,3 @@ def describe(built: Any) -> None:
         )
     for note in manifest.notes:
         click.echo(f"  {note}")
-
-
-_KINDS: Final = {"images": "images", "synthetic": "synthetic images"}

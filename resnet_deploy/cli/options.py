@@ -88,6 +88,11 @@ def export_spec(values: dict[str, Any]) -> ExportSpec:
     return ExportSpec(**given)
 
 
+def skip_corrupt_option(function: Any) -> Any:
+    """Add ``--skip-corrupt``."""
+    return click.option("--skip-corrupt", is_flag=True, help="Leave damaged images out, and say which.")(function)
+
+
 def calibration_options(function: Any) -> Any:
     """Add the options that say how INT8 ranges are chosen."""
     defaults = CalibrationSpec()

@@ -7,7 +7,15 @@ import click
 
 from resnet_deploy.cli.bench import bench_spec, present, require_html, timing_options
 from resnet_deploy.cli.build import describe
-from resnet_deploy.cli.options import ENGINES, PATH, calibration_options, calibration_spec, export_options, export_spec
+from resnet_deploy.cli.options import (
+    ENGINES,
+    PATH,
+    calibration_options,
+    calibration_spec,
+    export_options,
+    export_spec,
+    skip_corrupt_option,
+)
 from resnet_deploy.specs import PRECISIONS, BatchRange, BuildSpec
 
 
@@ -18,6 +26,7 @@ from resnet_deploy.specs import PRECISIONS, BatchRange, BuildSpec
 @click.option("--calib", required=True, metavar="DIR", help="Real images to calibrate INT8 on.")
 @calibration_options
 @click.option("--data", type=PATH, required=True, metavar="DIR", help="Labelled images to compare the engines on.")
+@skip_corrupt_option
 @timing_options
 @click.option("-o", "--output", type=PATH, default=ENGINES, show_default=True, help="Folder for everything.")
 def run(output: Path, calib: str, data: Path, **values: Any) -> None:
@@ -51,11 +60,12 @@ def run(output: Path, calib: str, data: Path, **values: Any) -> None:
         spec = BuildSpec(
             backend=backend, precision=precision, batch=batch, calibration=calibration if is_int8 else None
         )
-        inputs = BuildInputs(model, None, calib if is_int8 else None, Path(calib))
+        inputs = BuildInputs(
+            model, calib=calib if is_int8 else None, samples=Path(calib), skip_corrupt=values["skip_corrupt"]
+        )
         built = run_build(inputs, spec, progress)
         describe(built)
         bundles.append(built.bundle.path)
-    record = run_bench(
-        BenchInputs(engines=tuple(bundles), data=data), timing, threads=values["threads"], progress=progress
-    )
+    compared = BenchInputs(engines=tuple(bundles), data=data, skip_corrupt=values["skip_corrupt"])
+    record = run_bench(compared, timing, threads=values["threads"], progress=progress)
     present(record, output, html=True)

@@ -7,12 +7,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from resnet_deploy import artifact, environment
 from resnet_deploy.bench.evaluate import evaluate
 from resnet_deploy.bench.measure import WARMUP_CALLS, Entrant, measure_in_turns
 from resnet_deploy.bench.records import BenchRecord, DatasetRecord, EngineRecord, NotRun, Outputs, Samples, write_record
 from resnet_deploy.bundle import Bundle, find_bundles, open_bundle
-from resnet_deploy.datasets import BatchReader, find_dataset
+from resnet_deploy.datasets import BatchReader, ImageDataset, find_dataset
 from resnet_deploy.engine import check_fits
 from resnet_deploy.errors import BackendError, BundleError, DataError, FileError, SpecError
 from resnet_deploy.pipeline.lowering import synthetic_images
@@ -51,13 +53,21 @@ class BenchInputs:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """An entrant and what its record says of it."""
+    """An entrant and what its record says of it; the reference has no bundle."""
 
     entrant: Entrant
     backend: str
     precision: str
     size_bytes: int
     sha256: str
+    bundle: Bundle | None = None
+
+    def was_calibrated_on(self, dataset: ImageDataset) -> bool:
+        """Whether a build that calibrates on ``dataset`` would take just the images that this engine was built with."""
+        if self.bundle is None:
+            return False
+        spec, images = self.bundle.manifest.spec.calibration, self.bundle.manifest.chain.images
+        return spec is not None and images != "" and dataset.subset(spec.max_images).digest == images
 
 
 def find_engines(folder: Path) -> tuple[Path, ...]:
@@ -141,6 +151,7 @@ def _run(lineup: _Lineup, reader: BatchReader | None, spec: BenchSpec, progress:
     latency = measure_in_turns([*lineup.entrants, null], images, spec, progress)
     with progress.task("hashing the data set"):
         dataset = None if reader is None else _dataset_record(reader)
+        in_sample = [reader is not None and one.was_calibrated_on(reader.dataset) for one in lineup.candidates]
     return BenchRecord(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
         environment=environment.collect(),
@@ -152,7 +163,10 @@ def _run(lineup: _Lineup, reader: BatchReader | None, spec: BenchSpec, progress:
         seed=spec.seed,
         dataset=dataset,
         harness=latency[NULL],
-        engines=tuple(_engine_record(candidate, latency, outputs) for candidate in lineup.candidates),
+        engines=tuple(
+            msgspec.structs.replace(_engine_record(candidate, latency, outputs), in_sample=seen)
+            for candidate, seen in zip(lineup.candidates, in_sample, strict=True)
+        ),
         reference=lineup.reference,
         not_run=lineup.not_run,
     )
@@ -203,7 +217,7 @@ def _dataset_record(reader: BatchReader) -> DatasetRecord:
         digest=dataset.digest,
         images=len(kept),
         labels=tuple(dataset.labels[index] for index in kept) if dataset.labels else (),
-        skipped=tuple(path.relative_to(dataset.root).as_posix() for path in reader.skipped),
+        skipped=reader.skipped_names,
     )
 
 
@@ -233,6 +247,8 @@ def _common_card(bundles: Sequence[Bundle]) -> ModelCard:
         for field, mine, theirs in (
             ("weights_sha256", first.manifest.card.weights_sha256, other.manifest.card.weights_sha256),
             ("preprocess", first.manifest.card.preprocess.digest, other.manifest.card.preprocess.digest),
+            ("labels", first.manifest.card.labels, other.manifest.card.labels),
+            ("folders", first.manifest.card.folders, other.manifest.card.folders),
         ):
             if mine != theirs:
                 raise SpecError(
@@ -270,5 +286,5 @@ def _open_all(
             continue
         entrant = Entrant(bundle.path.name, runner)
         digest = artifact.sha256_file(bundle.engine_path)
-        candidates.append(_Candidate(entrant, manifest.spec.backend, manifest.spec.precision, size, digest))
+        candidates.append(_Candidate(entrant, manifest.spec.backend, manifest.spec.precision, size, digest, bundle))
     return candidates, not_run

@@ -19,24 +19,20 @@ from resnet_deploy.bundle import (
     open_bundle,
     write_manifest,
 )
-from resnet_deploy.errors import BackendError, BundleError, DataError, FileError
+from resnet_deploy.errors import BackendError, BundleError, FileError
 from resnet_deploy.pipeline import golden, lowering
-from resnet_deploy.specs import BuildSpec, ModelCard
+from resnet_deploy.pipeline.calibrating import RANDOM, calibrate, find_calibration_images
+from resnet_deploy.pipeline.source import Source, read_source
+from resnet_deploy.specs import BuildSpec
 from resnet_deploy.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import onnx_ir as ir
-
-    from resnet_deploy.datasets import ImageDataset
     from resnet_deploy.environment import Environment
     from resnet_deploy.pipeline.lowering import Lowered
-    from resnet_deploy.protocols import Array, Progress
+    from resnet_deploy.protocols import Progress
     from resnet_deploy.quantize.calibrate import Calibration
 
 LOWERED: Final = "lowered.onnx"
-RANDOM: Final = "random"
 _CACHE_SCHEMA: Final = 1
 _OWN_FILES: Final = {MANIFEST, GOLDEN, CALIBRATION, LOG, LOWERED, "model.onnx", "model.plan"}
 _BUILD_LIBRARIES: Final = (
@@ -54,12 +50,14 @@ class BuildInputs:
         output: Folder of the bundle; None names it ``<model>-<precision>-<backend>`` beside the model.
         calib: Folder of real images to calibrate INT8 on, or ``random`` for noise.
         samples: Folder of images whose answers the bundle keeps; None takes some of the calibration's, or makes some.
+        skip_corrupt: Leave damaged images out instead of stopping.
     """
 
     model: Path
     output: Path | None = None
     calib: str | None = None
     samples: Path | None = None
+    skip_corrupt: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,19 +66,6 @@ class Built:
 
     bundle: Bundle
     cache_hit: bool
-
-
-@dataclass(frozen=True)
-class _Source:
-    """The exported model that is being built from."""
-
-    data: bytes
-    model: "ir.Model"
-    card: ModelCard
-
-    @property
-    def sha256(self) -> str:
-        return artifact.sha256_bytes(self.data)
 
 
 def build(inputs: BuildInputs, spec: BuildSpec, progress: "Progress") -> Built:
@@ -97,19 +82,22 @@ def build(inputs: BuildInputs, spec: BuildSpec, progress: "Progress") -> Built:
         AccuracyError: If the engine's answers are not numbers.
     """
     _require(spec)
-    source = _read_source(inputs.model)
+    source = read_source(inputs.model)
     output = inputs.output or inputs.model.parent / f"{inputs.model.stem}-{spec.precision}-{spec.backend}"
-    calibration_set = _calibration_images(inputs.calib, spec)
-    samples = _sample_images(inputs.samples, calibration_set)
+    skip = inputs.skip_corrupt
+    calibration_set = find_calibration_images(inputs.calib, spec.calibration, source.card.preprocess, skip_corrupt=skip)
+    samples = golden.find_samples(inputs.samples, calibration_set, source.card.preprocess, skip_corrupt=skip)
     here = environment.collect()
-    digests = [images.digest if images else "" for images in (calibration_set, samples)]
-    key = _cache_key(source, spec, [inputs.calib == RANDOM, *digests], here)
+    calibration_digest = calibration_set.dataset.digest if calibration_set else ""
+    key = _cache_key(source, spec, [inputs.calib == RANDOM, skip, calibration_digest, samples.digest], here)
     existing = _cached(output, key)
     if existing is not None:
         return Built(existing, cache_hit=True)
     # The folder first: where there is no writing, nobody should wait for a calibration to learn it.
     with artifact.atomic_folder(output) as folder, artifact.translate_os_errors(output):
-        calibration = _calibrate(source, spec, calibration_set, progress) if spec.precision == "int8" else None
+        calibration = None
+        if spec.calibration is not None:
+            calibration = calibrate(source, spec.calibration, calibration_set, progress)
         with progress.task(f"lowering to {spec.precision}"):
             lowered = lowering.lower(source.model, spec, calibration, here.cpu)
         job = _Job(source, spec, samples, lowered, calibration, here, key)
@@ -119,9 +107,9 @@ def build(inputs: BuildInputs, spec: BuildSpec, progress: "Progress") -> Built:
 
 @dataclass(frozen=True)
 class _Job:
-    source: _Source
+    source: Source
     spec: BuildSpec
-    samples: "ImageDataset | None"
+    samples: golden.Samples
     lowered: "Lowered"
     calibration: "Calibration | None"
     here: "Environment"
@@ -147,10 +135,11 @@ def _fill(folder: Path, name: str, job: _Job, progress: "Progress") -> None:
     with progress.task("recording answers"):
         answers = golden.answer(folder / engine.file, data, job.spec, job.source.card, job.samples)
         golden.write(folder / GOLDEN, answers)
-        measured = golden.compare(answers, job.source.data, real=job.samples is not None)
+        measured = golden.compare(answers, job.source.data, job.samples.kind)
     chain = HashChain(
         weights=job.source.card.weights_sha256,
         onnx=job.source.sha256,
+        images=job.calibration.source.dataset_sha256 if job.calibration else "",
         calibration=artifact.sha256_file(folder / CALIBRATION) if job.calibration else "",
         lowered=artifact.sha256_bytes(data),
         engine=artifact.sha256_file(folder / engine.file),
@@ -184,54 +173,7 @@ def _require(spec: BuildSpec) -> None:
         raise BackendError(f"cannot build for {spec.backend}: {status.reason}", hint=hint)
 
 
-def _read_source(path: Path) -> _Source:
-    from resnet_deploy.onnx_files import onnx_from_bytes, read_card
-
-    data = artifact.read_bytes(path)
-    model = onnx_from_bytes(data, name=str(path))
-    return _Source(data, model, read_card(model, name=str(path)))
-
-
-def _calibration_images(calib: str | None, spec: BuildSpec) -> "ImageDataset | None":
-    """Find the images to calibrate on, as many as the spec asks for; None for noise, and for no INT8."""
-    from resnet_deploy.datasets import find_images
-
-    if spec.calibration is None or calib == RANDOM:
-        return None
-    if calib is None:
-        raise DataError("INT8 needs calibration images", hint="add --calib DIR with a few hundred real images")
-    return find_images(Path(calib)).subset(spec.calibration.max_images)
-
-
-def _sample_images(samples: Path | None, calibration_set: "ImageDataset | None") -> "ImageDataset | None":
-    """Find a few images whose answers the bundle keeps."""
-    from resnet_deploy.datasets import find_images
-
-    images = find_images(samples) if samples is not None else calibration_set
-    return images.subset(golden.IMAGES) if images is not None else None
-
-
-def _calibrate(source: _Source, spec: BuildSpec, dataset: "ImageDataset | None", progress: "Progress") -> "Calibration":
-    from resnet_deploy.quantize.calibrate import CalibrationSource
-
-    preprocess = source.card.preprocess
-    origin = CalibrationSource(
-        dataset=dataset.root.name if dataset else RANDOM,
-        dataset_sha256=dataset.digest if dataset else "",
-        images=0,
-        preprocess_sha256=preprocess.digest,
-        weights_sha256=source.card.weights_sha256,
-        onnx_sha256=source.sha256,
-    )
-    batches: Iterator[Array]
-    if dataset is None:
-        batches = lowering.random_batches(source.card)
-    else:
-        batches = lowering.dataset_batches(dataset, preprocess, progress, "calibrating")
-    return lowering.calibrate(source.model, spec, origin, batches)
-
-
-def _cache_key(source: _Source, spec: BuildSpec, images: list[str | bool], here: "Environment") -> str:
+def _cache_key(source: Source, spec: BuildSpec, images: list[str | bool], here: "Environment") -> str:
     """Digest everything that a build depends on; a failed probe is part of it by its reason."""
     parts = {
         "schema": _CACHE_SCHEMA,

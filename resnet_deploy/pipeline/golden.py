@@ -11,13 +11,14 @@ import numpy as np
 from resnet_deploy import environment
 from resnet_deploy.batching import infer, run_once
 from resnet_deploy.bundle import Measured
-from resnet_deploy.errors import AccuracyError
+from resnet_deploy.errors import AccuracyError, DataError
+from resnet_deploy.pipeline.calibrating import read_images
 from resnet_deploy.pipeline.lowering import synthetic_images
-from resnet_deploy.specs import INPUT_NAME, OUTPUT_NAME, BuildSpec, ModelCard
+from resnet_deploy.specs import INPUT_NAME, OUTPUT_NAME, BuildSpec, ModelCard, Preprocess
 from resnet_deploy.verify import compare_logits
 
 if TYPE_CHECKING:
-    from resnet_deploy.datasets import ImageDataset
+    from resnet_deploy.datasets import BatchReader
     from resnet_deploy.protocols import Array, Runner
 
 IMAGES: Final = 8
@@ -34,16 +35,57 @@ class Answers:
     latency_s: float | None
 
 
-def answer(engine: Path, lowered: bytes, spec: BuildSpec, card: ModelCard, samples: "ImageDataset | None") -> Answers:
+@dataclass(frozen=True)
+class Samples:
+    """A few inputs whose answers a bundle keeps.
+
+    Attributes:
+        reader: The images; None for synthetic ones.
+        kind: ``images``, ``calibration images`` where the engine's ranges were chosen on them, or ``synthetic images``.
+    """
+
+    reader: "BatchReader | None"
+    kind: str
+
+    @property
+    def digest(self) -> str:
+        """Digest of the images; empty for synthetic ones."""
+        return self.reader.dataset.digest if self.reader is not None else ""
+
+
+def find_samples(
+    folder: Path | None, calibration_set: "BatchReader | None", preprocess: Preprocess, *, skip_corrupt: bool
+) -> Samples:
+    """Find a few images in ``folder``, else among those of the calibration, else decide to make some.
+
+    Raises:
+        DataError: If there is no image.
+        FileError: If the folder cannot be read.
+    """
+    from resnet_deploy.datasets import find_images
+
+    seen = set(calibration_set.dataset.paths) if calibration_set is not None else set()
+    if folder is not None:
+        images = find_images(folder)
+    elif calibration_set is not None:
+        images = calibration_set.dataset
+    else:
+        return Samples(None, "synthetic images")
+    reader = read_images(images, IMAGES, preprocess, skip_corrupt=skip_corrupt)
+    return Samples(reader, "images" if seen.isdisjoint(reader.dataset.paths) else "calibration images")
+
+
+def answer(engine: Path, lowered: bytes, spec: BuildSpec, card: ModelCard, samples: Samples) -> Answers:
     """Run a few images through the engine, or, where it cannot run here, through its graph on the CPU.
 
     Raises:
         AccuracyError: If a logit is not finite.
+        DataError: If an image is damaged, or all are.
     """
     from resnet_deploy.ort_session import open_session
     from resnet_deploy.runners.ort import OrtRunner
 
-    images = _images(samples, card)
+    images = _images(samples.reader, card)
     latency_s = None
     if spec.backend == "onnxruntime":
         runner = OrtRunner(engine, card, spec.batch, threads=environment.compute_threads())
@@ -64,15 +106,15 @@ def write(path: Path, answers: Answers) -> None:
     np.savez(path, images=answers.images, logits=answers.logits)
 
 
-def compare(answers: Answers, exported: bytes, *, real: bool) -> Measured:
-    """Compare the answers with those of the FP32 model in ``exported``; ``real`` tells photographs from noise."""
+def compare(answers: Answers, exported: bytes, kind: str) -> Measured:
+    """Compare the answers with those of the FP32 model in ``exported``; ``kind`` is that of the samples."""
     from resnet_deploy.ort_session import open_session
 
     (expected,) = open_session(exported).run([OUTPUT_NAME], {INPUT_NAME: answers.images})
     difference = compare_logits(expected, answers.logits)
     return Measured(
         by="engine" if answers.latency_s is not None else "simulation",
-        inputs="images" if real else "synthetic",
+        inputs=kind,
         images=len(answers.images),
         agreement=difference.agreement,
         sqnr_db=max(-_MOST_DECIBELS, min(difference.sqnr_db, _MOST_DECIBELS)),
@@ -81,12 +123,13 @@ def compare(answers: Answers, exported: bytes, *, real: bool) -> Measured:
     )
 
 
-def _images(samples: "ImageDataset | None", card: ModelCard) -> "Array":
+def _images(samples: "BatchReader | None", card: ModelCard) -> "Array":
     if samples is None:
         return synthetic_images(card.preprocess, IMAGES, seed=1)
-    from resnet_deploy.images import batch_from_images
-
-    return batch_from_images(samples.paths, card.preprocess)
+    batches = [batch.images for batch in samples]
+    if not batches:
+        raise DataError(f"{samples.dataset.root}: every image is damaged", hint="give sound images")
+    return np.concatenate(batches)
 
 
 def _median_latency(runner: "Runner", images: "Array") -> float:

@@ -6,19 +6,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from resnet_deploy.errors import BackendError
-from resnet_deploy.specs import BuildSpec, ModelCard, Preprocess
+from resnet_deploy.specs import BuildSpec, Preprocess
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import onnx_ir as ir
 
-    from resnet_deploy.datasets import ImageDataset
     from resnet_deploy.environment import Cpu
-    from resnet_deploy.protocols import Array, Progress
+    from resnet_deploy.protocols import Array
     from resnet_deploy.quantize.calibrate import Calibration, CalibrationSource
-
-RANDOM_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -58,8 +53,7 @@ def lower(model: "ir.Model", spec: BuildSpec, calibration: "Calibration | None",
             if not full_range:
                 form = replace(form, weight_bits=7)
                 notes.append("this CPU has no INT8 dot product: weights are 7-bit, so that its kernels do not saturate")
-        if not calibration.source.dataset_sha256:
-            notes.append("calibrated on noise: the ranges suit no real image; do not deploy")
+        notes += _calibration_notes(calibration.source)
         model, report = insert_qdq(model, calibration, form)
         notes.append(f"{len(report.quantized)} layers and {len(report.activations)} activations quantized")
         notes += [f"{name} stays in floating point: {reason}" for name, reason in report.left_in_float.items()]
@@ -71,33 +65,15 @@ def lower(model: "ir.Model", spec: BuildSpec, calibration: "Calibration | None",
     return Lowered(model, full_range, tuple(notes))
 
 
-def calibrate(
-    model: "ir.Model", spec: BuildSpec, source: "CalibrationSource", batches: "Iterator[Array]"
-) -> "Calibration":
-    """Observe the model's activations on ``batches`` and choose ranges."""
-    import msgspec
-
-    from resnet_deploy.quantize.calibrate import calibration_from, observe
-
-    assert spec.calibration is not None
-    histograms, count = observe(model, batches)
-    return calibration_from(histograms, spec.calibration, msgspec.structs.replace(source, images=count))
-
-
-def dataset_batches(
-    dataset: "ImageDataset", preprocess: Preprocess, progress: "Progress", what: str
-) -> "Iterator[Array]":
-    """Yield the images of ``dataset`` as contract tensors, a few at a time."""
-    from resnet_deploy.datasets import BatchReader
-
-    reader = BatchReader(dataset, preprocess, 8)
-    for batch in progress.track(reader, what, len(reader)):
-        yield batch.images
-
-
-def random_batches(card: ModelCard) -> "Iterator[Array]":
-    """Yield noise: for trying the INT8 path out, never for accuracy."""
-    yield synthetic_images(card.preprocess, RANDOM_IMAGES)
+def _calibration_notes(source: "CalibrationSource") -> list[str]:
+    """Say what a reader should know of the images."""
+    notes = []
+    if not source.dataset_sha256:
+        notes.append("calibrated on noise: the ranges suit no real image; do not deploy")
+    if source.skipped:
+        names = ", ".join(source.skipped[:3]) + (", ..." if len(source.skipped) > 3 else "")
+        notes.append(f"{len(source.skipped)} damaged images left out of the calibration: {names}")
+    return notes
 
 
 def synthetic_images(preprocess: Preprocess, count: int, *, seed: int = 0) -> "Array":

@@ -47,8 +47,9 @@ class CalibrationSource(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         dataset: Folder name, or ``random`` for noise.
-        dataset_sha256: Digest over names and contents of the images used.
+        dataset_sha256: Digest over names and contents of the images, the skipped ones included.
         images: How many images were seen.
+        skipped: Names of damaged images left out at the user's request.
         preprocess_sha256: Digest of the input contract.
         weights_sha256: Digest of the model's weights.
         onnx_sha256: Digest of the model file that was run.
@@ -57,6 +58,7 @@ class CalibrationSource(msgspec.Struct, frozen=True, kw_only=True):
     dataset: str
     dataset_sha256: str
     images: int
+    skipped: tuple[str, ...] = ()
     preprocess_sha256: str
     weights_sha256: str
     onnx_sha256: str

@@ -109,7 +109,8 @@ def test_run_does_it_all(shell, deployment, tmp_path):
     for bundle in bundles.values():
         bundle.verify_files()
         assert bundle.manifest.card.weights_sha256 == deployment.card.weights_sha256
-        assert bundle.manifest.measured.inputs == "images"
+        in_sample = bundle.manifest.spec.precision == "int8"
+        assert bundle.manifest.measured.inputs == ("calibration images" if in_sample else "images")
         assert str(bundle.path.relative_to(tmp_path)) in out
     (path,) = (tmp_path / "out").glob("*.json")
     record = read_record(path)

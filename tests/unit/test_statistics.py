@@ -159,6 +159,13 @@ class TestAccuracy:
         shifted = msgspec.structs.replace(self.dataset, labels=(1, 2, 3, 0))
         assert statistics.accuracy(self.candidate, None, shifted).top1 == 0.0
 
+    def test_answers_that_are_no_numbers_are_right_and_agree_nowhere(self):
+        """Class 0 is the first label, and what argmax makes of NaN."""
+        lost = Outputs(top5=((), (1, 9), (), ()))
+        counts = statistics.accuracy(lost, msgspec.structs.replace(lost), self.dataset)
+        assert (counts.top1, counts.top5, counts.agreement, counts.not_finite) == (0.25, 0.25, 0.25, 3)
+        assert statistics.accuracy(self.candidate, lost, self.dataset).agreement == 0.0
+
     def test_without_labels_or_reference_the_figures_are_absent(self):
         unlabelled = msgspec.structs.replace(self.dataset, labels=())
         alone = statistics.accuracy(self.candidate, None, unlabelled)
