@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_deploy.environment import compute_threads
 from resnet_deploy.errors import DataError, FileError, SpecError
 from resnet_deploy.images import tensor_from_source
 from resnet_deploy.labels import labels_from_file, labels_from_folders
@@ -160,7 +161,7 @@ class BatchReader:
 
     def __iter__(self) -> Generator[Batch, None, None]:
         self.skipped.clear()
-        workers = self.workers or min(_available_cores(), _MAX_WORKERS)
+        workers = self.workers or min(compute_threads(), _MAX_WORKERS)
         pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         try:
             decoded = self._decode_ahead(pool, self.batch_size + 2 * workers)
@@ -315,8 +316,3 @@ def _file_digest(path: Path) -> bytes:
 
 def _file_error(path: Path, error: OSError) -> FileError:
     return FileError(f"{path}: {error.strerror}", hint="check the path and its permissions")
-
-
-def _available_cores() -> int:
-    """Cores that this process may use; fewer than the machine has, in most containers."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

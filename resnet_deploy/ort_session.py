@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from resnet_deploy.environment import compute_threads
 from resnet_deploy.errors import BackendError, BuildError
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def open_session(model: Path | bytes, *, threads: int = 0, as_written: bool = Fa
 
     Args:
         model: A file, or a serialized model.
-        threads: Threads for one call; 0 leaves the choice to ONNX Runtime (one per physical core).
+        threads: Threads for one call; 0 for one per physical core within a container's quota, which ONNX Runtime
+            would not see.
         as_written: Run every node as the graph says, Q/DQ in floating point, without fusion. This is how a graph
             meant for another backend is simulated: on symmetric activations the fused INT8 kernels of a CPU without
             VNNI saturate, which would be this CPU's error and not the graph's.
@@ -42,7 +44,7 @@ def open_session(model: Path | bytes, *, threads: int = 0, as_written: bool = Fa
     """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or compute_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only: its warnings go straight to the terminal
     if as_written:

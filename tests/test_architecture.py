@@ -18,7 +18,8 @@ from resnet_deploy import artifact
 from resnet_deploy.backends import BACKENDS
 from resnet_deploy.bundle import HashChain, Manifest, Measured, Requirements, write_manifest
 from resnet_deploy.cli import COMMANDS, main
-from resnet_deploy.environment import Cpu, Environment, GpuProbe
+from resnet_deploy.driver import GpuProbe
+from resnet_deploy.environment import Cpu, Environment
 from resnet_deploy.specs import BuildSpec, ModelCard, Preprocess
 
 ROOT = Path(__file__).parents[1]

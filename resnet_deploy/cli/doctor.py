@@ -13,16 +13,9 @@ import click
 import msgspec
 
 from resnet_deploy.backends import BACKENDS
-from resnet_deploy.environment import (
-    LIBRARIES,
-    BackendStatus,
-    Capability,
-    Cpu,
-    Environment,
-    GpuProbe,
-    backend_status,
-    collect,
-)
+from resnet_deploy.capabilities import BackendStatus, Capability, backend_status
+from resnet_deploy.driver import GpuProbe
+from resnet_deploy.environment import LIBRARIES, Cpu, Environment, collect
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -4,6 +4,7 @@ from typing import Final
 
 from resnet_deploy import environment
 from resnet_deploy.backends import find_backend
+from resnet_deploy.capabilities import backend_status
 from resnet_deploy.errors import BackendError
 
 AUTO: Final = "auto"
@@ -23,9 +24,9 @@ def choose_backend(name: str) -> str:
         return find_backend(name).name
     here = environment.collect()
     for candidate in _PREFERENCE:
-        status = environment.backend_status(find_backend(candidate), here)
+        status = backend_status(find_backend(candidate), here)
         if status.build.ok and status.run.ok:
             return candidate
-    status = environment.backend_status(find_backend("onnxruntime"), here)
+    status = backend_status(find_backend("onnxruntime"), here)
     missing = status.build if not status.build.ok else status.run
     raise BackendError(f"no backend can build and run here: {missing.reason}", hint=missing.fix)

@@ -165,9 +165,10 @@ def _fill(folder: Path, name: str, job: _Job, progress: "Progress") -> None:
 def _require(spec: BuildSpec) -> None:
     """Refuse early, with the fix, what this installation cannot build."""
     from resnet_deploy.backends import find_backend
+    from resnet_deploy.capabilities import backend_status
 
     backend = find_backend(spec.backend)
-    status = environment.backend_status(backend).build
+    status = backend_status(backend).build
     if not status.ok:
         hint = status.fix or "choose --backend onnxruntime or tensorrt-rtx"
         raise BackendError(f"cannot build for {spec.backend}: {status.reason}", hint=hint)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from resnet_deploy import artifact, environment
+from resnet_deploy import artifact
+from resnet_deploy.capabilities import have_modules
 from resnet_deploy.errors import BackendError, DataError, FileError, SpecError
 from resnet_deploy.pipeline.references import read_weights_digest
 from resnet_deploy.specs import ExportSpec, ModelCard
@@ -51,7 +52,7 @@ def export(spec: ExportSpec, output: Path, progress: "Progress") -> Exported:
         BackendError: If PyTorch, ONNX or ONNX Runtime is not installed.
         AccuracyError: If the graph differs from PyTorch beyond tolerance.
     """
-    libraries = environment.have_modules(_LIBRARIES)
+    libraries = have_modules(_LIBRARIES)
     if not libraries.ok:
         raise BackendError(f"cannot export: {libraries.reason}", hint=libraries.fix)
     try:

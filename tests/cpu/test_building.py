@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("onnxruntime", reason="the engines are ONNX Runtime's")
 
-from resnet_deploy import artifact, environment
+from resnet_deploy import artifact, driver, environment
 from resnet_deploy.bundle import MANIFEST, open_bundle
 from resnet_deploy.datasets import find_images
 from resnet_deploy.errors import (
@@ -277,7 +277,7 @@ def another_processor(case):
 
 
 def another_gpu(case):
-    gpu = environment.GpuProbe((environment.Gpu("Synthetic GPU", "8.9", 1 << 30),), "13.0")
+    gpu = driver.GpuProbe((driver.Gpu("Synthetic GPU", "8.9", 1 << 30),), "13.0")
     case.monkeypatch.setattr(environment, "probe_gpu", lambda: gpu)
 
 

@@ -13,8 +13,9 @@ import pytest
 import resnet_deploy
 from resnet_deploy import environment
 from resnet_deploy.bundle import Bundle, Requirements, open_bundle
+from resnet_deploy.driver import Gpu, GpuProbe
 from resnet_deploy.engine import Engine, check_fits, load
-from resnet_deploy.environment import Gpu, GpuProbe, Library
+from resnet_deploy.environment import Library
 from resnet_deploy.errors import BackendError, BundleError, DataError, FeedError, FileError, SpecError
 from resnet_deploy.images import batch_from_images
 from resnet_deploy.specs import PRECISIONS

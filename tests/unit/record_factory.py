@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from resnet_deploy.bench.records import BenchRecord, DatasetRecord, EngineRecord, NotRun, Outputs, Samples
-from resnet_deploy.environment import Cpu, Environment, GpuProbe, Library
+from resnet_deploy.driver import GpuProbe
+from resnet_deploy.environment import Cpu, Environment, Library
 from resnet_deploy.specs import Preprocess
 
 CLASSES = 10

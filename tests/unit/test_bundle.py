@@ -19,7 +19,8 @@ from resnet_deploy.bundle import (
     seal,
     write_manifest,
 )
-from resnet_deploy.environment import Cpu, Environment, Gpu, GpuProbe, Library
+from resnet_deploy.driver import Gpu, GpuProbe
+from resnet_deploy.environment import Cpu, Environment, Library
 from resnet_deploy.errors import BundleError, FileError
 from resnet_deploy.specs import BatchRange, BuildSpec, CalibrationSpec, ModelCard, Preprocess
 

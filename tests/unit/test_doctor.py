@@ -10,16 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from resnet_deploy.backends import BACKENDS
-from resnet_deploy.environment import (
-    _INT8_DOT_PRODUCTS,
-    BackendStatus,
-    Capability,
-    Cpu,
-    Environment,
-    Gpu,
-    GpuProbe,
-    Library,
-)
+from resnet_deploy.capabilities import BackendStatus, Capability
+from resnet_deploy.driver import Gpu, GpuProbe
+from resnet_deploy.environment import _INT8_DOT_PRODUCTS, Cpu, Environment, Library
 
 module = importlib.import_module("resnet_deploy.cli.doctor")
 
@@ -133,7 +126,7 @@ def test_each_library_is_tried_once_and_a_broken_one_is_reported(invoke, monkeyp
         return f"importing {name} crashed: Segmentation fault"
 
     monkeypatch.setattr(module, "try_import", try_import)
-    monkeypatch.setattr("resnet_deploy.environment._is_installed", lambda name: True)
+    monkeypatch.setattr("resnet_deploy.capabilities._is_installed", lambda name: True)
     result = invoke("--json")
     assert result.exit_code == 0
     assert {"torch", "onnx", "onnxruntime"} <= set(tried)

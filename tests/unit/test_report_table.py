@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from resnet_deploy.bench import statistics
-from resnet_deploy.environment import Gpu, GpuProbe
+from resnet_deploy.driver import Gpu, GpuProbe
 from resnet_deploy.report import wording
 from resnet_deploy.report.table import print_table
 
