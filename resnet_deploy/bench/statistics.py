@@ -74,7 +74,6 @@ class Summary:
         best_batch: Batch size of the best throughput.
         throughput: Images per second at ``best_batch``.
         speedup: Throughput over the reference's best, with its interval; None without a reference.
-        latency_speedup: The reference's median latency over this one's, at ``latency_batch``.
         accuracy: None when the run had no images.
         warnings: Reasons to distrust the figures, one line each.
     """
@@ -87,7 +86,6 @@ class Summary:
     best_batch: int
     throughput: float
     speedup: Interval | None
-    latency_speedup: float | None
     accuracy: Accuracy | None
     warnings: tuple[str, ...]
 
@@ -203,12 +201,9 @@ def _spread_warnings(samples: Samples) -> list[str]:
 
 def _summary(engine: EngineRecord, reference: EngineRecord | None, dataset: DatasetRecord | None) -> Summary:
     first, best = smallest_samples(engine), best_samples(engine)
-    speedup = latency_speedup = None
+    speedup = None
     if reference is not None:
         speedup = speedup_interval(best_samples(reference), best)
-        same = [samples for samples in reference.latency if samples.batch == first.batch]
-        if same:
-            latency_speedup = percentile(same[0].seconds, 50) / percentile(first.seconds, 50)
     counted = None
     if engine.outputs is not None and dataset is not None:
         counted = accuracy(engine.outputs, reference.outputs if reference is not None else None, dataset)
@@ -231,7 +226,6 @@ def _summary(engine: EngineRecord, reference: EngineRecord | None, dataset: Data
         best_batch=best.batch,
         throughput=throughput(best),
         speedup=speedup,
-        latency_speedup=latency_speedup,
         accuracy=counted,
         warnings=tuple(warnings),
     )

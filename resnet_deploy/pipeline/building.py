@@ -131,7 +131,7 @@ def _fill(folder: Path, name: str, job: _Job, progress: "Progress") -> None:
         (folder / LOWERED).write_bytes(data)
     if job.calibration is not None:
         (folder / CALIBRATION).write_bytes(job.calibration.to_json())
-    (folder / LOG).write_text("".join(f"{line}\n" for line in (*job.lowered.notes, *engine.log)))
+    (folder / LOG).write_text("".join(f"{line}\n" for line in (*job.lowered.notes, *engine.log)), encoding="utf-8")
     with progress.task("recording answers"):
         answers = golden.answer(folder / engine.file, data, job.spec, job.source.card, job.samples)
         golden.write(folder / GOLDEN, answers)
