@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := demo
 
-.PHONY: setup demo check test clean
+.PHONY: setup demo bench check test clean
 
 setup: $(VENV)/.installed
 
@@ -19,6 +19,14 @@ demo: setup
 	$(BIN)/python examples/digits/train.py --out $(DEMO)/digits
 	$(BIN)/resnet-deploy run --weights $(DEMO)/digits/resnet50-digits.safetensors --image-size 32 --resize 32 \
 	    --calib $(DEMO)/digits/train --data $(DEMO)/digits/val --output $(DEMO)
+
+# The speed of ResNet-50 at 224x224, untrained: no figure of accuracy, and speed does not depend on the weights.
+bench: setup
+	$(BIN)/resnet-deploy export --weights none -o $(DEMO)/imagenet-sized/resnet50.onnx
+	for form in --fp32 --fp16 "--int8 --calib random"; do \
+	    $(BIN)/resnet-deploy build $(DEMO)/imagenet-sized/resnet50.onnx $$form --backend onnxruntime || exit; done
+	$(BIN)/resnet-deploy bench $(DEMO)/imagenet-sized/resnet50-* --batches 1,8 --seconds 10 --rounds 10
+	$(BIN)/python benchmarks/overhead.py $(DEMO)/imagenet-sized/resnet50-int8-onnxruntime
 
 check: setup
 	$(BIN)/ruff check .
