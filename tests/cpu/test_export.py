@@ -1,7 +1,6 @@
-"""Exported models against PyTorch, what they promise to every backend, and files that are not one of them."""
+"""Exported models against PyTorch, and what they promise to every backend."""
 
 import copy
-import struct
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,10 +14,10 @@ import torch
 from torch import nn
 
 from resnet_deploy.checkpoints import state_dict_digest
-from resnet_deploy.errors import AccuracyError, FileError, ModelError, WeightsError
+from resnet_deploy.errors import AccuracyError, WeightsError
 from resnet_deploy.export import check_export, example_images, export_onnx, fold_batch_norms, reference_logits
 from resnet_deploy.models import ResNet, create_model
-from resnet_deploy.onnx_files import CARD_KEY, attach_card, bytes_from_onnx, load_onnx, onnx_from_bytes, read_card
+from resnet_deploy.onnx_files import bytes_from_onnx, onnx_from_bytes
 from resnet_deploy.ort_session import open_session
 from resnet_deploy.specs import ModelCard, Preprocess
 
@@ -296,147 +295,3 @@ def test_the_normalised_input_is_what_the_uint8_graph_computes(resnet18, normali
     assert np.abs(left - right).max() < 2e-5 * np.abs(left).max()
     unscaled = run(normalised18.data, pixels - mean)  # the twin
     assert np.abs(left - unscaled).max() > 1e-3 * np.abs(left).max()
-
-
-# --- the model card, and the file
-
-
-def test_the_card_comes_back(exported, tmp_path):
-    path = tmp_path / "model.onnx"
-    path.write_bytes(exported.data)
-    model = load_onnx(path)
-    assert read_card(model, name=str(path)) == exported.card
-    assert bytes_from_onnx(model) == exported.data
-
-
-def test_a_new_card_replaces_the_old(resnet18):
-    model = onnx_from_bytes(resnet18.data, name="copy")
-    other = card_of("resnet18", resnet18.network, Preprocess(image_size=32, resize=40))
-    attach_card(model, other)
-    assert read_card(onnx_from_bytes(bytes_from_onnx(model), name="copy"), name="copy") == other != resnet18.card
-
-
-PNG = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + bytes(17)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        pytest.param(b"", id="empty"),
-        pytest.param(b"architecture: resnet18\n" * 20, id="text"),
-        pytest.param(PNG, id="png"),
-        pytest.param(bytes(1000), id="zeros"),
-        pytest.param(b"PK\x03\x04" + bytes(range(256)), id="a checkpoint"),
-        pytest.param(onnx.ModelProto(ir_version=10).SerializeToString(), id="ONNX without a graph"),
-    ],
-)
-def test_what_is_not_onnx_is_refused(content, tmp_path):
-    path = tmp_path / "model.onnx"
-    path.write_bytes(content)
-    with pytest.raises(ModelError, match="not an ONNX file") as caught:
-        load_onnx(path)
-    assert str(path) in caught.value.message
-    assert "\n" not in caught.value.message + caught.value.hint
-
-
-def test_a_missing_file_is_refused(tmp_path):
-    for path in (tmp_path / "absent.onnx", tmp_path):
-        with pytest.raises(FileError) as caught:
-            load_onnx(path)
-        assert str(path) in caught.value.message
-
-
-def cut_points(data: bytes) -> list[int]:
-    """Lengths inside the graph, and around the boundary of every field after it, where a parser notices nothing."""
-    whole = onnx.load_from_string(data)
-    rest = onnx.ModelProto(opset_import=whole.opset_import, metadata_props=whole.metadata_props)
-    tail = len(data) - len(rest.SerializeToString())
-    opset = len(onnx.ModelProto(opset_import=whole.opset_import).SerializeToString())
-    edges = [tail - 1, tail, tail + 1, tail + opset - 1, tail + opset, tail + opset + 1, len(data) - 1]
-    return [1, 2, 10, 1000, len(data) // 2, *edges]
-
-
-def test_a_file_cut_short_is_refused_wherever_it_was_cut(resnet18):
-    for length in cut_points(resnet18.data):
-        with pytest.raises(ModelError) as caught:
-            read_card(onnx_from_bytes(resnet18.data[:length], name="cut.onnx"), name="cut.onnx")
-        assert caught.value.message.startswith("cut.onnx")
-        assert "\n" not in caught.value.message
-    read_card(onnx_from_bytes(resnet18.data, name="whole.onnx"), name="whole.onnx")
-
-
-def skeleton(case: Exported) -> onnx.ModelProto:
-    """The model without the bytes of its weights."""
-    model = onnx.load_from_string(case.data)
-    for tensor in model.graph.initializer:
-        tensor.raw_data = b""
-    return model
-
-
-def test_weights_in_other_files_are_refused(resnet18):
-    model = skeleton(resnet18)
-    tensor = model.graph.initializer[5]
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="weights.bin")
-    with pytest.raises(ModelError, match="weights in other files"):
-        onnx_from_bytes(model.SerializeToString(), name="model.onnx")
-
-
-def test_damage_anywhere_is_a_model_error_or_goes_to_the_backend(resnet18):
-    """Bytes overwritten at random: what still parses is the backend's to refuse; nothing else may escape."""
-    data, generator = skeleton(resnet18).SerializeToString(), np.random.default_rng(0)
-    parsed, refusals = 0, []
-    for _ in range(400):
-        damaged = bytearray(data)
-        for position in generator.integers(0, len(data), 3):
-            damaged[position] = generator.integers(256)
-        try:
-            read_card(onnx_from_bytes(bytes(damaged), name="model.onnx"), name="model.onnx")
-            parsed += 1
-        except ModelError as error:
-            refusals.append(error.message)
-    assert parsed + len(refusals) == 400
-    assert min(parsed, len(refusals)) > 40
-    for kind in ("cut short", "damaged ONNX", "damaged model card"):
-        assert any(kind in message for message in refusals)
-    assert not any("\n" in message for message in refusals)
-
-
-CARD = '{"architecture":"resnet18","num_classes":2,"weights":"none","weights_sha256":"","preprocess":{}}'
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        pytest.param(b"", id="empty"),
-        pytest.param(CARD[:40].encode(), id="cut short"),
-        pytest.param(b"[]", id="another type"),
-        pytest.param(CARD.replace("2", '"two"').encode(), id="a wrong type"),
-        pytest.param(CARD.replace('"weights":"none",', "").encode(), id="a field missing"),
-        pytest.param(CARD.replace('"none"', '"none","spare":1').encode(), id="a field too many"),
-        pytest.param(CARD.replace("{}", '{"image_size":-3}').encode(), id="a senseless value"),
-        pytest.param(CARD.replace("2", '2,"labels":["one"]').encode(), id="one label for two classes"),
-        pytest.param(CARD.replace("none", "n\xf6ne").encode("latin-1"), id="not UTF-8"),
-    ],
-)
-def test_a_damaged_card_is_refused(resnet18, text):
-    model = skeleton(resnet18)
-    model.metadata_props[0].value = "?" * len(text)
-    data = model.SerializeToString().replace(b"?" * len(text), text) if text else model.SerializeToString()
-    with pytest.raises(ModelError, match="damaged model card") as caught:
-        read_card(onnx_from_bytes(data, name="model.onnx"), name="model.onnx")
-    assert "\n" not in caught.value.message
-
-
-def test_the_intact_card_of_the_cases_above_is_read(resnet18):
-    model = skeleton(resnet18)
-    model.metadata_props[0].value = CARD
-    assert read_card(onnx_from_bytes(model.SerializeToString(), name="m"), name="m").num_classes == 2
-
-
-def test_a_model_of_another_tool_has_no_card(resnet18):
-    model = skeleton(resnet18)
-    assert [entry.key for entry in model.metadata_props] == [CARD_KEY]
-    del model.metadata_props[:]
-    with pytest.raises(ModelError, match="no model card"):
-        read_card(onnx_from_bytes(model.SerializeToString(), name="model.onnx"), name="model.onnx")
