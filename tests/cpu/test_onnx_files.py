@@ -9,11 +9,21 @@ import pytest
 import torch
 from torch import nn
 
+from resnet_deploy.environment import probe_cpu
 from resnet_deploy.errors import FileError, ModelError
 from resnet_deploy.export import export_onnx
 from resnet_deploy.models import BasicBlock
-from resnet_deploy.onnx_files import CARD_KEY, attach_card, bytes_from_onnx, load_onnx, onnx_from_bytes, read_card
-from resnet_deploy.specs import ModelCard, Preprocess
+from resnet_deploy.onnx_files import (
+    CARD_KEY,
+    attach_card,
+    bytes_from_onnx,
+    check_onnx,
+    load_onnx,
+    onnx_from_bytes,
+    read_card,
+)
+from resnet_deploy.pipeline import lowering
+from resnet_deploy.specs import BuildSpec, ModelCard, Preprocess
 
 CLASSES = 3
 CONTRACT = Preprocess(image_size=16, resize=16)
@@ -139,24 +149,107 @@ def test_weights_in_other_files_are_refused(narrow):
         onnx_from_bytes(changed(narrow, move_out), name="model.onnx")
 
 
-def test_damage_anywhere_is_a_model_error_or_goes_to_the_backend(narrow):
-    """Bytes overwritten at random: what still parses is the backend's to refuse; nothing else may escape."""
-    data, generator = narrow, np.random.default_rng(0)
-    parsed, refusals = 0, []
-    for _ in range(400):
-        damaged = bytearray(data)
-        for position in generator.integers(0, len(data), 3):
+def outside_the_weights(data: bytes) -> np.ndarray:
+    """Positions of the bytes that are not the weights' own, of which most of the file consists."""
+    outside = np.ones(len(data), bool)
+    for tensor in onnx.load_from_string(data).graph.initializer:
+        start = data.index(tensor.raw_data)
+        outside[start : start + len(tensor.raw_data)] = False
+    return np.flatnonzero(outside)
+
+
+def push_through(data: bytes) -> None:
+    """Do what a build does to a file before its backend sees it, in two precisions."""
+    model = onnx_from_bytes(data, name="model.onnx")
+    read_card(model, name="model.onnx")
+    for precision in ("fp32", "fp16"):
+        spec = BuildSpec(backend="onnxruntime", precision=precision)
+        lowered = lowering.lower(model, spec, None, probe_cpu()).model
+        check_onnx(bytes_from_onnx(lowered), name="lowered.onnx")
+
+
+def test_damage_anywhere_is_a_model_error_or_goes_to_the_backend(narrow, caplog):
+    """Bytes overwritten at random: what is still a sound graph is the backend's to refuse; nothing else may escape."""
+    positions, generator = outside_the_weights(narrow), np.random.default_rng(0)
+    assert 3000 < len(positions) < len(narrow)
+    passed, refusals = 0, []
+    for _ in range(1500):
+        damaged = bytearray(narrow)
+        for position in generator.choice(positions, generator.integers(1, 4)):
             damaged[position] = generator.integers(256)
         try:
-            read_card(onnx_from_bytes(bytes(damaged), name="model.onnx"), name="model.onnx")
-            parsed += 1
+            push_through(bytes(damaged))
+            passed += 1
         except ModelError as error:
             refusals.append(error.message)
-    assert parsed + len(refusals) == 400
-    assert min(parsed, len(refusals)) > 40
-    for kind in ("cut short", "damaged ONNX", "damaged model card"):
-        assert any(kind in message for message in refusals)
-    assert not any("\n" in message for message in refusals)
+    assert passed + len(refusals) == 1500
+    assert min(passed, len(refusals)) > 40
+    for kind in ("cut short", "not UTF-8", "topologically sorted", "ShapeInferenceError", "damaged model card"):
+        assert any(kind in message for message in refusals), kind
+    assert not any("\n" in message or len(message) > 300 for message in refusals)
+    assert "cannot be found in any scope" not in caplog.text  # what onnx_ir says of a graph that nobody has checked
+
+
+def of_another_type(model: onnx.ModelProto) -> None:
+    model.graph.initializer[3].data_type = onnx.TensorProto.INT32
+
+
+def of_no_type(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = 99
+
+
+def too_short(model: onnx.ModelProto) -> None:
+    model.graph.initializer[3].raw_data = model.graph.initializer[3].raw_data[:-1]
+
+
+def of_nothing(model: onnx.ModelProto) -> None:
+    model.graph.node[5].input[0] = "nothing"
+
+
+def unknown_operator(model: onnx.ModelProto) -> None:
+    model.graph.node[5].op_type = "Rely"
+
+
+def another_shape(model: onnx.ModelProto) -> None:
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = CLASSES + 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (of_another_type, r"Inferred elem type differs from existing elem type: \(6\) vs \(1\)"),
+        (of_no_type, "Invalid tensor data type 99"),
+        (too_short, r"raw_data size \(\d+ bytes\) is too small"),
+        (of_nothing, "input 'nothing' of node: name: .* is not output of any previous nodes"),
+        (unknown_operator, "No Op registered for Rely"),
+        (another_shape, r"Inferred shape and existing shape differ in dimension 1: \(3\) vs \(4\)"),
+    ],
+)
+def test_a_graph_that_is_not_sound_is_refused_with_the_checkers_reason(narrow, change, message):
+    with pytest.raises(ModelError, match=f"model.onnx is not valid ONNX: .*{message}") as caught:
+        onnx_from_bytes(changed(narrow, change), name="model.onnx")
+    assert "\n" not in caught.value.message
+    assert "resnet-deploy export" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "field",
+    [b"resnet-deploy", b"layer1.conv1.weight", b"SAME_LOWER", b"batch"],
+    ids=["producer", "tensor", "attribute", "dimension"],
+)
+def test_a_name_that_is_not_text_is_refused(narrow, field):
+    """Protobuf parses it, and onnx_ir, which reads it too, could not write it again."""
+
+    def pad_otherwise(model: onnx.ModelProto) -> None:
+        pool = next(node for node in model.graph.node if node.op_type == "MaxPool")
+        next(one for one in pool.attribute if one.name == "auto_pad").s = b"SAME_LOWER"
+
+    data = changed(narrow, pad_otherwise)
+    onnx_from_bytes(data, name="model.onnx")
+    damaged = data.replace(field, b"\xbb" + field[1:])
+    assert damaged != data
+    with pytest.raises(ModelError, match=r"model\.onnx is a damaged ONNX file: it holds a name that is not UTF-8"):
+        onnx_from_bytes(damaged, name="model.onnx")
 
 
 TEXT = '{"architecture":"resnet18","num_classes":2,"weights":"none","weights_sha256":"","preprocess":{}}'
@@ -173,7 +266,6 @@ TEXT = '{"architecture":"resnet18","num_classes":2,"weights":"none","weights_sha
         pytest.param(TEXT.replace('"none"', '"none","spare":1').encode(), id="a field too many"),
         pytest.param(TEXT.replace("{}", '{"image_size":-3}').encode(), id="a senseless value"),
         pytest.param(TEXT.replace("2", '2,"labels":["one"]').encode(), id="one label for two classes"),
-        pytest.param(TEXT.replace("none", "n\xf6ne").encode("latin-1"), id="not UTF-8"),
     ],
 )
 def test_a_damaged_card_is_refused(narrow, text):
