@@ -4,7 +4,7 @@ The model card travels as JSON in the file's ``metadata_props``, where every ONN
 """
 
 import textwrap
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -12,30 +12,43 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, Message
 
-from resnet_deploy import artifact
 from resnet_deploy.errors import ModelError, SpecError
-from resnet_deploy.specs import ModelCard
+from resnet_deploy.protocols import TensorSpec
+from resnet_deploy.specs import INPUT_NAME, OUTPUT_NAME, ModelCard
 
 CARD_KEY: Final = "resnet_deploy.model_card"
 PRODUCER: Final = "resnet-deploy"
 _EXPORT_HINT: Final = "write it with `resnet-deploy export`"
+_AGAIN_HINT: Final = "do not change exported files: write it again with `resnet-deploy export`"
+_DTYPES: Final = {"uint8": ir.DataType.UINT8, "float32": ir.DataType.FLOAT}
 
 
-def load_onnx(path: Path) -> ir.Model:
-    """Read an ONNX file that ``export`` wrote.
+def read_exported(data: bytes, *, name: str) -> tuple[ir.Model, ModelCard]:
+    """Parse a file that ``export`` wrote and hold its graph against the card that it carries; ``name`` is for messages.
+
+    Everything downstream takes the input contract and the number of classes from the card alone.
 
     Raises:
-        FileError: If it is missing or cannot be read.
-        ModelError: If it is not ONNX, is truncated, keeps tensors in other files, or is not a valid graph.
+        ModelError: As ``onnx_from_bytes`` and ``read_card``, or if inputs and outputs are not those of the card.
     """
-    return onnx_from_bytes(artifact.read_bytes(path), name=str(path))
+    model = onnx_from_bytes(data, name=name)
+    card = read_card(model, name=name)
+    contract = card.preprocess
+    for kind, values, promised in (
+        ("input", model.graph.inputs, TensorSpec(INPUT_NAME, contract.dtype, contract.shape)),
+        ("output", model.graph.outputs, TensorSpec(OUTPUT_NAME, "float32", (card.num_classes,))),
+    ):
+        difference = _difference(kind, values, promised)
+        if difference:
+            raise ModelError(f"{name} is not what its model card says: {difference}", hint=_AGAIN_HINT)
+    return model, card
 
 
 def onnx_from_bytes(data: bytes, *, name: str) -> ir.Model:
     """Parse a serialized ONNX model and run it through ONNX's checker; ``name`` is for messages.
 
     Raises:
-        ModelError: As ``load_onnx``.
+        ModelError: If it is not ONNX, is truncated, keeps tensors in other files, or is not a valid graph.
     """
     proto = onnx.ModelProto()
     try:
@@ -92,6 +105,29 @@ def read_card(model: ir.Model, *, name: str) -> ModelCard:
         return msgspec.json.decode(text, type=ModelCard)
     except (msgspec.DecodeError, SpecError) as error:
         raise ModelError(f"{name} carries a damaged model card: {_in_one_line(error)}", hint=_EXPORT_HINT) from error
+
+
+def _difference(kind: str, values: Sequence[ir.Value], promised: TensorSpec) -> str:
+    """Say what distinguishes the inputs, or the outputs, of a graph from the one that is promised; empty if nothing."""
+    if len(values) != 1:
+        return f"it has {len(values)} {kind}s, not one"
+    (value,) = values
+    if value.name != promised.name:
+        return f"its {kind} is called {value.name!r}, not {promised.name!r}"
+    what = f"{kind} {promised.name}"
+    if value.dtype != _DTYPES[promised.dtype]:
+        found = value.dtype.name.lower() if value.dtype is not None else "no tensor"
+        return f"{what} is {found}, not {promised.dtype}"
+    batch, *shape = value.shape or (0,)
+    if tuple(shape) != promised.shape:
+        return f"{what} has the shape {_by(shape)} per image, not {_by(promised.shape)}"
+    if isinstance(batch, int):
+        return f"{what} has a batch of {batch}, not one of any size"
+    return ""
+
+
+def _by(shape: Iterable[object]) -> str:
+    return "x".join(map(str, shape)) or "()"
 
 
 def _is_text(message: Message) -> bool:

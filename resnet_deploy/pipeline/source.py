@@ -39,8 +39,7 @@ def read_source(path: Path) -> Source:
         FileError: If it is missing or cannot be read.
         ModelError: If it is damaged, or not a model that ``export`` wrote.
     """
-    from resnet_deploy.onnx_files import onnx_from_bytes, read_card
+    from resnet_deploy.onnx_files import read_exported
 
     data = artifact.read_bytes(path)
-    model = onnx_from_bytes(data, name=str(path))
-    return Source(data, model, read_card(model, name=str(path)))
+    return Source(data, *read_exported(data, name=str(path)))

@@ -132,8 +132,25 @@ def invoke():
     return run
 
 
+@pytest.fixture(scope="session")
+def misfits(deployment, tmp_path_factory):
+    """The model under cards of another input contract, as files of the session."""
+    import onnx
+
+    folder, model = tmp_path_factory.mktemp("misfits"), onnx.load(deployment.model)
+    contracts = {"smaller.onnx": {"image_size": 24}, "normalised.onnx": {"dtype": "float32", "layout": "NCHW"}}
+    for name, contract in contracts.items():
+        card = json.loads(model.metadata_props[0].value)
+        card["preprocess"] |= contract
+        misfit = onnx.ModelProto()
+        misfit.CopyFrom(model)
+        misfit.metadata_props[0].value = json.dumps(card)
+        onnx.save(misfit, folder / name)
+    return folder
+
+
 @pytest.fixture
-def workplace(deployment, copy_engine, draw_image, tmp_path, monkeypatch):
+def workplace(deployment, misfits, copy_engine, draw_image, tmp_path, monkeypatch):
     """A current folder with a model, its weights and an INT8 engine in engines/, images, and things that are broken."""
     place = tmp_path / "work"
     monkeypatch.chdir(tmp_path)
@@ -141,6 +158,8 @@ def workplace(deployment, copy_engine, draw_image, tmp_path, monkeypatch):
     os.link(deployment.model, place / "engines" / "resnet18.onnx")
     os.link(deployment.reference, place / "engines" / "resnet18.safetensors")
     copy_engine("int8", to=place / "engines" / "resnet18-int8-onnxruntime")
+    for path in misfits.iterdir():
+        os.link(path, place / path.name)
     for name in ("data", "calibration"):
         shutil.copytree(deployment.folder / name, place / name, copy_function=os.link)
     monkeypatch.chdir(place)
@@ -190,6 +209,8 @@ REFUSALS = (
     Refusal("build notes.txt --fp16", "notes.txt is not an ONNX file", "resnet-deploy export"),
     Refusal("build image.png --fp16", "image.png is not an ONNX file", "resnet-deploy export"),
     Refusal("build truncated.onnx --fp16", "truncated.onnx is not an ONNX file, or was cut short", "resnet-deploy"),
+    Refusal("build smaller.onnx --fp32", "input images has the shape 32x32x3 per image, not 24x24x3", "do not change"),
+    Refusal("build normalised.onnx --fp32", "input images is uint8, not float32", "do not change exported files"),
     Refusal("build empty --fp16", "empty: is a folder, not a file", "give a file"),
     Refusal("build --fp16", "engines/resnet50.onnx does not exist", "engines/resnet18.onnx"),
     Refusal("predict gone.png", "gone.png", "check the path"),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from resnet_deploy.environment import probe_cpu
-from resnet_deploy.errors import FileError, ModelError
+from resnet_deploy.errors import ModelError
 from resnet_deploy.export import export_onnx
 from resnet_deploy.models import BasicBlock
 from resnet_deploy.onnx_files import (
@@ -18,12 +18,14 @@ from resnet_deploy.onnx_files import (
     attach_card,
     bytes_from_onnx,
     check_onnx,
-    load_onnx,
     onnx_from_bytes,
     read_card,
+    read_exported,
 )
 from resnet_deploy.pipeline import lowering
-from resnet_deploy.specs import BuildSpec, ModelCard, Preprocess
+from resnet_deploy.pipeline.building import RANDOM, BuildInputs, build
+from resnet_deploy.protocols import Silent
+from resnet_deploy.specs import BuildSpec, CalibrationSpec, ModelCard, Precision, Preprocess
 
 CLASSES = 3
 CONTRACT = Preprocess(image_size=16, resize=16)
@@ -74,11 +76,19 @@ def changed(data: bytes, change) -> bytes:
     return model.SerializeToString()
 
 
-def test_the_card_comes_back(narrow, tmp_path):
-    path = tmp_path / "model.onnx"
-    path.write_bytes(narrow)
-    model = load_onnx(path)
-    assert read_card(model, name=str(path)) == CARD
+def with_card(data: bytes, **changes: object) -> bytes:
+    """The same graph under another card."""
+
+    def write(model: onnx.ModelProto) -> None:
+        card = msgspec.structs.replace(msgspec.json.decode(model.metadata_props[0].value, type=ModelCard), **changes)
+        model.metadata_props[0].value = msgspec.json.encode(card).decode()
+
+    return changed(data, write)
+
+
+def test_the_card_comes_back(narrow):
+    model, card = read_exported(narrow, name="model.onnx")
+    assert card == read_card(model, name="model.onnx") == CARD
     assert bytes_from_onnx(model) == narrow
 
 
@@ -103,20 +113,11 @@ PNG = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + bytes(17)
         pytest.param(onnx.ModelProto(ir_version=10).SerializeToString(), id="ONNX without a graph"),
     ],
 )
-def test_what_is_not_onnx_is_refused(content, tmp_path):
-    path = tmp_path / "model.onnx"
-    path.write_bytes(content)
+def test_what_is_not_onnx_is_refused(content):
     with pytest.raises(ModelError, match="not an ONNX file") as caught:
-        load_onnx(path)
-    assert str(path) in caught.value.message
+        read_exported(content, name="holiday.onnx")
+    assert caught.value.message.startswith("holiday.onnx")
     assert "\n" not in caught.value.message + caught.value.hint
-
-
-def test_a_missing_file_is_refused(tmp_path):
-    for path in (tmp_path / "absent.onnx", tmp_path):
-        with pytest.raises(FileError) as caught:
-            load_onnx(path)
-        assert str(path) in caught.value.message
 
 
 def cut_points(data: bytes) -> list[int]:
@@ -132,10 +133,10 @@ def cut_points(data: bytes) -> list[int]:
 def test_a_file_cut_short_is_refused_wherever_it_was_cut(narrow):
     for length in cut_points(narrow):
         with pytest.raises(ModelError) as caught:
-            read_card(onnx_from_bytes(narrow[:length], name="cut.onnx"), name="cut.onnx")
+            read_exported(narrow[:length], name="cut.onnx")
         assert caught.value.message.startswith("cut.onnx")
         assert "\n" not in caught.value.message
-    read_card(onnx_from_bytes(narrow, name="whole.onnx"), name="whole.onnx")
+    read_exported(narrow, name="whole.onnx")
 
 
 def test_weights_in_other_files_are_refused(narrow):
@@ -160,8 +161,7 @@ def outside_the_weights(data: bytes) -> np.ndarray:
 
 def push_through(data: bytes) -> None:
     """Do what a build does to a file before its backend sees it, in two precisions."""
-    model = onnx_from_bytes(data, name="model.onnx")
-    read_card(model, name="model.onnx")
+    model, _ = read_exported(data, name="model.onnx")
     for precision in ("fp32", "fp16"):
         spec = BuildSpec(backend="onnxruntime", precision=precision)
         lowered = lowering.lower(model, spec, None, probe_cpu()).model
@@ -250,6 +250,147 @@ def test_a_name_that_is_not_text_is_refused(narrow, field):
     assert damaged != data
     with pytest.raises(ModelError, match=r"model\.onnx is a damaged ONNX file: it holds a name that is not UTF-8"):
         onnx_from_bytes(damaged, name="model.onnx")
+
+
+# --- the card against the graph
+
+
+def test_an_unchanged_file_is_built(narrow, build_from):
+    manifest = build_from(narrow).bundle.manifest
+    assert manifest.card == CARD
+    assert build_from(with_card(narrow, labels=())).bundle.manifest.card.labels == ()
+
+
+def rename(old: str, new: str):
+    """Rename a tensor wherever it is named, so that the graph stays sound."""
+
+    def change(model: onnx.ModelProto) -> None:
+        graph = model.graph
+        for value in (*graph.input, *graph.output):
+            value.name = new if value.name == old else value.name
+        for node in graph.node:
+            for names in (node.input, node.output):
+                names[:] = [new if name == old else name for name in names]
+
+    return change
+
+
+def extra_input(model: onnx.ModelProto) -> None:
+    model.graph.input.append(onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, ["batch"]))
+
+
+def extra_output(model: onnx.ModelProto) -> None:
+    model.graph.output.append(onnx.helper.make_tensor_value_info("flatten", onnx.TensorProto.FLOAT, ["batch", 4]))
+
+
+def no_input(model: onnx.ModelProto) -> None:
+    zeros = onnx.numpy_helper.from_array(np.zeros((1, *CONTRACT.shape), np.uint8), "images")
+    model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["images"], value=zeros))
+    del model.graph.input[:]
+
+
+def fixed_batch(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 8
+
+
+def fixed_output_batch(model: onnx.ModelProto) -> None:
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 8
+
+
+def output_of_any_shape(model: onnx.ModelProto) -> None:
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+
+
+def output_of_any_width(model: onnx.ModelProto) -> None:
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "classes"
+
+
+MISFITS = {
+    "image size": (
+        lambda data: with_card(data, preprocess=Preprocess(image_size=12, resize=16)),
+        "is not what its model card says: input images has the shape 16x16x3 per image, not 12x12x3",
+    ),
+    "input dtype": (
+        lambda data: with_card(data, preprocess=Preprocess(image_size=16, resize=16, dtype="float32", layout="NCHW")),
+        "is not what its model card says: input images is uint8, not float32",
+    ),
+    "classes": (
+        lambda data: with_card(data, num_classes=7, labels=()),
+        "is not what its model card says: output logits has the shape 3 per image, not 7",
+    ),
+    "input name": (
+        lambda data: changed(data, rename("images", "pixels")),
+        "is not what its model card says: its input is called 'pixels', not 'images'",
+    ),
+    "output name": (
+        lambda data: changed(data, rename("logits", "scores")),
+        "is not what its model card says: its output is called 'scores', not 'logits'",
+    ),
+    "two inputs": (
+        lambda data: changed(data, extra_input),
+        "is not what its model card says: it has 2 inputs, not one",
+    ),
+    "fixed batch": (
+        lambda data: changed(data, fixed_batch),
+        "is not what its model card says: input images has a batch of 8, not one of any size",
+    ),
+    "unknown operator": (
+        lambda data: changed(data, unknown_operator),
+        "is not valid ONNX: No Op registered for Rely",
+    ),
+    "no input": (
+        lambda data: changed(data, no_input),
+        "is not what its model card says: it has 0 inputs, not one",
+    ),
+    "two outputs": (
+        lambda data: changed(data, extra_output),
+        "is not what its model card says: it has 2 outputs, not one",
+    ),
+    "fixed batch of the output": (
+        lambda data: changed(data, fixed_output_batch),
+        "is not what its model card says: output logits has a batch of 8, not one of any size",
+    ),
+    "no output shape": (
+        lambda data: changed(data, output_of_any_shape),
+        "is not valid ONNX: Field 'shape' of 'type' is required but missing.",
+    ),
+    "symbolic classes": (
+        lambda data: changed(data, output_of_any_width),
+        "is not what its model card says: output logits has the shape classes per image, not 3",
+    ),
+}
+
+
+@pytest.fixture
+def build_from(tmp_path):
+    """Build an engine of a file with this content."""
+
+    def run(data: bytes, precision: Precision = "fp32", backend: str = "onnxruntime"):
+        (tmp_path / "model.onnx").write_bytes(data)
+        calibration = CalibrationSpec() if precision == "int8" else None
+        spec = BuildSpec(backend=backend, precision=precision, calibration=calibration)
+        inputs = BuildInputs(tmp_path / "model.onnx", calib=RANDOM if precision == "int8" else None)
+        return build(inputs, spec, Silent())
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("precision", "backend"), [("fp32", "onnxruntime"), ("int8", "onnxruntime"), ("fp16", "tensorrt-rtx")]
+)
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_a_graph_that_is_not_what_the_card_says_is_not_built(narrow, build_from, tmp_path, misfit, precision, backend):
+    if backend == "tensorrt-rtx":
+        pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    damage, message = MISFITS[misfit]
+    with pytest.raises(ModelError) as caught:
+        build_from(damage(narrow), precision, backend)
+    assert caught.value.message.startswith(f"{tmp_path}/model.onnx {message}")
+    assert "resnet-deploy export" in caught.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+# --- the card itself
 
 
 TEXT = '{"architecture":"resnet18","num_classes":2,"weights":"none","weights_sha256":"","preprocess":{}}'
