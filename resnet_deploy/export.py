@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -24,7 +25,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from resnet_deploy.errors import AccuracyError, WeightsError
-from resnet_deploy.onnx_files import PRODUCER, attach_card, bytes_from_onnx
+from resnet_deploy.onnx_files import PRODUCER, attach_card, bytes_from_onnx, initializers_digest
 from resnet_deploy.ort_session import open_session
 from resnet_deploy.specs import INPUT_NAME, OUTPUT_NAME, ModelCard, Preprocess
 from resnet_deploy.version import __version__
@@ -85,7 +86,7 @@ def export_onnx(network: nn.Module, card: ModelCard) -> ir.Model:
     """Trace ``network`` (in eval mode) behind the input contract of ``card`` and tidy the graph.
 
     The network is left as it was. Input ``images`` (batch, *card.preprocess.shape), output ``logits``
-    (batch, num_classes) float32.
+    (batch, num_classes) float32. The card travels in the model, completed by the digest of the graph's constants.
     """
     deployed = _Deployed(network, card.preprocess).eval()
     with _quiet_exporter():
@@ -107,7 +108,7 @@ def export_onnx(network: nn.Module, card: ModelCard) -> ir.Model:
     _clear_value_metadata(model.graph)
     _name_after_modules(model.graph)
     model.producer_name, model.producer_version = PRODUCER, __version__
-    attach_card(model, card)
+    attach_card(model, msgspec.structs.replace(card, initializers_sha256=initializers_digest(model.graph)))
     return model
 
 

@@ -3,11 +3,13 @@
 The model card travels as JSON in the file's ``metadata_props``, where every ONNX tool keeps and shows it.
 """
 
+import hashlib
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
+import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, Message
@@ -29,7 +31,7 @@ def read_exported(data: bytes, *, name: str) -> tuple[ir.Model, ModelCard]:
     Everything downstream takes the input contract and the number of classes from the card alone.
 
     Raises:
-        ModelError: As ``onnx_from_bytes`` and ``read_card``, or if inputs and outputs are not those of the card.
+        ModelError: As ``onnx_from_bytes`` and ``read_card``, or if inputs, outputs or weights are not the card's.
     """
     model = onnx_from_bytes(data, name=name)
     card = read_card(model, name=name)
@@ -41,6 +43,8 @@ def read_exported(data: bytes, *, name: str) -> tuple[ir.Model, ModelCard]:
         difference = _difference(kind, values, promised)
         if difference:
             raise ModelError(f"{name} is not what its model card says: {difference}", hint=_AGAIN_HINT)
+    if initializers_digest(model.graph) != card.initializers_sha256:
+        raise ModelError(f"the weights in {name} are not those that its model card names", hint=_AGAIN_HINT)
     return model, card
 
 
@@ -105,6 +109,17 @@ def read_card(model: ir.Model, *, name: str) -> ModelCard:
         return msgspec.json.decode(text, type=ModelCard)
     except (msgspec.DecodeError, SpecError) as error:
         raise ModelError(f"{name} carries a damaged model card: {_in_one_line(error)}", hint=_EXPORT_HINT) from error
+
+
+def initializers_digest(graph: ir.Graph) -> str:
+    """Hash names, dtypes, shapes and bytes of the graph's constants with SHA-256, whatever order they are stored in."""
+    digest = hashlib.sha256()
+    for name, value in sorted(graph.initializers.items()):
+        assert value.const_value is not None
+        array = value.const_value.numpy()
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.ravel().view(np.uint8).data)  # flattened first, because a scalar cannot change its dtype
+    return digest.hexdigest()
 
 
 def _difference(kind: str, values: Sequence[ir.Value], promised: TensorSpec) -> str:

@@ -92,6 +92,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         num_classes: Width of the logits.
         weights: Where the weights came from: ``imagenet``, ``imagenet-v1``, ``none``, or the checkpoint's file name.
         weights_sha256: SHA-256 over the parameters and buffers (names, dtypes, shapes and bytes).
+        initializers_sha256: SHA-256 over the constants of the exported graph (names, dtypes, shapes and bytes), into
+            which ``export`` turned the weights; empty until it has.
         labels: One name per class, in the order of the logits; empty when unknown.
         folders: Data-set folder name of each class (synsets for ImageNet), same order; empty when unknown.
         preprocess: The input contract.
@@ -101,6 +103,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     num_classes: int
     weights: str
     weights_sha256: str
+    initializers_sha256: str = ""
     labels: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
     preprocess: Preprocess

@@ -59,7 +59,7 @@ def export(spec: ExportSpec, output: Path, progress: "Progress") -> Exported:
         with progress.task("loading PyTorch"):
             from resnet_deploy import checkpoints, models
             from resnet_deploy.export import check_export, export_onnx
-            from resnet_deploy.onnx_files import bytes_from_onnx
+            from resnet_deploy.onnx_files import bytes_from_onnx, read_card
     except ImportError as error:
         raise BackendError(f"cannot export: {error}", hint=_REINSTALL) from error
     _require_free(output)
@@ -79,6 +79,7 @@ def export(spec: ExportSpec, output: Path, progress: "Progress") -> Exported:
         )
         with progress.task(f"exporting {spec.architecture} to ONNX"):
             model = export_onnx(loaded.module, card)
+            card = read_card(model, name=str(output))  # completed by what is known of the graph alone
         with progress.task("checking it against PyTorch"):
             check = check_export(model, loaded.module, card)
         metadata = {"architecture": card.architecture, "weights_sha256": card.weights_sha256, "weights": card.weights}

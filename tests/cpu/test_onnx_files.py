@@ -1,5 +1,7 @@
 """ONNX files of unknown origin: what is read back, and what is refused before anything builds on it."""
 
+import hashlib
+import shutil
 import struct
 
 import msgspec
@@ -88,8 +90,16 @@ def with_card(data: bytes, **changes: object) -> bytes:
 
 def test_the_card_comes_back(narrow):
     model, card = read_exported(narrow, name="model.onnx")
-    assert card == read_card(model, name="model.onnx") == CARD
+    assert card == read_card(model, name="model.onnx")
+    assert msgspec.structs.replace(card, initializers_sha256="") == CARD
     assert bytes_from_onnx(model) == narrow
+
+
+def test_the_card_names_the_weights_in_the_file(narrow):
+    digest = hashlib.sha256()
+    for tensor in sorted(onnx.load_from_string(narrow).graph.initializer, key=lambda one: one.name):
+        digest.update(f"{tensor.name} float32 {tuple(tensor.dims)}\n".encode() + tensor.raw_data)
+    assert read_exported(narrow, name="model.onnx")[1].initializers_sha256 == digest.hexdigest()
 
 
 def test_a_new_card_replaces_the_old(narrow):
@@ -256,8 +266,7 @@ def test_a_name_that_is_not_text_is_refused(narrow, field):
 
 
 def test_an_unchanged_file_is_built(narrow, build_from):
-    manifest = build_from(narrow).bundle.manifest
-    assert manifest.card == CARD
+    assert build_from(narrow).bundle.manifest.card == read_exported(narrow, name="model.onnx")[1]
     assert build_from(with_card(narrow, labels=())).bundle.manifest.card.labels == ()
 
 
@@ -388,6 +397,83 @@ def test_a_graph_that_is_not_what_the_card_says_is_not_built(narrow, build_from,
     assert caught.value.message.startswith(f"{tmp_path}/model.onnx {message}")
     assert "resnet-deploy export" in caught.value.hint
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+# --- the card against the weights
+
+
+def rewrite_weights(data: bytes, name: str, rewrite) -> bytes:
+    """The file with the constant ``name`` as ``rewrite`` has it."""
+
+    def change(model: onnx.ModelProto) -> None:
+        tensor = next(one for one in model.graph.initializer if one.name == name)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(rewrite(onnx.numpy_helper.to_array(tensor).copy()), name))
+
+    return changed(data, change)
+
+
+def one_bit(array: np.ndarray) -> np.ndarray:
+    array.reshape(-1)[-1:].view(np.uint32)[:] ^= 1
+    return array
+
+
+def exchange_biases(model: onnx.ModelProto) -> None:
+    """Two tensors of one shape take each other's place, by their names alone."""
+    first, second = (one for one in model.graph.initializer if one.name in ("layer1.conv1.bias", "layer1.conv2.bias"))
+    first.name, second.name = second.name, first.name
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda data: rewrite_weights(data, "fc.weight", lambda array: array[::-1].copy()), id="rows"),
+        pytest.param(lambda data: rewrite_weights(data, "fc.bias", one_bit), id="the last bit of a bias"),
+        pytest.param(lambda data: rewrite_weights(data, "mean", one_bit), id="the last bit of the mean"),
+        pytest.param(lambda data: changed(data, exchange_biases), id="names"),
+        pytest.param(lambda data: with_card(data, initializers_sha256="0" * 64), id="another digest"),
+        pytest.param(lambda data: with_card(data, initializers_sha256=""), id="no digest"),
+    ],
+)
+def test_weights_that_the_card_does_not_name_are_not_built(narrow, build_from, tmp_path, damage):
+    damaged = damage(narrow)
+    assert damaged != narrow
+    with pytest.raises(ModelError, match=r"the weights in .*model\.onnx are not those that its model card") as caught:
+        build_from(damaged)
+    assert "resnet-deploy export" in caught.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_every_byte_of_the_weights_counts(narrow):
+    others = set(outside_the_weights(narrow))
+    inside = [position for position in range(len(narrow)) if position not in others]
+    assert len(inside) > 1000
+    for position in inside[::7]:
+        damaged = bytearray(narrow)
+        damaged[position] ^= 1
+        with pytest.raises(ModelError, match="the weights in model"):
+            read_exported(bytes(damaged), name="model.onnx")
+
+
+def test_a_lowered_graph_is_not_an_exported_one(narrow, build_from, tmp_path):
+    lowered = build_from(narrow, "fp16").bundle.engine_path.read_bytes()
+    shutil.rmtree(tmp_path / "model-fp16-onnxruntime")
+    with pytest.raises(ModelError, match="the weights in"):
+        build_from(lowered, "fp16")
+
+
+def test_how_the_weights_are_stored_does_not_matter(narrow):
+    def store_otherwise(model: onnx.ModelProto) -> None:
+        tensors = [onnx.TensorProto.FromString(one.SerializeToString()) for one in model.graph.initializer]
+        for tensor in tensors:
+            values = onnx.numpy_helper.to_array(tensor)
+            tensor.ClearField("raw_data")
+            tensor.float_data.extend(values.ravel().tolist())
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(reversed(tensors))
+
+    stored = changed(narrow, store_otherwise)
+    assert stored != narrow
+    assert read_exported(stored, name="model.onnx")[1] == read_exported(narrow, name="model.onnx")[1]
 
 
 # --- the card itself
