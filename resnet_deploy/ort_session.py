@@ -1,5 +1,7 @@
 """Opening ONNX Runtime sessions on the CPU; the one place that sets their options."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,12 +48,22 @@ def open_session(model: Path | bytes, *, threads: int = 0, as_written: bool = Fa
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or compute_threads()
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors only: its warnings go straight to the terminal
+    options.log_severity_level = 4  # what it logs goes straight to the terminal, and errors are raised besides
     if as_written:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     source = model if isinstance(model, bytes) else str(model)
-    try:
+    with translate_refusals():
         return ort.InferenceSession(source, options, providers=[CPU_PROVIDER])
+
+
+@contextlib.contextmanager
+def translate_refusals() -> Iterator[None]:
+    """Turn what ONNX Runtime raises into a BuildError; some faults of a graph show only when it is run.
+
+    Its exceptions have no base of their own; they are known by the module that they come from.
+    """
+    try:
+        yield
     except Exception as error:
         if type(error).__module__.partition(".")[0] != "onnxruntime":
             raise

@@ -80,19 +80,23 @@ def answer(engine: Path, lowered: bytes, spec: BuildSpec, card: ModelCard, sampl
 
     Raises:
         AccuracyError: If a logit is not finite.
+        BuildError: If ONNX Runtime refuses to run the engine or the graph.
         DataError: If an image is damaged, or all are.
     """
-    from resnet_deploy.ort_session import open_session
+    from resnet_deploy.ort_session import open_session, translate_refusals
     from resnet_deploy.runners.ort import OrtRunner
 
     images = _images(samples.reader, card)
     latency_s = None
     if spec.backend == "onnxruntime":
         runner = OrtRunner(engine, card, spec.batch, threads=environment.compute_threads())
-        logits, latency_s = infer(runner, images), _median_latency(runner, images)
+        with translate_refusals():
+            logits, latency_s = infer(runner, images), _median_latency(runner, images)
         runner.close()
     else:
-        (logits,) = open_session(lowered, as_written=True).run([OUTPUT_NAME], {INPUT_NAME: images})
+        session = open_session(lowered, as_written=True)
+        with translate_refusals():
+            (logits,) = session.run([OUTPUT_NAME], {INPUT_NAME: images})
     if not np.isfinite(logits).all():
         raise AccuracyError(
             f"the {spec.precision} engine gives logits that are not finite",

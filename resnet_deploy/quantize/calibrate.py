@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from resnet_deploy.errors import DataError, ModelError
 from resnet_deploy.onnx_files import bytes_from_onnx
-from resnet_deploy.ort_session import open_session
+from resnet_deploy.ort_session import open_session, translate_refusals
 from resnet_deploy.quantize.graph import observed_names
 from resnet_deploy.quantize.observers import Histogram
 from resnet_deploy.quantize.ranges import Range, choose_ranges
@@ -100,6 +100,7 @@ def observe(model: ir.Model, images: "Iterable[Array]") -> tuple[dict[str, Histo
     Raises:
         DataError: If there was no image.
         ModelError: If an activation is not finite.
+        BuildError: If ONNX Runtime refuses the model.
     """
     names = observed_names(model.graph)
     session = open_session(bytes_from_onnx(_with_outputs(model, names)))
@@ -107,7 +108,8 @@ def observe(model: ir.Model, images: "Iterable[Array]") -> tuple[dict[str, Histo
     count = 0
     for batch in images:
         for index in range(len(batch)):
-            tensors = session.run(names, {INPUT_NAME: batch[index : index + 1]})
+            with translate_refusals():
+                tensors = session.run(names, {INPUT_NAME: batch[index : index + 1]})
             count += 1
             for name, values in zip(names, tensors, strict=True):
                 if not np.isfinite(values).all():

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from resnet_deploy.environment import probe_cpu
-from resnet_deploy.errors import ModelError
+from resnet_deploy.errors import BuildError, ModelError
 from resnet_deploy.export import export_onnx
 from resnet_deploy.models import BasicBlock
 from resnet_deploy.onnx_files import (
@@ -396,6 +396,26 @@ def test_a_graph_that_is_not_what_the_card_says_is_not_built(narrow, build_from,
         build_from(damage(narrow), precision, backend)
     assert caught.value.message.startswith(f"{tmp_path}/model.onnx {message}")
     assert "resnet-deploy export" in caught.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+# --- what only the backend can tell
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_graph_that_fails_when_it_is_run_is_a_build_error(narrow, build_from, tmp_path, capfd, precision):
+    """The checker does not compare the length of a bias with the channels of its convolution."""
+
+    def exchange_biases(model: onnx.ModelProto) -> None:
+        first, second = (node for node in model.graph.node if node.name in ("layer1.conv2", "layer2.conv1"))
+        first.input[2], second.input[2] = second.input[2], first.input[2]
+
+    data = changed(narrow, exchange_biases)
+    read_exported(data, name="model.onnx")
+    with pytest.raises(BuildError, match=r"ONNX Runtime refuses the model: .*bias") as caught:
+        build_from(data, precision)
+    assert "\n" not in caught.value.message
+    assert capfd.readouterr().err == ""
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
