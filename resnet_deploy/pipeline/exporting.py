@@ -1,5 +1,6 @@
 """Weights to an exported model, checked against PyTorch before it is kept."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -105,14 +106,16 @@ def _require_free(output: Path) -> None:
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """Read one label per line, in the order of the logits; blank lines at the end are ignored.
+    """Read one label per line, in the order of the logits; blank lines at the end and a byte-order mark are ignored.
 
     Raises:
         FileError: If the file cannot be read.
         DataError: If it is not text, it is empty, or a line in the middle is blank.
     """
     try:
-        lines = tuple(line.strip() for line in artifact.read_bytes(path).decode().rstrip().splitlines())
+        text = artifact.read_bytes(path).decode("utf-8-sig").rstrip()
+        # As a file gives its lines, and not splitlines(), for which a label may end in its middle, at U+2028 or U+0085.
+        lines = tuple(line.strip() for line in io.StringIO(text, newline=None))
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not text", hint="give a file with one label per line") from error
     if not lines:
