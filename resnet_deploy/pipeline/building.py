@@ -47,7 +47,7 @@ class BuildInputs:
 
     Attributes:
         model: The exported ONNX file.
-        output: Folder of the bundle; None names it ``<model>-<precision>-<backend>`` beside the model.
+        output: Folder of the bundle; None names it ``<model>-<precision>-<backend>`` beside the model, less its .onnx.
         calib: Folder of real images to calibrate INT8 on, or ``random`` for noise.
         samples: Folder of images whose answers the bundle keeps; None takes some of the calibration's, or makes some.
         skip_corrupt: Leave damaged images out instead of stopping.
@@ -83,7 +83,8 @@ def build(inputs: BuildInputs, spec: BuildSpec, progress: "Progress") -> Built:
     """
     _require(spec)
     source = read_source(inputs.model)
-    output = inputs.output or inputs.model.parent / f"{inputs.model.stem}-{spec.precision}-{spec.backend}"
+    model = inputs.model.name.removesuffix(".onnx")  # not its stem: m.v1 and m.v2 are two models
+    output = inputs.output or inputs.model.parent / f"{model}-{spec.precision}-{spec.backend}"
     skip = inputs.skip_corrupt
     calibration_set = find_calibration_images(inputs.calib, spec.calibration, source.card.preprocess, skip_corrupt=skip)
     samples = golden.find_samples(inputs.samples, calibration_set, source.card.preprocess, skip_corrupt=skip)

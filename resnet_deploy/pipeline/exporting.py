@@ -95,9 +95,10 @@ def _require_free(output: Path) -> None:
     """Refuse, before the work, to put the model or its weights where something else is."""
     if output.is_dir():
         raise FileError(f"{output} is a folder, not a file", hint=f"give a file, such as {output / 'resnet50.onnx'}")
+    if output.suffix != ".onnx":
+        # The weights go under the same name with another ending: m.v1 and m.v2 would both have theirs in m.safetensors.
+        raise SpecError(f"{output} does not end in .onnx", hint=f"use a name such as {output.name}.onnx")
     reference_path = output.with_suffix(".safetensors")
-    if reference_path == output:
-        raise SpecError(f"{output} is where the PyTorch weights go", hint="let the ONNX file end in .onnx")
     if reference_path.exists() and read_weights_digest(reference_path) is None:
         raise FileError(
             f"{reference_path} was not written by `export`, which keeps the PyTorch weights there",

@@ -271,7 +271,8 @@ REFUSALS = (
     Refusal("run --calib data --data empty", "empty: no images", ".png"),
     # Outputs that are taken.
     Refusal(f"{EXPORT} -o empty", "empty is a folder, not a file", "resnet50.onnx"),
-    Refusal(f"{EXPORT} -o new/a.safetensors", "is where the PyTorch weights go", ".onnx"),
+    Refusal(f"{EXPORT} -o new/a.safetensors", "new/a.safetensors does not end in .onnx", ".onnx"),
+    Refusal("export --arch resnet18 -o new/m.v1", "m.v1 does not end in .onnx", "m.v1.onnx"),  # before the download
     Refusal(f"{EXPORT} -o notes.txt/a.onnx", "a file is where a folder must be", "check the path"),
     Refusal("build engines/resnet18.onnx --fp16 -o data", "data exists and is not an engine bundle", "-o"),
     Refusal("build engines/resnet18.onnx --fp16 -o notes.txt/a", "a file is where a folder must be", "check the path"),
