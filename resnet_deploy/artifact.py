@@ -12,7 +12,7 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -70,6 +70,32 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         FileError: If the folder is not writable, the disk is full, or ``path`` is a folder or a device.
     """
+    with atomic_files(path) as (temporary,):
+        yield temporary
+
+
+@contextlib.contextmanager
+def atomic_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """Hand out a temporary path for each of ``paths``, as ``atomic_file``; they all take their places, or none does.
+
+    Only a machine that stops between two renames can leave some of them behind.
+
+    Raises:
+        FileError: As ``atomic_file``.
+    """
+    with contextlib.ExitStack() as stack:
+        temporaries = tuple(stack.enter_context(_temporary_file(path)) for path in paths)
+        yield temporaries
+        for temporary, path in zip(temporaries, paths, strict=True):
+            with translate_os_errors(path):
+                _make_readable(temporary)
+                _flush(temporary)
+        _move_together(temporaries, paths)
+
+
+@contextlib.contextmanager
+def _temporary_file(path: Path) -> Iterator[Path]:
+    """Make an empty file beside ``path``, and its folder if need be; whatever is there afterwards is removed."""
     target = _final(path)
     with translate_os_errors(path):
         if target.exists() and not target.is_file():
@@ -81,13 +107,32 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
-            with translate_os_errors(path):
-                _make_readable(temporary)
-                _flush(temporary)
-                temporary.replace(target)
-                _flush(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _move_together(temporaries: Sequence[Path], paths: Sequence[Path]) -> None:
+    """Rename every temporary file into its place; where one cannot be, put the earlier ones back."""
+    targets = [_final(path) for path in paths]
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for temporary, target, path in zip(temporaries, targets, paths, strict=True):
+            with translate_os_errors(path):
+                if path is paths[-1]:
+                    temporary.replace(target)
+                else:
+                    _move_into_place(temporary, target)  # which keeps the old file under the temporary name
+                    moved.append((temporary, target))
+    except BaseException:
+        for temporary, target in reversed(moved):
+            if temporary.exists():
+                temporary.replace(target)
+            else:
+                target.unlink()
+        raise
+    for target, path in zip(targets, paths, strict=True):
+        with translate_os_errors(path):
+            _flush(target.parent)
 
 
 @contextlib.contextmanager
@@ -165,11 +210,11 @@ def _folder_of(target: Path, path: Path) -> Iterator[None]:
 
 
 def _move_into_place(temporary: Path, path: Path) -> None:
-    """Rename ``temporary`` to ``path``; an existing folder there is swapped out and left under the temporary name."""
+    """Rename ``temporary`` to ``path``; what is there already is swapped out and left under the temporary name."""
     if not path.exists():
         temporary.rename(path)
     elif not _exchange(temporary, path):
-        # Without renameat2 there is a moment with no folder at all, but never one with a partial folder.
+        # Without renameat2 there is a moment with nothing at all, but never one with a partial folder.
         aside = temporary.with_suffix(".old")
         path.rename(aside)
         temporary.rename(path)

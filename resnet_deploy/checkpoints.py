@@ -163,8 +163,13 @@ def write_state_dict(path: Path, state: Mapping[str, Tensor], metadata: dict[str
     Raises:
         FileError: If the file cannot be written.
     """
+    write_bytes(path, state_dict_bytes(state, metadata))
+
+
+def state_dict_bytes(state: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Serialize tensors as safetensors."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_bytes(path, safetensors.torch.save(tensors, metadata))
+    return safetensors.torch.save(tensors, metadata)
 
 
 def state_dict_digest(state: Mapping[str, Tensor]) -> str:

@@ -65,9 +65,9 @@ def export(spec: ExportSpec, output: Path, progress: "Progress") -> Exported:
         raise BackendError(f"cannot export: {error}", hint=_REINSTALL) from error
     _require_free(output)
     reference_path = output.with_suffix(".safetensors")
-    # The file first: where there is no writing, nobody should wait for a download to learn it. It takes its place last,
-    # when the weights are safe.
-    with artifact.atomic_file(output) as temporary:
+    # The files first: where there is no writing, nobody should wait for a download to learn it. Nor should a new model
+    # ever lie beside old weights.
+    with artifact.atomic_files(reference_path, output) as (weights_file, onnx_file):
         loaded = models.load_model(spec.architecture, spec.weights, num_classes=spec.num_classes, progress=progress)
         card = ModelCard(
             architecture=loaded.architecture,
@@ -86,8 +86,8 @@ def export(spec: ExportSpec, output: Path, progress: "Progress") -> Exported:
         metadata = {"architecture": card.architecture, "weights_sha256": card.weights_sha256, "weights": card.weights}
         with progress.task(f"writing {output}"), artifact.translate_os_errors(output):
             data = bytes_from_onnx(model)
-            temporary.write_bytes(data)
-            checkpoints.write_state_dict(reference_path, loaded.module.state_dict(), metadata)
+            onnx_file.write_bytes(data)
+            weights_file.write_bytes(checkpoints.state_dict_bytes(loaded.module.state_dict(), metadata))
     return Exported(output, reference_path, card, check, len(data))
 
 

@@ -138,6 +138,86 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
+# --- files that belong together
+
+
+def write_pair(folder, text, error=None):
+    with artifact.atomic_files(folder / "weights", folder / "model") as temporaries:
+        for temporary in temporaries:
+            temporary.write_text(text)
+        if error is not None:
+            raise error
+
+
+@pytest.fixture
+def full_for(monkeypatch):
+    """Let every rename to this name fail, as on a disk without room for another name."""
+
+    def run(name, error=None):
+        replace = Path.replace
+
+        def fail(path, target):
+            if Path(target).name == name:
+                raise error or OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return replace(path, target)
+
+        monkeypatch.setattr(Path, "replace", fail)
+
+    return run
+
+
+@pytest.fixture(params=[True, False], ids=["exchange", "no exchange"])
+def exchange(request, monkeypatch):
+    """With and without a system that swaps two names in one step."""
+    if not request.param:
+        monkeypatch.setattr(artifact, "_exchange", lambda first, second: False)
+
+
+@pytest.mark.usefixtures("exchange")
+def test_pair_is_replaced_whole(tmp_path, umask):
+    umask(0o027)
+    for text in ("old", "new"):
+        write_pair(tmp_path / "net", text)
+        assert content(tmp_path) == {"net/model": text, "net/weights": text}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "net").iterdir()} == {0o640}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_old_pair_survives_an_exception(tmp_path, error):
+    write_pair(tmp_path, "old")
+    with pytest.raises(error):
+        write_pair(tmp_path, "new", error)
+    assert content(tmp_path) == {"model": "old", "weights": "old"}
+
+
+@pytest.mark.usefixtures("exchange")
+@pytest.mark.parametrize("old", [("model", "weights"), ("model",), ("weights",), ()])
+def test_a_pair_of_which_only_one_could_be_renamed_is_as_it_was(tmp_path, full_for, old):
+    for name in old:
+        (tmp_path / name).write_text("old")
+    full_for("model")
+    with pytest.raises(FileError, match="model: no space left") as caught:
+        write_pair(tmp_path, "new")
+    assert "-o" in caught.value.hint
+    assert content(tmp_path) == dict.fromkeys(old, "old")
+
+
+def test_a_pair_that_cannot_be_had_takes_its_folder_with_it(tmp_path, full_for):
+    full_for("model")
+    with pytest.raises(FileError):
+        write_pair(tmp_path / "new" / "folders", "new")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.usefixtures("exchange")
+def test_a_pair_interrupted_between_two_renames_is_as_it_was(tmp_path, full_for):
+    write_pair(tmp_path, "old")
+    full_for("model", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        write_pair(tmp_path, "new")
+    assert content(tmp_path) == {"model": "old", "weights": "old"}
+
+
 # --- folders
 
 
