@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from resnet_deploy import artifact
 from resnet_deploy.capabilities import have_modules
 from resnet_deploy.errors import BackendError, DataError, FileError, SpecError
@@ -124,8 +122,3 @@ def read_labels(path: Path) -> tuple[str, ...]:
     if not all(lines):
         raise DataError(f"{path}: line {lines.index('') + 1} is blank", hint="give one label per line")
     return lines
-
-
-def card_as_json(card: ModelCard) -> str:
-    """Model card for people."""
-    return msgspec.json.format(msgspec.json.encode(card), indent=2).decode()

@@ -1,8 +1,10 @@
 """From an exported model to bundles: what is built, what is found again, what is refused."""
 
+import errno
 import json
 import os
 import shutil
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -19,13 +21,15 @@ from resnet_deploy.errors import (
     BuildError,
     DataError,
     FileError,
+    ModelError,
 )
 from resnet_deploy.images import batch_from_images
 from resnet_deploy.pipeline import lowering
 from resnet_deploy.pipeline.building import BuildInputs, build
 from resnet_deploy.pipeline.calibrating import RANDOM
+from resnet_deploy.pipeline.exporting import export
 from resnet_deploy.protocols import Silent
-from resnet_deploy.specs import BatchRange, BuildSpec, CalibrationSpec
+from resnet_deploy.specs import BatchRange, BuildSpec, CalibrationSpec, ExportSpec
 
 FP32 = BuildSpec(backend="onnxruntime", precision="fp32")
 
@@ -87,6 +91,14 @@ def test_bundle_says_what_it_was_built_from(deployment):
 def test_engines_are_smaller_the_fewer_bits_they_have(deployment):
     sizes = {name: open_bundle(path).engine_path.stat().st_size for name, path in deployment.engines.items()}
     assert sizes["int8"] < 0.6 * sizes["fp16"] < 0.36 * sizes["fp32"]
+
+
+def test_bundles_are_named_after_the_whole_name_of_their_model(deployment, tmp_path):
+    names = []
+    for name in ("m.v1", "m.v2.onnx"):
+        os.link(deployment.model, tmp_path / name)
+        names.append(build(BuildInputs(tmp_path / name), FP32, Silent()).bundle.path.name)
+    assert names == ["m.v1-fp32-onnxruntime", "m.v2-fp32-onnxruntime"]
 
 
 def test_golden_images_are_real_where_there_are_real_ones(deployment, tmp_path):
@@ -348,6 +360,23 @@ def test_failed_builder_leaves_the_old_bundle(case, monkeypatch):
     assert listing(case.output.parent) == before
 
 
+def test_graph_that_lowering_would_break_leaves_the_old_bundle(case, monkeypatch):
+    right = lowering.lower
+
+    def break_one_node(*arguments):
+        lowered = right(*arguments)
+        lowered.model.graph.node("conv1").op_type = "Convolution"
+        return lowered
+
+    monkeypatch.setattr(lowering, "lower", break_one_node)
+    another_batch(case)
+    before = listing(case.output.parent)
+    with pytest.raises(ModelError, match=r"the graph lowered to int8 is not valid ONNX: .*Convolution") as caught:
+        case.build()
+    assert caught.value.hint
+    assert listing(case.output.parent) == before
+
+
 def test_answers_that_are_no_numbers_leave_the_old_bundle(case, monkeypatch):
     fetch = "resnet_deploy.runners.ort.OrtRunner.fetch"
     monkeypatch.setattr(fetch, lambda self: np.full((len(self._feed["images"]), 10), np.nan, np.float32))
@@ -400,3 +429,26 @@ def test_file_as_output_is_refused(case):
     with pytest.raises(FileError, match="file exists and is not an engine bundle"):
         case.build()
     assert case.output.read_text() == "precious"
+
+
+def test_model_and_weights_are_replaced_together_or_not_at_all(deployment, tmp_path, monkeypatch):
+    """The ONNX file, which is renamed last, is the one that there is no room for."""
+    paths = {tmp_path / "net.onnx": deployment.model, tmp_path / "net.safetensors": deployment.reference}
+    for path, original in paths.items():
+        os.link(original, path)
+    before, replace = listing(tmp_path), Path.replace
+
+    def fail(path, target):
+        if Path(target).suffix == ".onnx":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return replace(path, target)
+
+    spec = ExportSpec(architecture="resnet18", weights="none", num_classes=3, image_size=32)
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(FileError, match=r"net\.onnx: no space left"):
+        export(spec, tmp_path / "net.onnx", Silent())
+    assert listing(tmp_path) == before
+    monkeypatch.undo()
+    export(spec, tmp_path / "net.onnx", Silent())
+    assert listing(tmp_path).keys() == before.keys()
+    assert not listing(tmp_path).items() & before.items()
