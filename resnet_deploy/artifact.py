@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,6 +120,37 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def is_file(path: Path) -> bool:
+    """Whether ``path`` is a regular file.
+
+    Where that cannot be told, ``Path.is_file`` raises or answers no, depending on Python's version; this always raises.
+
+    Raises:
+        FileError: If a folder on the way may not be searched, or the name is too long.
+    """
+    return stat.S_ISREG(_mode(path))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether ``path`` is a folder; raises as ``is_file`` does."""
+    return stat.S_ISDIR(_mode(path))
+
+
+def exists(path: Path) -> bool:
+    """Whether there is anything at ``path``; raises as ``is_file`` does."""
+    return _mode(path) != 0
+
+
+def list_folder(path: Path) -> list[Path]:
+    """List what is directly inside a folder, by name.
+
+    Raises:
+        FileError: If it is no folder or cannot be read.
+    """
+    with translate_os_errors(path):
+        return sorted(path.iterdir())
+
+
 @contextlib.contextmanager
 def translate_os_errors(path: Path) -> Iterator[None]:
     """Turn an OSError about ``path`` into a FileError that says what to do."""
@@ -140,7 +172,17 @@ _EXPLANATIONS: Final = {
     errno.EEXIST: ("a file is where a folder must be", "check the path"),
     errno.ENOTDIR: ("a part of the path is not a folder", "check the path"),
     errno.EISDIR: ("is a folder, not a file", "give a file"),
+    errno.ENAMETOOLONG: ("the name is too long", "give a shorter one"),
 }
+
+
+def _mode(path: Path) -> int:
+    """Type and permissions of what ``path`` leads to; 0 if there is nothing."""
+    with translate_os_errors(path):
+        try:
+            return path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
 
 
 def _final(path: Path) -> Path:

@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from resnet_deploy.artifact import atomic_file, read_bytes, sha256_file, translate_os_errors, write_bytes
+from resnet_deploy.artifact import atomic_file, exists, read_bytes, sha256_file, translate_os_errors, write_bytes
 from resnet_deploy.errors import WeightsError
 from resnet_deploy.protocols import Progress
 
@@ -86,7 +86,7 @@ def download_imagenet(architecture: str, weights: str, progress: Progress) -> Pa
     file = find_published(architecture, weights).file
     promised = Path(file).stem.rpartition("-")[2]
     path = Path(torch.hub.get_dir()) / "checkpoints" / file
-    if path.exists():
+    if exists(path):
         if not sha256_file(path).startswith(promised):
             raise WeightsError(f"{path} is damaged: its hash is not the one in its name", hint="delete it and retry")
         return path

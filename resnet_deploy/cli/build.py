@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import click
 
+from resnet_deploy import artifact
 from resnet_deploy.cli.options import ENGINES, PATH, calibration_options, calibration_spec
 from resnet_deploy.errors import FileError, SpecError
 from resnet_deploy.specs import PRECISIONS, BatchRange, BuildSpec, Precision
@@ -63,7 +64,7 @@ def build_spec(values: dict[str, Any], backend: str) -> BuildSpec:
 
 def default_model() -> Path:
     """Return where `export` writes by default, if it did."""
-    if not DEFAULT_MODEL.is_file():
+    if not artifact.is_file(DEFAULT_MODEL):
         others = ", ".join(str(path) for path in sorted(ENGINES.glob("*.onnx")))
         raise FileError(
             f"{DEFAULT_MODEL} does not exist",

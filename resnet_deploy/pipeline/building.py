@@ -247,9 +247,9 @@ def _cache_key(source: _Source, spec: BuildSpec, images: list[str | bool], here:
 
 def _cached(output: Path, key: str) -> Bundle | None:
     """Return the bundle at ``output`` if it is whole and was built from just this; refuse to replace other folders."""
-    if not output.exists():
+    if not artifact.exists(output):
         return None
-    if not (output / MANIFEST).is_file():
+    if not artifact.is_file(output / MANIFEST):
         raise FileError(f"{output} exists and is not an engine bundle", hint="choose another place with -o")
     try:
         bundle = open_bundle(output)
@@ -259,7 +259,7 @@ def _cached(output: Path, key: str) -> Bundle | None:
     except BundleError:
         pass  # damaged: built anew in its place
     # Web applications have a manifest.json too, and people put notes beside an engine: neither is ours to delete.
-    strangers = sorted({path.name for path in output.iterdir()} - _OWN_FILES)
+    strangers = sorted({path.name for path in artifact.list_folder(output)} - _OWN_FILES)
     if strangers:
         raise FileError(
             f"{output} would be replaced, and holds {strangers[0]}, which no build made",

@@ -90,12 +90,12 @@ def export(spec: ExportSpec, output: Path, progress: "Progress") -> Exported:
 
 def _require_free(output: Path) -> None:
     """Refuse, before the work, to put the model or its weights where something else is."""
-    if output.is_dir():
+    if artifact.is_folder(output):
         raise FileError(f"{output} is a folder, not a file", hint=f"give a file, such as {output / 'resnet50.onnx'}")
     reference_path = output.with_suffix(".safetensors")
     if reference_path == output:
         raise SpecError(f"{output} is where the PyTorch weights go", hint="let the ONNX file end in .onnx")
-    if reference_path.exists() and read_weights_digest(reference_path) is None:
+    if artifact.exists(reference_path) and read_weights_digest(reference_path) is None:
         raise FileError(
             f"{reference_path} was not written by `export`, which keeps the PyTorch weights there",
             hint="choose another place or name with -o",

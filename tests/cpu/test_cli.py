@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from command_line import BENCH, EXPORT, SHORT, assert_refused, files
 
 pytest.importorskip("onnxruntime", reason="the engines are ONNX Runtime's")
 pytest.importorskip("torch", reason="PyTorch is the reference")
@@ -19,18 +19,9 @@ pytest.importorskip("plotly", reason="the report has plots")
 from resnet_deploy import checkpoints
 from resnet_deploy.bench.records import read_record
 from resnet_deploy.bundle import open_bundle
-from resnet_deploy.cli import COMMANDS, main
+from resnet_deploy.cli import COMMANDS
 
 COMMAND = Path(sys.executable).with_name("resnet-deploy")
-SHORT = ("--seconds", "0.05", "--rounds", "1", "--batches", "1")
-
-
-def files(folder):
-    """Everything below ``folder``, hidden or not, with size and time."""
-    return {
-        path.relative_to(folder).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None
-        for path in sorted(folder.rglob("*"))
-    }
 
 
 # --- the whole way, in processes of their own
@@ -121,57 +112,6 @@ def test_run_does_it_all(shell, deployment, tmp_path):
 # --- what is refused
 
 
-@pytest.fixture
-def invoke():
-    """Run a command in this process."""
-
-    def run(*arguments):
-        return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-    return run
-
-
-@pytest.fixture
-def workplace(deployment, copy_engine, draw_image, tmp_path, monkeypatch):
-    """A current folder with a model, its weights and an INT8 engine in engines/, images, and things that are broken."""
-    place = tmp_path / "work"
-    monkeypatch.chdir(tmp_path)
-    (place / "engines").mkdir(parents=True)
-    os.link(deployment.model, place / "engines" / "resnet18.onnx")
-    os.link(deployment.reference, place / "engines" / "resnet18.safetensors")
-    copy_engine("int8", to=place / "engines" / "resnet18-int8-onnxruntime")
-    for name in ("data", "calibration"):
-        shutil.copytree(deployment.folder / name, place / name, copy_function=os.link)
-    monkeypatch.chdir(place)
-    draw_image(Path("image.png"), 1)
-    Path("empty").mkdir()
-    Path("truncated.onnx").write_bytes(deployment.model.read_bytes()[:100_000])
-    Path("damaged.pth").write_bytes(b"PK\x03\x04 not a checkpoint")
-    Path("notes.txt").write_text("not a model")
-    for number, name in enumerate(("cat", "dog", "cow")):
-        draw_image(Path("unknown", name, "0.png"), number)
-    for folder in ("corrupt/one", "corrupt-calibration"):
-        draw_image(Path(folder, "0.png"), 2)
-        Path(folder, "1.png").write_bytes(Path(folder, "0.png").read_bytes()[:70])
-    Path("few-labels.txt").write_text("cat\ndog\n")
-    Path("blank-label.txt").write_text("cat\n\ndog\n")
-    Path("no-labels.txt").write_text("")
-    Path("binary-labels.txt").write_bytes(b"\xff\xfe\x00")
-    return place
-
-
-def assert_refused(result, message, hint=""):
-    """Exit code 2, one line of error and one of hint, nothing else, and no exception that nobody expected."""
-    assert result.exit_code == 2, result.output
-    assert isinstance(result.exception, SystemExit)
-    error, tip = result.stderr.splitlines()
-    assert error.startswith("error: ")
-    assert message in error
-    assert tip.startswith("hint: ")
-    assert hint in tip
-    assert "Traceback" not in result.output
-
-
 @dataclass(frozen=True)
 class Refusal:
     """A command line, and parts of the two lines it ends in."""
@@ -181,8 +121,6 @@ class Refusal:
     hint: str
 
 
-EXPORT = "export --arch resnet18 --image-size 32 --weights none"
-BENCH = "bench --seconds 0.05 --rounds 1 --batches 1 --no-html"
 REFUSALS = (
     # Files that are missing or are something else.
     Refusal("build gone.onnx --fp16", "gone.onnx: no such file", "check the path"),
