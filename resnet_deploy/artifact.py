@@ -92,6 +92,23 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def writable_folder(path: Path) -> Iterator[None]:
+    """Make a folder, or find that it takes new files, before the work whose results go there.
+
+    Should the block fail, a folder that was made for it and is still empty vanishes.
+
+    Raises:
+        FileError: If the folder cannot be made or written to, or ``path`` is a file.
+    """
+    if exists(path) and not is_folder(path):
+        raise FileError(f"{path} is not a folder", hint="give a folder, or a name that is not taken")
+    with _folder_of(_final(path) / "any", path):
+        with translate_os_errors(path), tempfile.TemporaryFile(dir=path):
+            pass
+        yield
+
+
+@contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Hand out a temporary folder that takes the place of ``path`` when the block ends well, and vanishes otherwise.
 

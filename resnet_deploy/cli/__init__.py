@@ -5,11 +5,13 @@ and none imports a heavy library at the top.
 """
 
 import importlib
+import sys
 from typing import Any, Final
 
 import click
 
-from resnet_deploy.errors import ResnetDeployError
+from resnet_deploy.cli import output
+from resnet_deploy.errors import FileError, ResnetDeployError
 from resnet_deploy.version import __version__
 
 COMMANDS: Final = ("export", "build", "bench", "predict", "run", "report", "doctor")
@@ -32,6 +34,20 @@ class _ReportedError(click.ClickException):
 
 class _LazyGroup(click.Group):
     """Imports a command when it is needed, and turns our errors into messages."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        output.replace_what_cannot_be_shown()
+        try:
+            return super().main(*args, **kwargs)  # ends quietly where nobody reads on
+        except OSError as error:
+            if not output.is_to_blame(error):
+                raise
+            output.give_up()
+            lost = FileError(
+                f"standard output: {error.strerror}", hint="send it elsewhere; what was written to files is whole"
+            )
+            _ReportedError(lost).show()
+            sys.exit(lost.exit_code)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

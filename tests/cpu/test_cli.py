@@ -315,16 +315,6 @@ def test_disk_that_takes_nothing_more(invoke, workplace, mount_tmpfs, line):
         assert files(disk) == {}
 
 
-def test_results_are_shown_though_they_cannot_be_kept(invoke, workplace, mount_tmpfs):
-    _, (frozen, reason) = full_and_read_only(mount_tmpfs)
-    before = files(workplace)
-    result = invoke(*BENCH.split(), "-o", frozen / "results")
-    assert_refused(result, reason, "-o")
-    assert "resnet18-int8-onnxruntime" in result.stdout
-    assert "raw samples" not in result.stdout
-    assert files(workplace) == before
-
-
 def test_full_disk_does_not_cost_the_old_engine(invoke, workplace, mount_tmpfs, copy_engine):
     disk = mount_tmpfs("size=20m")
     shutil.copytree("engines/resnet18-int8-onnxruntime", disk / "net")

@@ -96,6 +96,8 @@ def as_ordinary_user():
     [
         ("predict image.png --engine locked/net", "locked/net"),
         (f"{BENCH} locked/net", "locked/net"),
+        (f"{BENCH} -o locked", "locked"),
+        (f"{BENCH} -o locked/new", "locked/new"),
         (f"{BUILD} -o locked/a", "locked/a"),
         (f"{EXPORT} -o locked/a.onnx", "locked/a.onnx"),
         ("export --arch resnet18 --weights locked/a.pth -o new/a.onnx", "locked/a.pth"),
