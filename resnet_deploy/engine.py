@@ -13,6 +13,7 @@ from resnet_deploy.batching import infer
 from resnet_deploy.bundle import Bundle, Manifest, open_bundle
 from resnet_deploy.errors import BundleError, FeedError, SpecError
 from resnet_deploy.runners import find_runner
+from resnet_deploy.specs import MAX_THREADS, require_at_most
 from resnet_deploy.verify import best_classes
 
 if TYPE_CHECKING:
@@ -113,10 +114,11 @@ def load(path: str | Path, *, threads: int = 0) -> Engine:
         FileError: If there is no bundle.
         BundleError: If a file was altered or the bundle does not fit this machine; the message names the field.
         BackendError: If its backend is not installed.
-        SpecError: If ``threads`` is negative.
+        SpecError: If ``threads`` is negative or beyond any machine.
     """
     if threads < 0:
         raise SpecError(f"{threads} threads", hint="give a positive number, or 0 for every core")
+    require_at_most("number of threads", threads, MAX_THREADS)
     bundle = open_bundle(Path(path))
     check_fits(bundle, environment.collect())
     bundle.verify_files()

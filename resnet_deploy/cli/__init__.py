@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 
 from resnet_deploy.cli import output
-from resnet_deploy.errors import FileError, ResnetDeployError
+from resnet_deploy.errors import FileError, ResnetDeployError, UserError
 from resnet_deploy.version import __version__
 
 COMMANDS: Final = ("export", "build", "bench", "predict", "run", "report", "doctor")
@@ -63,6 +63,9 @@ class _LazyGroup(click.Group):
             return super().invoke(ctx)
         except ResnetDeployError as error:
             raise _ReportedError(error) from error
+        except MemoryError as error:
+            lacking = UserError("this takes more memory than there is", hint="ask for smaller batches or images")
+            raise _ReportedError(lacking) from error
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

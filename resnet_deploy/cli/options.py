@@ -6,11 +6,11 @@ from typing import Any, Final
 
 import click
 
-from resnet_deploy.specs import CALIBRATION_METHODS, CalibrationSpec, ExportSpec
+from resnet_deploy.specs import CALIBRATION_METHODS, MAX_THREADS, CalibrationSpec, ExportSpec
 
 ENGINES: Final = Path("engines")
 PATH: Final = click.Path(path_type=Path)
-THREADS: Final = click.IntRange(min=0)
+THREADS: Final = click.IntRange(0, MAX_THREADS)
 
 
 def numbers(kind: type[int] | type[float], count: int | None = None) -> Callable[..., Any]:

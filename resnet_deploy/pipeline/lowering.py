@@ -96,22 +96,28 @@ def dataset_batches(
 
 
 def random_batches(card: ModelCard) -> "Iterator[Array]":
-    """Yield noise: for trying the INT8 path out, never for accuracy."""
-    yield synthetic_images(card.preprocess, RANDOM_IMAGES)
+    """Yield noise, image by image: for trying the INT8 path out, never for accuracy."""
+    for seed in range(RANDOM_IMAGES):
+        yield synthetic_images(card.preprocess, 1, seed=seed)
 
 
 def synthetic_images(preprocess: Preprocess, count: int, *, seed: int = 0) -> "Array":
     """Make contract tensors from smooth colour noise, (count, *preprocess.shape).
 
     Neighbouring pixels resemble each other as in photographs: independent ones would average out to grey in the first
-    layers and leave nothing to compare.
+    layers and leave nothing to compare. The pictures have the size of the crop, so that none is larger than what
+    becomes of it, however large the resize.
     """
+    import msgspec
     from PIL import Image
 
-    from resnet_deploy.images import batch_from_images
+    from resnet_deploy.images import preprocess_image
 
     generator = np.random.default_rng(seed)
-    side = preprocess.resize
-    seeds = generator.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
-    pictures = [Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC) for pixels in seeds]
-    return batch_from_images(pictures, preprocess)
+    side = preprocess.image_size
+    contract = msgspec.structs.replace(preprocess, resize=side)
+    batch = np.empty((count, *contract.shape), contract.dtype)
+    for row, pixels in zip(batch, generator.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8), strict=True):
+        picture = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
+        row[...] = preprocess_image(picture, contract)
+    return batch

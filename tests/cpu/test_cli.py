@@ -157,6 +157,12 @@ REFUSALS = (
     Refusal(f"{EXPORT} --labels binary-labels.txt -o new/a.onnx", "binary-labels.txt is not text", "one label"),
     # Numbers out of range.
     Refusal(f"{EXPORT} --num-classes 0 -o new/a.onnx", "0 classes", "positive"),
+    Refusal(f"{EXPORT} --num-classes 2000000000 -o new/a.onnx", "number of classes 2000000000 is too large", "100000"),
+    Refusal("export --image-size 100000 -o new/a.onnx", "image size 100000 is too large", "at most 2048"),
+    Refusal("export --image-size 99999999999999999999 -o new/a.onnx", "image size 9999", "at most 2048"),
+    Refusal(f"{EXPORT} --resize 60000 -o new/a.onnx", "resize 60000 is too large", "at most 8192"),
+    Refusal("build engines/resnet18.onnx --fp16 --batch 10000000", "batch size 10000000 is too large", "at most 1024"),
+    Refusal("bench --batches 1,10000000", "batch size 10000000 is too large", "at most 1024"),
     Refusal(f"{EXPORT} --resize 31 -o new/a.onnx", "resize 31 is smaller than the crop 32", "--resize"),
     Refusal(f"{EXPORT} --std 1,1,0 -o new/a.onnx", "is not positive", "positive"),
     Refusal("build engines/resnet18.onnx --fp16 --batch 8:4:1", "batch range 8:4:1 is not ordered", "1:8:64"),
@@ -336,6 +342,14 @@ def test_every_command_explains_itself(invoke, command):
     assert result.exit_code == 0
     assert result.stdout.startswith(f"Usage: main {command}")
     assert "Warning" not in result.output
+
+
+def test_exhausted_memory_is_no_bug(invoke, workplace, monkeypatch):
+    def exhaust(path, threads):
+        raise MemoryError
+
+    monkeypatch.setattr("resnet_deploy.engine.load", exhaust)
+    assert_refused(invoke("predict", "image.png"), "more memory than there is", "smaller")
 
 
 def test_bugs_keep_their_traceback(invoke, workplace, monkeypatch):

@@ -230,6 +230,8 @@ def test_numbers_out_of_range(fp32, deployment):
         fp32.classify([], top=0)
     with pytest.raises(SpecError, match="-1 threads"):
         load(deployment.engines["fp32"], threads=-1)
+    with pytest.raises(SpecError, match="number of threads 1025 is too large"):
+        load(deployment.engines["fp32"], threads=1025)
 
 
 def test_closed_engine_says_so(deployment, pictures):
