@@ -24,7 +24,7 @@ from resnet_deploy.checkpoints import (
 )
 from resnet_deploy.errors import SpecError, WeightsError
 from resnet_deploy.protocols import Progress, Silent
-from resnet_deploy.specs import require_classes
+from resnet_deploy.specs import MAX_CLASSES, require_classes
 
 IMAGENET_CLASSES: Final = 1000
 SILENT: Final = Silent()
@@ -340,6 +340,10 @@ def _module_from_file(architecture: str, path: Path, num_classes: int | None) ->
         )
     head = state.get("fc.weight")
     found = IMAGENET_CLASSES if head is None or not len(head.shape) else head.shape[0]
+    if not 1 <= found <= MAX_CLASSES:
+        raise WeightsError(
+            f"{source} has {found} classes", hint=f"give a checkpoint whose fc has 1 to {MAX_CLASSES} classes"
+        )
     if head is not None and num_classes not in (None, found):
         raise WeightsError(
             f"{source} has {found} classes, not {num_classes}",
