@@ -118,6 +118,29 @@ def test_other_failures_of_the_system_keep_their_traceback(invoke, workplace, mo
     assert isinstance(invoke("predict", "image.png").exception, OSError)
 
 
+def test_predictions_come_batch_by_batch(invoke, workplace, copy_engine, draw_image):
+    """In order, and with what was answered before a damaged image; the engine takes two at once."""
+
+    def change(manifest):
+        manifest["spec"]["batch"] = {"min": 1, "opt": 2, "max": 2}
+
+    engine = copy_engine("fp32", change=change)
+    images = [Path(f"{number}.png") for number in range(5)]
+    for number, path in enumerate(images):
+        draw_image(path, number)
+    result = invoke("predict", *images, "--engine", engine, "--top", 1)
+    assert result.exit_code == 0
+    each = [invoke("predict", path, "--engine", engine, "--top", 1).stdout.splitlines() for path in images]
+    shown = result.stdout.splitlines()
+    assert shown[::2] == [str(path) for path in images] == [lines[0] for lines in each]
+    assert [line.split()[-1] for line in shown[1::2]] == [lines[1].split()[-1] for lines in each]
+
+    images[3].write_bytes(images[3].read_bytes()[:70])
+    result = invoke("predict", *images, "--engine", engine, "--top", 1)
+    assert_refused(result, "3.png: damaged image")
+    assert result.stdout.splitlines() == shown[:4]
+
+
 def test_report_that_cannot_be_drawn_costs_neither_record_nor_table(invoke, workplace, monkeypatch):
     monkeypatch.setattr("resnet_deploy.report.html.render_html", lambda record: 1 / 0)
     result = invoke(*BENCH_WITH_REPORT)
