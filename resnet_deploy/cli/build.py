@@ -6,7 +6,7 @@ from typing import Any, Final
 import click
 
 from resnet_deploy import artifact
-from resnet_deploy.cli.options import ENGINES, PATH, calibration_options, calibration_spec
+from resnet_deploy.cli.options import ENGINES, PATH, PATH_OR_WORD, calibration_options, calibration_spec, refuse_idle
 from resnet_deploy.errors import FileError, SpecError
 from resnet_deploy.specs import PRECISIONS, BatchRange, BuildSpec, Precision
 
@@ -20,7 +20,12 @@ DEFAULT_MODEL: Final = ENGINES / "resnet50.onnx"
 @click.option("--int8", is_flag=True, help="Build in INT8; needs --calib.")
 @click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime or tensorrt-rtx.")
 @click.option("--batch", default="1:8:64", show_default=True, metavar="MIN:OPT:MAX", help="Batch sizes to accept.")
-@click.option("--calib", metavar="DIR", help="Real images to calibrate INT8 on; `random` for noise, to try it out.")
+@click.option(
+    "--calib",
+    type=PATH_OR_WORD,
+    metavar="DIR",
+    help="Real images to calibrate INT8 on; `random` for noise, to try it out.",
+)
 @calibration_options
 @click.option("--samples", type=PATH, metavar="DIR", help="Images whose answers are kept.  [default: those of --calib]")
 @click.option("-o", "--output", type=PATH, help="The bundle.  [default: <model>-<precision>-<backend>/ beside it]")
@@ -54,6 +59,10 @@ def build_spec(values: dict[str, Any], backend: str) -> BuildSpec:
     calibration = calibration_spec(values)
     if asked[0] != "int8" and values["calib"]:
         raise SpecError(f"{asked[0]} takes no calibration data", hint="drop --calib, or build with --int8")
+    if asked[0] != "int8":
+        refuse_idle(f"--{asked[0]}", "method", "percentile", "max_images", hint="drop it, or build with --int8")
+    if values["calib"] == "random":
+        refuse_idle("--calib random", "max_images", hint="drop it, or give --calib a folder of images")
     return BuildSpec(
         backend=backend,
         precision=asked[0],

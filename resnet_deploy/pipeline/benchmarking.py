@@ -39,6 +39,9 @@ class BenchInputs:
         reference: Weights to run in PyTorch; None looks for them beside the engines.
         pytorch: Whether PyTorch runs at all; it is what the others are compared with.
         skip_corrupt: Leave damaged images out instead of stopping.
+
+    Raises:
+        SpecError: If something is asked for that would have no effect.
     """
 
     engines: tuple[Path, ...]
@@ -47,6 +50,14 @@ class BenchInputs:
     reference: Path | None = None
     pytorch: bool = True
     skip_corrupt: bool = False
+
+    def __post_init__(self) -> None:
+        if self.data is None and self.labels_file is not None:
+            raise SpecError("--labels-file has no effect without --data", hint="add --data DIR, or drop it")
+        if self.data is None and self.skip_corrupt:
+            raise SpecError("--skip-corrupt has no effect without --data", hint="add --data DIR, or drop it")
+        if self.reference is not None and not self.pytorch:
+            raise SpecError("--reference has no effect with --no-pytorch", hint="drop one of the two")
 
 
 @dataclass(frozen=True)

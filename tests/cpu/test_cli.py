@@ -181,6 +181,25 @@ REFUSALS = (
     Refusal("build engines/resnet18.onnx --fp16 --backend tensorflow", "unknown backend 'tensorflow'", "onnxruntime"),
     Refusal("build engines/resnet18.onnx --fp16 --backend openvino", "cannot build for openvino", "--backend"),
     Refusal("run --calib data --data data --backend tensorflow", "unknown backend 'tensorflow'", "onnxruntime"),
+    # Options that would have no effect.
+    Refusal(
+        "build engines/resnet18.onnx --fp16 --calib-method max", "--calib-method has no effect with --fp16", "int8"
+    ),
+    Refusal("build engines/resnet18.onnx --fp32 --calib-images 3", "--calib-images has no effect with --fp32", "int8"),
+    Refusal("build engines/resnet18.onnx --fp16 --calib-percentile 99.999", "--calib-percentile has no effect", "int8"),
+    Refusal(
+        "build engines/resnet18.onnx --int8 --calib calibration --calib-method max --calib-percentile 99",
+        "--calib-percentile has no effect with --calib-method max",
+        "--calib-method percentile",
+    ),
+    Refusal(
+        "build engines/resnet18.onnx --int8 --calib random --calib-images 3",
+        "--calib-images has no effect with --calib random",
+        "folder",
+    ),
+    Refusal(f"{BENCH} --labels-file labels.txt", "--labels-file has no effect without --data", "--data DIR"),
+    Refusal(f"{BENCH} --skip-corrupt", "--skip-corrupt has no effect without --data", "--data DIR"),
+    Refusal(f"{BENCH} --no-pytorch --reference engines/resnet18.safetensors", "--reference has no effect", "drop one"),
     # Folders of images.
     Refusal("build engines/resnet18.onnx --int8 --calib gone", "gone: No such file", "check the path"),
     Refusal("build engines/resnet18.onnx --int8 --calib empty", "empty: no images", ".png"),

@@ -58,6 +58,40 @@ def test_weights_whose_name_is_too_long_beside_a_model_whose_is_not(invoke, work
     assert files(workplace) == before
 
 
+# --- paths that are empty, as a variable of the shell that is not set
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("build engines/resnet18.onnx --int8 --calib EMPTY", "--calib"),
+        ("build engines/resnet18.onnx --fp16 --samples EMPTY", "--samples"),
+        ("build engines/resnet18.onnx --fp16 -o EMPTY", "-o"),
+        ("build EMPTY --fp16", "MODEL"),
+        ("bench EMPTY", "ENGINES"),
+        ("bench --data EMPTY", "--data"),
+        ("bench --data data --labels-file EMPTY", "--labels-file"),
+        ("bench --reference EMPTY", "--reference"),
+        ("bench -o EMPTY", "-o"),
+        ("predict image.png EMPTY", "IMAGES"),
+        ("predict image.png --engine EMPTY", "--engine"),
+        ("report EMPTY", "RECORD"),
+        ("report record.json --html EMPTY", "--html"),
+        (f"{EXPORT} -o EMPTY", "-o"),
+        (f"{EXPORT} --labels EMPTY", "--labels"),
+        ("export --weights EMPTY", "--weights"),
+        ("run --calib EMPTY --data data", "--calib"),
+        ("run --calib data --data EMPTY", "--data"),
+        ("run --calib data --data data -o EMPTY", "-o"),
+    ],
+)
+def test_path_that_is_empty(invoke, workplace, line, name):
+    before = files(workplace)
+    result = invoke(*("" if word == "EMPTY" else word for word in line.split()))
+    assert_refused(result, f"error: {name} is empty", "variable of the shell")
+    assert files(workplace) == before
+
+
 # --- places without permission
 
 
