@@ -1,6 +1,9 @@
 """PyTorch and engines of one model, side by side in one run, into a record."""
 
 import contextlib
+import glob
+import itertools
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -248,9 +251,28 @@ def _common_card(bundles: Sequence[Bundle]) -> ModelCard:
             if mine != theirs:
                 raise SpecError(
                     f"{first.path} and {other.path} are of different models: {field} differs",
-                    hint="name the engines to compare, such as `resnet-deploy bench engines/resnet50-*`",
+                    hint=f"name the engines of one model: {' or '.join(_commands_by_model(bundles))}",
                 )
     return first.manifest.card
+
+
+def _commands_by_model(bundles: Sequence[Bundle]) -> list[str]:
+    """Write the command that compares the engines of each model, for a few models."""
+    models: dict[tuple[str, str], list[Path]] = {}
+    for bundle in bundles:
+        card = bundle.manifest.card
+        models.setdefault((card.weights_sha256, card.preprocess.digest), []).append(bundle.path)
+    return [f"`resnet-deploy bench {_in_shell(paths)}`" for paths in list(models.values())[:3]]
+
+
+def _in_shell(paths: Sequence[Path]) -> str:
+    """Name ``paths`` as in a shell: by what their names begin with, where nothing else begins like that."""
+    parts = zip(*(path.name.split("-") for path in paths), strict=False)
+    start = "-".join(part[0] for part in itertools.takewhile(lambda part: len(set(part)) == 1, parts))
+    folder = paths[0].parent
+    if len(paths) > 1 and start and set(folder.glob(f"{glob.escape(start)}-*")) == set(paths):
+        return f"{shlex.quote(str(folder / start))}-*"
+    return shlex.join(map(str, paths))
 
 
 def _open_all(
