@@ -5,6 +5,7 @@ and none imports a heavy library at the top.
 """
 
 import importlib
+import os
 import sys
 from typing import Any, Final
 
@@ -27,9 +28,11 @@ class _ReportedError(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """Print what was wrong and what to do."""
-        click.secho(f"error: {self.message}", err=True, file=file, fg="red")
+        # click drops colours where there is no terminal, and does not know of https://no-color.org.
+        color = False if os.environ.get("NO_COLOR") else None
+        click.secho(f"error: {self.message}", err=True, file=file, fg="red", color=color)
         if self.hint:
-            click.secho(f"hint: {self.hint}", err=True, file=file)
+            click.echo(f"hint: {self.hint}", err=True, file=file)
 
 
 class _LazyGroup(click.Group):

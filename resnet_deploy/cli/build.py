@@ -39,13 +39,16 @@ def build(model: Path | None, **values: Any) -> None:
       resnet-deploy build engines/resnet18.onnx --fp16 --backend tensorrt-rtx --batch 1:8:64
     """
     from resnet_deploy.cli.terminal import TerminalProgress
-    from resnet_deploy.pipeline.backends import choose_backend
-    from resnet_deploy.pipeline.building import BuildInputs
-    from resnet_deploy.pipeline.building import build as run_build
 
-    spec = build_spec(values, choose_backend(values.pop("backend")))
+    progress = TerminalProgress()
+    with progress.task("looking for backends"):
+        from resnet_deploy.pipeline.backends import choose_backend
+        from resnet_deploy.pipeline.building import BuildInputs
+        from resnet_deploy.pipeline.building import build as run_build
+
+        spec = build_spec(values, choose_backend(values.pop("backend")))
     inputs = BuildInputs(model or default_model(), values["output"], values["calib"], values["samples"])
-    built = run_build(inputs, spec, TerminalProgress())
+    built = run_build(inputs, spec, progress)
     describe(built)
 
 

@@ -96,14 +96,15 @@ def build(inputs: BuildInputs, spec: BuildSpec, progress: "Progress") -> Built:
         AccuracyError: If the engine's answers are not numbers.
     """
     _require(spec)
-    source = _read_source(inputs.model)
     output = inputs.output or inputs.model.parent / f"{inputs.model.stem}-{spec.precision}-{spec.backend}"
-    calibration_set = _calibration_images(inputs.calib, spec)
-    samples = _sample_images(inputs.samples, calibration_set)
-    here = environment.collect()
-    digests = [images.digest if images else "" for images in (calibration_set, samples)]
-    key = _cache_key(source, spec, [inputs.calib == RANDOM, *digests], here)
-    existing = _cached(output, key)
+    with progress.task("reading the model and the images"):
+        source = _read_source(inputs.model)
+        calibration_set = _calibration_images(inputs.calib, spec)
+        samples = _sample_images(inputs.samples, calibration_set)
+        here = environment.collect()
+        digests = [images.digest if images else "" for images in (calibration_set, samples)]
+        key = _cache_key(source, spec, [inputs.calib == RANDOM, *digests], here)
+        existing = _cached(output, key)
     if existing is not None:
         return Built(existing, cache_hit=True)
     # The folder first: where there is no writing, nobody should wait for a calibration to learn it.
