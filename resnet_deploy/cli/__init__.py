@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from resnet_deploy.cli import output
+from resnet_deploy.cli import output, signals
 from resnet_deploy.errors import FileError, ResnetDeployError, UserError
 from resnet_deploy.version import __version__
 
@@ -41,7 +41,8 @@ class _LazyGroup(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         output.replace_what_cannot_be_shown()
         try:
-            return super().main(*args, **kwargs)  # ends quietly where nobody reads on
+            with signals.orderly_end():
+                return super().main(*args, **kwargs)  # ends quietly where nobody reads on
         except OSError as error:
             if not output.is_to_blame(error):
                 raise
