@@ -17,7 +17,7 @@ import numpy as np
 from resnet_deploy.batching import run_once
 from resnet_deploy.bundle import open_bundle
 from resnet_deploy.ort_session import open_session
-from resnet_deploy.pipeline.lowering import synthetic_images
+from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.runners.ort import OrtRunner
 
 STARTS = 15

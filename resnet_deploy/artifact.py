@@ -2,17 +2,23 @@
 
 Everything is written beside its target, flushed to the disk and then renamed into place: whoever looks at the target
 sees the old content or the new one, never a part (POSIX ``rename``; for folders Linux ``renameat2``).
+
+What is being written is locked (``flock``), and the system releases the lock with the process, however that ends: a
+temporary without a lock was left behind by a process that was killed, and the next to write that target removes it.
 """
 
 import contextlib
 import ctypes
 import errno
+import fcntl
 import hashlib
 import itertools
 import os
+import re
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -102,13 +108,30 @@ def _temporary_file(path: Path) -> Iterator[Path]:
             raise FileError(f"{path} is not a regular file", hint="give a file that may be replaced")
     with _folder_of(target, path):
         with translate_os_errors(path):
-            handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-            os.close(handle)
-        temporary = Path(name)
+            _remove_abandoned(target)
+            temporary, lock = _make_locked(target, _make_file)
         try:
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
+            os.close(lock)
+
+
+@contextlib.contextmanager
+def writable_folder(path: Path) -> Iterator[None]:
+    """Make a folder, or find that it takes new files, before the work whose results go there.
+
+    Should the block fail, a folder that was made for it and is still empty vanishes.
+
+    Raises:
+        FileError: If the folder cannot be made or written to, or ``path`` is a file.
+    """
+    if exists(path) and not is_folder(path):
+        raise FileError(f"{path} is not a folder", hint="give a folder, or a name that is not taken")
+    with _folder_of(_final(path) / "any", path):
+        with translate_os_errors(path), tempfile.TemporaryFile(dir=path):
+            pass
+        yield
 
 
 def _move_together(temporaries: Sequence[Path], paths: Sequence[Path]) -> None:
@@ -150,7 +173,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             raise FileError(f"{path} is not a folder", hint="give a folder, or a name that is not taken")
     with _folder_of(target, path):
         with translate_os_errors(path):
-            temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+            _remove_abandoned(target)
+            temporary, lock = _make_locked(target, _make_folder)
         try:
             yield temporary
             with translate_os_errors(path):
@@ -162,6 +186,38 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 _flush(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+            os.close(lock)
+
+
+def is_file(path: Path) -> bool:
+    """Whether ``path`` is a regular file.
+
+    Where that cannot be told, ``Path.is_file`` raises or answers no, depending on Python's version; this always raises.
+
+    Raises:
+        FileError: If a folder on the way may not be searched, or the name is too long.
+    """
+    return stat.S_ISREG(_mode(path))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether ``path`` is a folder; raises as ``is_file`` does."""
+    return stat.S_ISDIR(_mode(path))
+
+
+def exists(path: Path) -> bool:
+    """Whether there is anything at ``path``; raises as ``is_file`` does."""
+    return _mode(path) != 0
+
+
+def list_folder(path: Path) -> list[Path]:
+    """List what is directly inside a folder, by name.
+
+    Raises:
+        FileError: If it is no folder or cannot be read.
+    """
+    with translate_os_errors(path):
+        return sorted(path.iterdir())
 
 
 @contextlib.contextmanager
@@ -185,7 +241,17 @@ _EXPLANATIONS: Final = {
     errno.EEXIST: ("a file is where a folder must be", "check the path"),
     errno.ENOTDIR: ("a part of the path is not a folder", "check the path"),
     errno.EISDIR: ("is a folder, not a file", "give a file"),
+    errno.ENAMETOOLONG: ("the name is too long", "give a shorter one"),
 }
+
+
+def _mode(path: Path) -> int:
+    """Type and permissions of what ``path`` leads to; 0 if there is nothing."""
+    with translate_os_errors(path):
+        try:
+            return path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
 
 
 def _final(path: Path) -> Path:
@@ -207,6 +273,72 @@ def _folder_of(target: Path, path: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):  # somebody else's files have come to lie in it
                 folder.rmdir()
         raise
+
+
+def _make_file(target: Path) -> Path:
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    os.close(handle)
+    return Path(name)
+
+
+def _make_folder(target: Path) -> Path:
+    return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+
+
+def _make_locked(target: Path, make: Callable[[Path], Path]) -> tuple[Path, int]:
+    """Make a temporary beside ``target`` and lock it; the lock is held until the returned handle is closed."""
+    while True:
+        temporary = make(target)
+        lock = _lock(temporary, where_there_are_none=True)
+        if lock is not None:
+            return temporary, lock
+        # Between its making and its locking, somebody took it for abandoned, and removes it.
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove the temporaries of ``target`` whose process is gone; leave those of which that cannot be told."""
+    names = re.compile(re.escape(f".{target.name}.") + r"[a-z0-9_]{8}\.tmp")  # as tempfile makes them up
+    with contextlib.suppress(OSError):
+        for path in target.parent.iterdir():
+            if names.fullmatch(path.name):
+                _remove_if_abandoned(path)
+
+
+def _remove_if_abandoned(path: Path) -> None:
+    with contextlib.suppress(OSError):  # another user's, or a link: none of ours
+        lock = _lock(path, where_there_are_none=False)
+        if lock is None:
+            return
+        try:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(lock)
+
+
+def _lock(path: Path, *, where_there_are_none: bool) -> int | None:
+    """Lock a file or folder; return the handle, or None if somebody else holds the lock or has removed ``path``.
+
+    On a file system without locks, ``where_there_are_none`` says whether it counts as locked: it does for its maker,
+    and for nobody else.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_locked = True
+    except BlockingIOError:
+        is_locked = False
+    except OSError:
+        is_locked = where_there_are_none
+    if is_locked and os.path.lexists(path):
+        return handle
+    os.close(handle)
+    return None
 
 
 def _move_into_place(temporary: Path, path: Path) -> None:

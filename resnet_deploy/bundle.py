@@ -140,7 +140,7 @@ class Bundle:
         """
         for name, digest in self.manifest.files.items():
             file = self.path / name
-            if not file.is_file():
+            if not artifact.is_file(file):
                 raise BundleError(f"{self.path}: {name} is missing", hint=_REBUILD)
             if artifact.sha256_file(file) != digest:
                 raise BundleError(
@@ -156,21 +156,25 @@ def open_bundle(path: Path) -> Bundle:
     """Read a bundle's manifest; its files are verified by ``Bundle.verify_files``.
 
     Raises:
-        FileError: If there is no bundle at ``path``.
+        FileError: If there is no bundle at ``path``, or it cannot be read.
         BundleError: If the manifest is damaged, was altered, or is of a later schema than this version knows.
     """
-    if not path.is_dir():
+    if not artifact.is_folder(path):
         raise FileError(f"{path} is not an engine bundle", hint="give a folder that `resnet-deploy build` made")
-    if not (path / MANIFEST).is_file():
+    if not artifact.is_file(path / MANIFEST):
         raise FileError(f"{path} has no {MANIFEST}", hint="give a folder that `resnet-deploy build` made")
     return Bundle(path, _decode_manifest(path, artifact.read_bytes(path / MANIFEST)))
 
 
 def find_bundles(folder: Path) -> Iterator[Path]:
-    """Yield the bundles directly inside ``folder``, by name; unfinished ones (hidden folders) are not seen."""
-    if folder.is_dir():
-        for path in sorted(folder.iterdir()):
-            if not path.name.startswith(".") and (path / MANIFEST).is_file():
+    """Yield the bundles directly inside ``folder``, by name; unfinished ones (hidden folders) are not seen.
+
+    Raises:
+        FileError: If ``folder``, or one in it, cannot be read: a bundle in there would be missed.
+    """
+    if artifact.is_folder(folder):
+        for path in artifact.list_folder(folder):
+            if not path.name.startswith(".") and artifact.is_file(path / MANIFEST):
                 yield path
 
 

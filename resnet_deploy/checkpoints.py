@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from resnet_deploy.artifact import atomic_file, read_bytes, sha256_file, translate_os_errors, write_bytes
+from resnet_deploy.artifact import atomic_file, exists, read_bytes, sha256_file, translate_os_errors, write_bytes
 from resnet_deploy.errors import WeightsError
 from resnet_deploy.protocols import Progress
 
@@ -86,7 +86,7 @@ def download_imagenet(architecture: str, weights: str, progress: Progress) -> Pa
     file = find_published(architecture, weights).file
     promised = Path(file).stem.rpartition("-")[2]
     path = Path(torch.hub.get_dir()) / "checkpoints" / file
-    if path.exists():
+    if exists(path):
         if not sha256_file(path).startswith(promised):
             raise WeightsError(f"{path} is damaged: its hash is not the one in its name", hint="delete it and retry")
         return path
@@ -112,7 +112,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FileError: If the file is missing or cannot be read.
-        WeightsError: If it is damaged, is of an unknown kind, or holds anything but tensors.
+        WeightsError: If it is damaged, is of an unknown kind, or holds anything but ordinary tensors.
     """
     if path.suffix not in (*PICKLE_SUFFIXES, ".safetensors"):
         raise WeightsError(
@@ -241,6 +241,17 @@ def _damaged(path: Path) -> WeightsError:
     return WeightsError(f"{path} is not a checkpoint, or is damaged", hint="copy or download it again")
 
 
+def _unusual(tensor: Tensor) -> str:
+    """Say what keeps a tensor from being read as an array of numbers; empty for most."""
+    if tensor.is_meta:
+        return "has a shape and no values"
+    if tensor.is_quantized:
+        return "is quantized already"
+    if tensor.is_nested:
+        return "is a nested tensor"
+    return "" if tensor.layout == torch.strided else f"is stored as {tensor.layout}"
+
+
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     """Find the state dict inside a training checkpoint, with the names as the bare network has them."""
     state = content
@@ -252,6 +263,10 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise WeightsError(
                 f"{path} holds {name!r}, which is no tensor", hint="save model.state_dict() and nothing else"
+            )
+        if fault := _unusual(value):
+            raise WeightsError(
+                f"{name} in {path} {fault}", hint="save the state dict of an ordinary model that is in memory"
             )
     while prefix := next((prefix for prefix in WRAPPER_PREFIXES if all(name.startswith(prefix) for name in state)), ""):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}

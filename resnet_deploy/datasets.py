@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_deploy.artifact import is_file
 from resnet_deploy.environment import compute_threads
 from resnet_deploy.errors import DataError, FileError, SpecError
 from resnet_deploy.images import tensor_from_source
@@ -247,7 +248,7 @@ def find_dataset(root: Path, card: ModelCard, *, labels_file: Path | None = None
             f"{root}: images lie both in the folder itself ({len(names) - nested}) and in folders below it ({nested})",
             hint="keep one layout: a folder per class, or all images in one folder",
         )
-    found = next((root / name for name in LABEL_FILES if (root / name).is_file()), None)
+    found = next((root / name for name in LABEL_FILES if is_file(root / name)), None)
     return ImageDataset(root, paths, None if found is None else labels_from_file(found, names, card))
 
 

@@ -1,10 +1,9 @@
 """The engine as an application holds it: images in, logits or labels out."""
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
@@ -13,11 +12,18 @@ from resnet_deploy.batching import infer
 from resnet_deploy.bundle import Bundle, Manifest, open_bundle
 from resnet_deploy.errors import BundleError, FeedError, SpecError
 from resnet_deploy.runners import find_runner
+from resnet_deploy.specs import MAX_THREADS, require_at_most
 from resnet_deploy.verify import best_classes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL.Image import Image
+
     from resnet_deploy.environment import Environment
     from resnet_deploy.protocols import Array, Runner
+
+    Picture: TypeAlias = str | Path | Image
 
 
 @dataclass(frozen=True)
@@ -49,34 +55,33 @@ class Engine:
         """What the bundle says of itself."""
         return self.bundle.manifest
 
-    def __call__(self, images: "Array | Sequence[str | Path]") -> "Array":
+    def __call__(self, images: "Array | Sequence[Picture]") -> "Array":
         """Compute logits.
 
         Args:
-            images: Prepared images, (N, H, W, 3) uint8 for the default input contract, or file paths. Any N.
+            images: One array of prepared images, (N, H, W, 3) uint8 for the default input contract; or file paths and
+                Pillow images, which are decoded and preprocessed a batch at a time. Any N.
 
         Returns:
             Logits, (N, classes) float32, owned by the caller.
 
         Raises:
-            FeedError: If an array has the wrong dtype or shape.
+            FeedError: If an array has the wrong dtype or shape, or ``images`` are anything else.
             FileError, DataError: If a file is missing or is no image.
         """
-        feed = images if isinstance(images, np.ndarray) else self.prepare(images)
-        with self._lock:
-            if self._runner is None:
-                raise FeedError("the engine is closed", hint="load it again")
-            return infer(self._runner, feed)
+        if isinstance(images, np.ndarray):
+            return self._infer(images)
+        pictures, size = _pictures(images), self.manifest.spec.batch.max
+        starts = range(0, max(len(pictures), 1), size)  # no image is a batch of none: the logits have a shape too
+        return np.concatenate([self._infer(self.prepare(pictures[start : start + size])) for start in starts])
 
-    def prepare(self, paths: Sequence[str | Path]) -> "Array":
-        """Decode and preprocess image files by the engine's input contract: (N, *contract shape)."""
-        if isinstance(paths, (str, Path)):
-            raise FeedError("one path where a sequence of paths is expected", hint="write engine([path])")
+    def prepare(self, images: "Sequence[Picture]") -> "Array":
+        """Decode and preprocess files or Pillow images by the engine's input contract: (N, *contract shape)."""
         from resnet_deploy.images import batch_from_images
 
-        return batch_from_images([Path(path) for path in paths], self.manifest.card.preprocess)
+        return batch_from_images(_pictures(images), self.manifest.card.preprocess)
 
-    def classify(self, images: "Array | Sequence[str | Path]", top: int = 5) -> list[list[Prediction]]:
+    def classify(self, images: "Array | Sequence[Picture]", top: int = 5) -> list[list[Prediction]]:
         """Name the ``top`` best classes of each image, best first (fewer where the model has fewer)."""
         if top < 1:
             raise SpecError(f"top {top} is not positive", hint="ask for at least one class")
@@ -87,6 +92,12 @@ class Engine:
             [Prediction(int(index), card.label(int(index)), float(row[index])) for index in best]
             for best, row in zip(ranked, probabilities, strict=True)
         ]
+
+    def _infer(self, feed: "Array") -> "Array":
+        with self._lock:
+            if self._runner is None:
+                raise FeedError("the engine is closed", hint="load it again")
+            return infer(self._runner, feed)
 
     def close(self) -> None:
         """Release the runner; harmless when repeated."""
@@ -113,10 +124,11 @@ def load(path: str | Path, *, threads: int = 0) -> Engine:
         FileError: If there is no bundle.
         BundleError: If a file was altered or the bundle does not fit this machine; the message names the field.
         BackendError: If its backend is not installed.
-        SpecError: If ``threads`` is negative.
+        SpecError: If ``threads`` is negative or beyond any machine.
     """
     if threads < 0:
         raise SpecError(f"{threads} threads", hint="give a positive number, or 0 for every core")
+    require_at_most("number of threads", threads, MAX_THREADS)
     bundle = open_bundle(Path(path))
     check_fits(bundle, environment.collect())
     bundle.verify_files()
@@ -149,6 +161,38 @@ def check_fits(bundle: Bundle, here: "Environment") -> None:
             f"{path}: requires.compute_capabilities is {', '.join(supported)}, {gpu.name} has {gpu.compute_capability}",
             hint="build the engine for this GPU",
         )
+
+
+def _pictures(images: Any) -> "list[Path | Image]":
+    """Hold ``images`` against what can be decoded and preprocessed.
+
+    Arrays in a list are refused, not guessed at: prepared ones would be resized and cropped once more, others have to
+    be, and nothing tells them apart.
+
+    Raises:
+        FeedError: If one is neither a path nor a Pillow image, or ``images`` is no sequence.
+    """
+    from PIL.Image import Image
+
+    if isinstance(images, (str, Path, Image)):
+        what = "image" if isinstance(images, Image) else "path"
+        raise FeedError(f"one {what} where a sequence is expected", hint=f"write engine([{what}])")
+    try:
+        listed = list(images)
+    except TypeError:
+        raise FeedError(f"{_type_name(images)} where images are expected", hint=_ACCEPTED) from None
+    for position, image in enumerate(listed):
+        if not isinstance(image, (str, Path, Image)):
+            raise FeedError(f"image {position} is of type {_type_name(image)}", hint=_ACCEPTED)
+    return [Path(image) if isinstance(image, str) else image for image in listed]
+
+
+def _type_name(value: object) -> str:
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+_ACCEPTED: Final = "give paths or Pillow images, or one NumPy array of prepared images (numpy.stack, tensor.numpy())"
 
 
 def _softmax(logits: "Array") -> "Array":

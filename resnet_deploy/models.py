@@ -24,6 +24,7 @@ from resnet_deploy.checkpoints import (
 )
 from resnet_deploy.errors import SpecError, WeightsError
 from resnet_deploy.protocols import Progress, Silent
+from resnet_deploy.specs import MAX_CLASSES, require_classes
 
 IMAGENET_CLASSES: Final = 1000
 SILENT: Final = Silent()
@@ -211,11 +212,10 @@ def create_model(architecture: str, num_classes: int = IMAGENET_CLASSES, *, seed
     """Make an untrained network, in training mode; the same seed gives the same weights.
 
     Raises:
-        SpecError: If there is no such architecture, or no class.
+        SpecError: If there is no such architecture, or the number of classes is out of range.
     """
     design = find_design(architecture)
-    if num_classes < 1:
-        raise SpecError(f"{num_classes} classes", hint="give a positive number of classes")
+    require_classes(num_classes)
     with torch.random.fork_rng(devices=[]):
         # The CPU's generator alone: torch.manual_seed would reseed every GPU as well, and fork_rng not restore them.
         torch.default_generator.manual_seed(seed)
@@ -340,6 +340,10 @@ def _module_from_file(architecture: str, path: Path, num_classes: int | None) ->
         )
     head = state.get("fc.weight")
     found = IMAGENET_CLASSES if head is None or not len(head.shape) else head.shape[0]
+    if not 1 <= found <= MAX_CLASSES:
+        raise WeightsError(
+            f"{source} has {found} classes", hint=f"give a checkpoint whose fc has 1 to {MAX_CLASSES} classes"
+        )
     if head is not None and num_classes not in (None, found):
         raise WeightsError(
             f"{source} has {found} classes, not {num_classes}",

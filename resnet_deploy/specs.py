@@ -24,16 +24,52 @@ INTERPOLATIONS: Final[tuple[Interpolation, ...]] = get_args(Interpolation)
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
+# Bounds beyond which a request is a slip of the keyboard, and would end in exhausted memory long after it was made.
+# The first convolution writes 64 channels at half the resolution: at 2048 pixels a quarter of a GiB for each image.
+MAX_IMAGE_SIZE: Final = 2048
+# A square of this side is the largest power of two within Pillow's limit against decompression bombs (89 megapixels),
+# which is also what a resized image is held to.
+MAX_RESIZE: Final = 8192
+# ONNX files end at 2 GiB; the classifier of a ResNet-50 takes 0.8 of that. ImageNet-21k has 21,841 classes.
+MAX_CLASSES: Final = 100_000
+# At 224 pixels, the first convolution then writes 3 GiB.
+MAX_BATCH: Final = 1024
+# More than the cores of any one machine; what a thread costs, it costs before it has anything to do.
+MAX_THREADS: Final = 1024
+
 INPUT_NAME: Final = "images"
 OUTPUT_NAME: Final = "logits"
+
+
+def require_classes(count: int) -> None:
+    """Hold a number of classes against what a network and its ONNX file can have.
+
+    Raises:
+        SpecError: If there is none, or there are more than ``MAX_CLASSES``.
+    """
+    if count < 1:
+        raise SpecError(f"{count} classes", hint="give a positive number of classes")
+    require_at_most("number of classes", count, MAX_CLASSES)
+
+
+def require_at_most(what: str, value: int, most: int) -> None:
+    """Hold a number against its bound; what is wrong with too small a one differs from place to place."""
+    if value > most:
+        raise SpecError(f"{what} {value} is too large", hint=f"give at most {most}")
+
+
+def _require_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a name that type checking would have: specs are also made from JSON and by callers without it."""
+    if value not in choices:
+        raise SpecError(f"unknown {what} {value!r}", hint=f"choose one of: {', '.join(choices)}")
 
 
 class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The input contract: the one way from an image to the network's input tensor.
 
     Attributes:
-        image_size: Side of the centre crop and of the network input, in pixels.
-        resize: The shorter side of the image after resizing, in pixels; at least ``image_size``.
+        image_size: Side of the centre crop and of the network input, in pixels; at most ``MAX_IMAGE_SIZE``.
+        resize: The shorter side of the image after resizing, in pixels; ``image_size`` to ``MAX_RESIZE``.
         interpolation: Filter of the resize, with antialiasing as Pillow does it.
         mean: Per channel, R G B, of values scaled to 0..1; subtracted.
         std: Per channel, R G B, of values scaled to 0..1; divided by.
@@ -57,6 +93,8 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise SpecError(f"image size {self.image_size} is not positive", hint="use a size such as 224")
+        require_at_most("image size", self.image_size, MAX_IMAGE_SIZE)
+        require_at_most("resize", self.resize, MAX_RESIZE)
         if self.resize < self.image_size:
             raise SpecError(
                 f"resize {self.resize} is smaller than the crop {self.image_size}",
@@ -127,7 +165,7 @@ class ExportSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     Attributes:
         architecture: Name in ``models.ARCHITECTURES``.
         weights: ``imagenet``, ``imagenet-v1``, ``none``, or the path of a checkpoint.
-        num_classes: Classes of an untrained network; read from the checkpoint otherwise.
+        num_classes: Classes of an untrained network, at most ``MAX_CLASSES``; read from the checkpoint otherwise.
         image_size: Side of the network input, in pixels.
         resize: Shorter side before the crop; None takes what belongs to the weights, in proportion to ``image_size``.
         interpolation: Filter of the resize.
@@ -136,7 +174,8 @@ class ExportSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         labels: One name per class; empty takes what belongs to the weights.
 
     Raises:
-        SpecError: As ``Preprocess``, so that nothing is downloaded for a request that cannot be met.
+        SpecError: As ``Preprocess`` and ``require_classes``, so that nothing is downloaded for a request that cannot
+            be met.
     """
 
     architecture: str = "resnet50"
@@ -151,7 +190,10 @@ class ExportSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        require_at_most("image size", self.image_size, MAX_IMAGE_SIZE)  # before it is multiplied
         self.preprocess(256)
+        if self.num_classes is not None:
+            require_classes(self.num_classes)
 
     def preprocess(self, usual_resize: int) -> Preprocess:
         """Make the input contract, where the weights were trained with ``usual_resize`` for a crop of 224."""
@@ -171,7 +213,7 @@ class BatchRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Batch sizes an engine accepts, and the one it is tuned for.
 
     Raises:
-        SpecError: Unless 1 <= min <= opt <= max.
+        SpecError: Unless 1 <= min <= opt <= max <= ``MAX_BATCH``.
     """
 
     min: int = 1
@@ -184,6 +226,7 @@ class BatchRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"batch range {self.min}:{self.opt}:{self.max} is not ordered",
                 hint="give min:opt:max with 1 <= min <= opt <= max, such as 1:8:64",
             )
+        require_at_most("batch size", self.max, MAX_BATCH)
 
     @classmethod
     def parse(cls, text: str) -> "BatchRange":
@@ -262,13 +305,13 @@ class BenchSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """How engines are timed.
 
     Attributes:
-        batches: Batch sizes, each measured where an engine takes it.
+        batches: Batch sizes, each measured where an engine takes it; none above ``MAX_BATCH``.
         seconds: Time spent on one engine at one batch size, over all rounds.
         rounds: Turns that each engine gets.
         seed: Of the order of the turns.
 
     Raises:
-        SpecError: If a batch size is not positive or named twice, or there is no round or no time to measure in.
+        SpecError: If a batch size is out of range or named twice, or there is no round or no time to measure in.
     """
 
     batches: tuple[int, ...] = (1, 8, 32)
@@ -279,14 +322,9 @@ class BenchSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
             raise SpecError(f"batch sizes {list(self.batches)}", hint="give distinct positive sizes, such as 1,8,32")
+        require_at_most("batch size", max(self.batches), MAX_BATCH)
         if self.rounds < 1 or not 0 < self.seconds < math.inf:
             raise SpecError(
                 f"{self.rounds} rounds in {self.seconds} seconds",
                 hint="measure for a positive time in at least one round",
             )
-
-
-def _require_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a name that type checking would have: specs are also made from JSON and by callers without it."""
-    if value not in choices:
-        raise SpecError(f"unknown {what} {value!r}", hint=f"choose one of: {', '.join(choices)}")

@@ -5,11 +5,14 @@ and none imports a heavy library at the top.
 """
 
 import importlib
+import os
+import sys
 from typing import Any, Final
 
 import click
 
-from resnet_deploy.errors import ResnetDeployError
+from resnet_deploy.cli import output, signals
+from resnet_deploy.errors import FileError, ResnetDeployError, UserError
 from resnet_deploy.version import __version__
 
 COMMANDS: Final = ("export", "build", "bench", "predict", "run", "report", "doctor")
@@ -25,13 +28,30 @@ class _ReportedError(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """Print what was wrong and what to do."""
-        click.secho(f"error: {self.message}", err=True, file=file, fg="red")
+        # click drops colours where there is no terminal, and does not know of https://no-color.org.
+        color = False if os.environ.get("NO_COLOR") else None
+        click.secho(f"error: {self.message}", err=True, file=file, fg="red", color=color)
         if self.hint:
-            click.secho(f"hint: {self.hint}", err=True, file=file)
+            click.echo(f"hint: {self.hint}", err=True, file=file)
 
 
 class _LazyGroup(click.Group):
     """Imports a command when it is needed, and turns our errors into messages."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        output.replace_what_cannot_be_shown()
+        try:
+            with signals.orderly_end():
+                return super().main(*args, **kwargs)  # ends quietly where nobody reads on
+        except OSError as error:
+            if not output.is_to_blame(error):
+                raise
+            output.give_up()
+            lost = FileError(
+                f"standard output: {error.strerror}", hint="send it elsewhere; what was written to files is whole"
+            )
+            _ReportedError(lost).show()
+            sys.exit(lost.exit_code)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -47,6 +67,9 @@ class _LazyGroup(click.Group):
             return super().invoke(ctx)
         except ResnetDeployError as error:
             raise _ReportedError(error) from error
+        except MemoryError as error:
+            lacking = UserError("this takes more memory than there is", hint="ask for smaller batches or images")
+            raise _ReportedError(lacking) from error
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -65,6 +65,7 @@ def bench(engines: tuple[Path, ...], no_pytorch: bool, output: Path, no_html: bo
       resnet-deploy bench --data imagenet/val
       resnet-deploy bench engines/resnet50-int8-onnxruntime --batches 1,4 --seconds 10
     """
+    from resnet_deploy import artifact
     from resnet_deploy.cli.terminal import TerminalProgress
     from resnet_deploy.pipeline.benchmarking import BenchInputs, find_engines
     from resnet_deploy.pipeline.benchmarking import bench as run_bench
@@ -73,8 +74,10 @@ def bench(engines: tuple[Path, ...], no_pytorch: bool, output: Path, no_html: bo
         require_html()
     spec, threads = bench_spec(values), values.pop("threads")
     inputs = BenchInputs(engines=engines or find_engines(ENGINES), pytorch=not no_pytorch, **values)
-    record = run_bench(inputs, spec, threads=threads, progress=TerminalProgress())
-    present(record, output, html=not no_html)
+    # The folder first: where there is no writing, nobody should wait for measurements to learn it.
+    with artifact.writable_folder(output):
+        record = run_bench(inputs, spec, threads=threads, progress=TerminalProgress())
+        present(record, output, html=not no_html)
 
 
 def require_html() -> None:
@@ -91,17 +94,27 @@ def require_html() -> None:
 
 
 def present(record: "BenchRecord", folder: Path, *, html: bool) -> None:
-    """Save the record and its report, and print the table."""
-    from resnet_deploy import artifact
+    """Save the record and its report, then print the table: whatever fails, the others are had."""
     from resnet_deploy.cli.terminal import stdout_console
     from resnet_deploy.pipeline.benchmarking import save
     from resnet_deploy.report.table import print_table
 
-    print_table(record, stdout_console())  # first: if the folder cannot be written, the results are still seen
-    path = save(record, folder)
-    click.echo(f"raw samples: {path}")
-    if html:
-        from resnet_deploy.report.html import render_html
+    written: list[str] = []
+    try:
+        path = save(record, folder)
+        written.append(f"raw samples: {path}")
+        if html:
+            write_html(record, path.with_suffix(".html"))
+            written.append(f"report: {path.with_suffix('.html')}")
+    finally:
+        print_table(record, stdout_console())
+        for line in written:
+            click.echo(line)
 
-        artifact.write_bytes(path.with_suffix(".html"), render_html(record).encode())
-        click.echo(f"report: {path.with_suffix('.html')}")
+
+def write_html(record: "BenchRecord", path: Path) -> None:
+    """Draw the report of a record."""
+    from resnet_deploy import artifact
+    from resnet_deploy.report.html import render_html
+
+    artifact.write_bytes(path, render_html(record).encode())

@@ -5,7 +5,16 @@ from typing import Any, Final
 
 import click
 
-from resnet_deploy.cli.options import ENGINES, PATH, calibration_options, calibration_spec, skip_corrupt_option
+from resnet_deploy import artifact
+from resnet_deploy.cli.options import (
+    ENGINES,
+    PATH,
+    PATH_OR_WORD,
+    calibration_options,
+    calibration_spec,
+    refuse_idle,
+    skip_corrupt_option,
+)
 from resnet_deploy.errors import FileError, SpecError
 from resnet_deploy.specs import PRECISIONS, BatchRange, BuildSpec, Precision
 
@@ -19,7 +28,12 @@ DEFAULT_MODEL: Final = ENGINES / "resnet50.onnx"
 @click.option("--int8", is_flag=True, help="Build in INT8; needs --calib.")
 @click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime or tensorrt-rtx.")
 @click.option("--batch", default="1:8:64", show_default=True, metavar="MIN:OPT:MAX", help="Batch sizes to accept.")
-@click.option("--calib", metavar="DIR", help="Real images to calibrate INT8 on; `random` for noise, to try it out.")
+@click.option(
+    "--calib",
+    type=PATH_OR_WORD,
+    metavar="DIR",
+    help="Real images to calibrate INT8 on; `random` for noise, to try it out.",
+)
 @calibration_options
 @click.option("--samples", type=PATH, metavar="DIR", help="Images whose answers are kept.  [default: those of --calib]")
 @skip_corrupt_option
@@ -34,13 +48,15 @@ def build(model: Path | None, **values: Any) -> None:
       resnet-deploy build engines/resnet18.onnx --fp16 --backend tensorrt-rtx --batch 1:8:64
     """
     from resnet_deploy.cli.terminal import TerminalProgress
-    from resnet_deploy.pipeline.backends import choose_backend
-    from resnet_deploy.pipeline.building import BuildInputs
-    from resnet_deploy.pipeline.building import build as run_build
 
-    spec = build_spec(values, choose_backend(values.pop("backend")))
-    inputs = BuildInputs(model or default_model(), **values)
-    built = run_build(inputs, spec, TerminalProgress())
+    progress = TerminalProgress()
+    with progress.task("looking for backends"):
+        from resnet_deploy.pipeline.backends import choose_backend
+        from resnet_deploy.pipeline.building import BuildInputs
+        from resnet_deploy.pipeline.building import build as run_build
+
+        spec = build_spec(values, choose_backend(values.pop("backend")))
+    built = run_build(BuildInputs(model or default_model(), **values), spec, progress)
     describe(built)
 
 
@@ -54,6 +70,10 @@ def build_spec(values: dict[str, Any], backend: str) -> BuildSpec:
     calibration = calibration_spec(values)
     if asked[0] != "int8" and values["calib"]:
         raise SpecError(f"{asked[0]} takes no calibration data", hint="drop --calib, or build with --int8")
+    if asked[0] != "int8":
+        refuse_idle(f"--{asked[0]}", "method", "percentile", "max_images", hint="drop it, or build with --int8")
+    if values["calib"] == "random":
+        refuse_idle("--calib random", "max_images", hint="drop it, or give --calib a folder of images")
     return BuildSpec(
         backend=backend,
         precision=asked[0],
@@ -64,7 +84,7 @@ def build_spec(values: dict[str, Any], backend: str) -> BuildSpec:
 
 def default_model() -> Path:
     """Return where `export` writes by default, if it did."""
-    if not DEFAULT_MODEL.is_file():
+    if not artifact.is_file(DEFAULT_MODEL):
         others = ", ".join(str(path) for path in sorted(ENGINES.glob("*.onnx")))
         raise FileError(
             f"{DEFAULT_MODEL} does not exist",

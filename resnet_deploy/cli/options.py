@@ -5,12 +5,26 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
-from resnet_deploy.specs import CALIBRATION_METHODS, CalibrationSpec, ExportSpec
+from resnet_deploy.errors import SpecError
+from resnet_deploy.specs import CALIBRATION_METHODS, MAX_THREADS, CalibrationSpec, ExportSpec
+
+
+class _PathType(click.Path):
+    """A path that is not empty: pathlib takes an empty one, such as an unset variable of the shell, for `.`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            name = param.opts[0] if isinstance(param, click.Option) else param.human_readable_name if param else "path"
+            raise SpecError(f"{name} is empty", hint="give a path; is a variable of the shell unset?")
+        return super().convert(value, param, ctx)
+
 
 ENGINES: Final = Path("engines")
-PATH: Final = click.Path(path_type=Path)
-THREADS: Final = click.IntRange(min=0)
+PATH: Final = _PathType(path_type=Path)
+PATH_OR_WORD: Final = _PathType(path_type=str)
+THREADS: Final = click.IntRange(0, MAX_THREADS)
 
 
 def numbers(kind: type[int] | type[float], count: int | None = None) -> Callable[..., Any]:
@@ -37,6 +51,7 @@ def export_options(function: Any) -> Any:
             click.option("--arch", default="resnet50", show_default=True, help="Architecture: resnet18 to resnet152."),
             click.option(
                 "--weights",
+                type=PATH_OR_WORD,
                 default="imagenet",
                 show_default=True,
                 metavar="imagenet|imagenet-v1|none|PATH",
@@ -129,7 +144,26 @@ def calibration_options(function: Any) -> Any:
 
 
 def calibration_spec(values: dict[str, Any]) -> CalibrationSpec:
-    """Make the spec from the values of ``calibration_options``, taking them out of ``values``."""
-    return CalibrationSpec(
+    """Make the spec from the values of ``calibration_options``, taking them out of ``values``.
+
+    Raises:
+        SpecError: If a value is out of range, or a percentile is given to a method that has none.
+    """
+    spec = CalibrationSpec(
         method=values.pop("method"), percentile=values.pop("percentile"), max_images=values.pop("max_images")
     )
+    if spec.method != "percentile":
+        refuse_idle(f"--calib-method {spec.method}", "percentile", hint="drop it, or use --calib-method percentile")
+    return spec
+
+
+def refuse_idle(beside: str, *names: str, hint: str) -> None:
+    """Refuse parameters of the running command that were given and would have no effect ``beside`` others.
+
+    Raises:
+        SpecError: Naming the first of them.
+    """
+    context = click.get_current_context()
+    for param in context.command.params:
+        if param.name in names and context.get_parameter_source(param.name) is not ParameterSource.DEFAULT:
+            raise SpecError(f"{param.opts[0]} has no effect with {beside}", hint=hint)

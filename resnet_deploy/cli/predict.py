@@ -1,11 +1,15 @@
 """``resnet-deploy predict``."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from resnet_deploy.cli.options import ENGINES, PATH, THREADS
 from resnet_deploy.errors import FileError
+
+if TYPE_CHECKING:
+    from resnet_deploy.engine import Prediction
 
 
 @click.command()
@@ -23,10 +27,18 @@ def predict(images: tuple[Path, ...], engine: Path | None, top: int, threads: in
     from resnet_deploy.engine import load
 
     with load(engine or only_engine(), threads=threads) as loaded:
-        for path, best in zip(images, loaded.classify(list(images), top), strict=True):
-            click.echo(str(path))
-            for prediction in best:
-                click.echo(f"  {prediction.probability:7.2%}  {prediction.label}")
+        size = loaded.manifest.spec.batch.max
+        for start in range(0, len(images), size):  # answers as they come, however many images there are
+            some = images[start : start + size]
+            for path, best in zip(some, loaded.classify(some, top), strict=True):
+                describe(path, best)
+
+
+def describe(path: Path, best: "list[Prediction]") -> None:
+    """Print the best classes of one image."""
+    click.echo(str(path))
+    for prediction in best:
+        click.echo(f"  {prediction.probability:7.2%}  {prediction.label}")
 
 
 def only_engine() -> Path:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from resnet_deploy.cli.bench import require_html
+from resnet_deploy.cli.bench import require_html, write_html
 from resnet_deploy.cli.options import PATH
 
 
@@ -18,7 +18,6 @@ def report(record: Path, html: Path | None) -> None:
     Example:
       resnet-deploy report benchmarks/results/RECORD.json --html report.html
     """
-    from resnet_deploy import artifact
     from resnet_deploy.bench.records import read_record
     from resnet_deploy.cli.terminal import stdout_console
     from resnet_deploy.report.table import print_table
@@ -26,9 +25,10 @@ def report(record: Path, html: Path | None) -> None:
     if html is not None:
         require_html()
     loaded = read_record(record)
-    print_table(loaded, stdout_console())
+    try:
+        if html is not None:
+            write_html(loaded, html)
+    finally:  # the table is seen though the page cannot be written, and the page written though the table is not seen
+        print_table(loaded, stdout_console())
     if html is not None:
-        from resnet_deploy.report.html import render_html
-
-        artifact.write_bytes(html, render_html(loaded).encode())
         click.echo(f"report: {html}")

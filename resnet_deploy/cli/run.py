@@ -10,6 +10,7 @@ from resnet_deploy.cli.build import describe
 from resnet_deploy.cli.options import (
     ENGINES,
     PATH,
+    PATH_OR_WORD,
     calibration_options,
     calibration_spec,
     export_options,
@@ -23,7 +24,7 @@ from resnet_deploy.specs import PRECISIONS, BatchRange, BuildSpec
 @export_options
 @click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime or tensorrt-rtx.")
 @click.option("--batch", default="1:8:64", show_default=True, metavar="MIN:OPT:MAX", help="Batch sizes to accept.")
-@click.option("--calib", required=True, metavar="DIR", help="Real images to calibrate INT8 on.")
+@click.option("--calib", type=PATH_OR_WORD, required=True, metavar="DIR", help="Real images to calibrate INT8 on.")
 @calibration_options
 @click.option("--data", type=PATH, required=True, metavar="DIR", help="Labelled images to compare the engines on.")
 @skip_corrupt_option

@@ -1,6 +1,9 @@
 """PyTorch and engines of one model, side by side in one run, into a record."""
 
 import contextlib
+import glob
+import itertools
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -17,8 +20,8 @@ from resnet_deploy.bundle import Bundle, find_bundles, open_bundle
 from resnet_deploy.datasets import BatchReader, ImageDataset, find_dataset
 from resnet_deploy.engine import check_fits
 from resnet_deploy.errors import BackendError, BundleError, DataError, FileError, SpecError
-from resnet_deploy.pipeline.lowering import synthetic_images
 from resnet_deploy.pipeline.references import REFERENCE, find_reference, open_reference
+from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.runners import find_runner
 from resnet_deploy.runners.null import NullRunner
 from resnet_deploy.specs import BatchRange, BenchSpec, ModelCard
@@ -41,6 +44,9 @@ class BenchInputs:
         reference: Weights to run in PyTorch; None looks for them beside the engines.
         pytorch: Whether PyTorch runs at all; it is what the others are compared with.
         skip_corrupt: Leave damaged images out instead of stopping.
+
+    Raises:
+        SpecError: If something is asked for that would have no effect.
     """
 
     engines: tuple[Path, ...]
@@ -49,6 +55,14 @@ class BenchInputs:
     reference: Path | None = None
     pytorch: bool = True
     skip_corrupt: bool = False
+
+    def __post_init__(self) -> None:
+        if self.data is None and self.labels_file is not None:
+            raise SpecError("--labels-file has no effect without --data", hint="add --data DIR, or drop it")
+        if self.data is None and self.skip_corrupt:
+            raise SpecError("--skip-corrupt has no effect without --data", hint="add --data DIR, or drop it")
+        if self.reference is not None and not self.pytorch:
+            raise SpecError("--reference has no effect with --no-pytorch", hint="drop one of the two")
 
 
 @dataclass(frozen=True)
@@ -253,9 +267,28 @@ def _common_card(bundles: Sequence[Bundle]) -> ModelCard:
             if mine != theirs:
                 raise SpecError(
                     f"{first.path} and {other.path} are of different models: {field} differs",
-                    hint="name the engines to compare, such as `resnet-deploy bench engines/resnet50-*`",
+                    hint=f"name the engines of one model: {' or '.join(_commands_by_model(bundles))}",
                 )
     return first.manifest.card
+
+
+def _commands_by_model(bundles: Sequence[Bundle]) -> list[str]:
+    """Write the command that compares the engines of each model, for a few models."""
+    models: dict[tuple[str, str], list[Path]] = {}
+    for bundle in bundles:
+        card = bundle.manifest.card
+        models.setdefault((card.weights_sha256, card.preprocess.digest), []).append(bundle.path)
+    return [f"`resnet-deploy bench {_in_shell(paths)}`" for paths in list(models.values())[:3]]
+
+
+def _in_shell(paths: Sequence[Path]) -> str:
+    """Name ``paths`` as in a shell: by what their names begin with, where nothing else begins like that."""
+    parts = zip(*(path.name.split("-") for path in paths), strict=False)
+    start = "-".join(part[0] for part in itertools.takewhile(lambda part: len(set(part)) == 1, parts))
+    folder = paths[0].parent
+    if len(paths) > 1 and start and set(folder.glob(f"{glob.escape(start)}-*")) == set(paths):
+        return f"{shlex.quote(str(folder / start))}-*"
+    return shlex.join(map(str, paths))
 
 
 def _open_all(

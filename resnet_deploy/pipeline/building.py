@@ -82,16 +82,18 @@ def build(inputs: BuildInputs, spec: BuildSpec, progress: "Progress") -> Built:
         AccuracyError: If the engine's answers are not numbers.
     """
     _require(spec)
-    source = read_source(inputs.model)
     model = inputs.model.name.removesuffix(".onnx")  # not its stem: m.v1 and m.v2 are two models
     output = inputs.output or inputs.model.parent / f"{model}-{spec.precision}-{spec.backend}"
     skip = inputs.skip_corrupt
-    calibration_set = find_calibration_images(inputs.calib, spec.calibration, source.card.preprocess, skip_corrupt=skip)
-    samples = golden.find_samples(inputs.samples, calibration_set, source.card.preprocess, skip_corrupt=skip)
-    here = environment.collect()
-    calibration_digest = calibration_set.dataset.digest if calibration_set else ""
-    key = _cache_key(source, spec, [inputs.calib == RANDOM, skip, calibration_digest, samples.digest], here)
-    existing = _cached(output, key)
+    with progress.task("reading the model and the images"):
+        source = read_source(inputs.model)
+        contract = source.card.preprocess
+        calibration_set = find_calibration_images(inputs.calib, spec.calibration, contract, skip_corrupt=skip)
+        samples = golden.find_samples(inputs.samples, calibration_set, contract, skip_corrupt=skip)
+        here = environment.collect()
+        calibration_digest = calibration_set.dataset.digest if calibration_set else ""
+        key = _cache_key(source, spec, [inputs.calib == RANDOM, skip, calibration_digest, samples.digest], here)
+        existing = _cached(output, key)
     if existing is not None:
         return Built(existing, cache_hit=True)
     # The folder first: where there is no writing, nobody should wait for a calibration to learn it.
@@ -194,9 +196,9 @@ def _cache_key(source: Source, spec: BuildSpec, images: list[str | bool], here: 
 
 def _cached(output: Path, key: str) -> Bundle | None:
     """Return the bundle at ``output`` if it is whole and was built from just this; refuse to replace other folders."""
-    if not output.exists():
+    if not artifact.exists(output):
         return None
-    if not (output / MANIFEST).is_file():
+    if not artifact.is_file(output / MANIFEST):
         raise FileError(f"{output} exists and is not an engine bundle", hint="choose another place with -o")
     try:
         bundle = open_bundle(output)
@@ -206,7 +208,7 @@ def _cached(output: Path, key: str) -> Bundle | None:
     except BundleError:
         pass  # damaged: built anew in its place
     # Web applications have a manifest.json too, and people put notes beside an engine: neither is ours to delete.
-    strangers = sorted({path.name for path in output.iterdir()} - _OWN_FILES)
+    strangers = sorted({path.name for path in artifact.list_folder(output)} - _OWN_FILES)
     if strangers:
         raise FileError(
             f"{output} would be replaced, and holds {strangers[0]}, which no build made",

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from resnet_deploy.errors import DataError
-from resnet_deploy.pipeline.lowering import synthetic_images
+from resnet_deploy.pipeline.synthetic import synthetic_images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,4 +83,5 @@ def _images(reader: "BatchReader", progress: "Progress") -> "Iterator[Array]":
 
 
 def _noise(card: "ModelCard") -> "Iterator[Array]":
-    yield synthetic_images(card.preprocess, _RANDOM_IMAGES)
+    for seed in range(_RANDOM_IMAGES):  # image by image, because one may be large
+        yield synthetic_images(card.preprocess, 1, seed=seed)

@@ -91,13 +91,13 @@ def export(spec: ExportSpec, output: Path, progress: "Progress") -> Exported:
 
 def _require_free(output: Path) -> None:
     """Refuse, before the work, to put the model or its weights where something else is."""
-    if output.is_dir():
+    if artifact.is_folder(output):
         raise FileError(f"{output} is a folder, not a file", hint=f"give a file, such as {output / 'resnet50.onnx'}")
     if output.suffix != ".onnx":
         # The weights go under the same name with another ending: m.v1 and m.v2 would both have theirs in m.safetensors.
         raise SpecError(f"{output} does not end in .onnx", hint=f"use a name such as {output.name}.onnx")
     reference_path = output.with_suffix(".safetensors")
-    if reference_path.exists() and read_weights_digest(reference_path) is None:
+    if artifact.exists(reference_path) and read_weights_digest(reference_path) is None:
         raise FileError(
             f"{reference_path} was not written by `export`, which keeps the PyTorch weights there",
             hint="choose another place or name with -o",

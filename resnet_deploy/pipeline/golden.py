@@ -13,7 +13,7 @@ from resnet_deploy.batching import infer, run_once
 from resnet_deploy.bundle import Measured
 from resnet_deploy.errors import AccuracyError, DataError
 from resnet_deploy.pipeline.calibrating import read_images
-from resnet_deploy.pipeline.lowering import synthetic_images
+from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.specs import INPUT_NAME, OUTPUT_NAME, BuildSpec, ModelCard, Preprocess
 from resnet_deploy.verify import compare_logits
 

@@ -3,16 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from resnet_deploy.errors import BackendError
-from resnet_deploy.specs import BuildSpec, Preprocess
+from resnet_deploy.specs import BuildSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from resnet_deploy.environment import Cpu
-    from resnet_deploy.protocols import Array
     from resnet_deploy.quantize.calibrate import Calibration, CalibrationSource
 
 
@@ -74,20 +71,3 @@ def _calibration_notes(source: "CalibrationSource") -> list[str]:
         names = ", ".join(source.skipped[:3]) + (", ..." if len(source.skipped) > 3 else "")
         notes.append(f"{len(source.skipped)} damaged images left out of the calibration: {names}")
     return notes
-
-
-def synthetic_images(preprocess: Preprocess, count: int, *, seed: int = 0) -> "Array":
-    """Make contract tensors from smooth colour noise, (count, *preprocess.shape).
-
-    Neighbouring pixels resemble each other as in photographs: independent ones would average out to grey in the first
-    layers and leave nothing to compare.
-    """
-    from PIL import Image
-
-    from resnet_deploy.images import batch_from_images
-
-    generator = np.random.default_rng(seed)
-    side = preprocess.resize
-    seeds = generator.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
-    pictures = [Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC) for pixels in seeds]
-    return batch_from_images(pictures, preprocess)

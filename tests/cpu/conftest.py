@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from resnet_deploy.bundle import MANIFEST, seal
+from resnet_deploy.cli import main
 from resnet_deploy.protocols import Silent
 from resnet_deploy.specs import PRECISIONS, BuildSpec, CalibrationSpec, ExportSpec, ModelCard
 
@@ -137,3 +139,61 @@ def mount_tmpfs(tmp_path):
     yield mount
     for point in points:
         subprocess.run(["umount", point], check=True)
+
+
+@pytest.fixture
+def invoke():
+    """Run a command in this process."""
+
+    def run(*arguments):
+        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def misfits(deployment, tmp_path_factory):
+    """The model under cards of another input contract, as files of the session."""
+    import onnx
+
+    folder, model = tmp_path_factory.mktemp("misfits"), onnx.load(deployment.model)
+    contracts = {"smaller.onnx": {"image_size": 24}, "normalised.onnx": {"dtype": "float32", "layout": "NCHW"}}
+    for name, contract in contracts.items():
+        card = json.loads(model.metadata_props[0].value)
+        card["preprocess"] |= contract
+        misfit = onnx.ModelProto()
+        misfit.CopyFrom(model)
+        misfit.metadata_props[0].value = json.dumps(card)
+        onnx.save(misfit, folder / name)
+    return folder
+
+
+@pytest.fixture
+def workplace(deployment, misfits, copy_engine, draw_image, tmp_path, monkeypatch):
+    """A current folder with a model, its weights and an INT8 engine in engines/, images, and things that are broken."""
+    place = tmp_path / "work"
+    monkeypatch.chdir(tmp_path)
+    (place / "engines").mkdir(parents=True)
+    os.link(deployment.model, place / "engines" / "resnet18.onnx")
+    os.link(deployment.reference, place / "engines" / "resnet18.safetensors")
+    copy_engine("int8", to=place / "engines" / "resnet18-int8-onnxruntime")
+    for path in misfits.iterdir():
+        os.link(path, place / path.name)
+    for name in ("data", "calibration"):
+        shutil.copytree(deployment.folder / name, place / name, copy_function=os.link)
+    monkeypatch.chdir(place)
+    draw_image(Path("image.png"), 1)
+    Path("empty").mkdir()
+    Path("truncated.onnx").write_bytes(deployment.model.read_bytes()[:100_000])
+    Path("damaged.pth").write_bytes(b"PK\x03\x04 not a checkpoint")
+    Path("notes.txt").write_text("not a model")
+    for number, name in enumerate(("cat", "dog", "cow")):
+        draw_image(Path("unknown", name, "0.png"), number)
+    for folder in ("corrupt/one", "corrupt-calibration"):
+        draw_image(Path(folder, "0.png"), 2)
+        Path(folder, "1.png").write_bytes(Path(folder, "0.png").read_bytes()[:70])
+    Path("few-labels.txt").write_text("cat\ndog\n")
+    Path("blank-label.txt").write_text("cat\n\ndog\n")
+    Path("no-labels.txt").write_text("")
+    Path("binary-labels.txt").write_bytes(b"\xff\xfe\x00")
+    return place

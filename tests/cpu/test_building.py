@@ -28,6 +28,7 @@ from resnet_deploy.pipeline import lowering
 from resnet_deploy.pipeline.building import BuildInputs, build
 from resnet_deploy.pipeline.calibrating import RANDOM
 from resnet_deploy.pipeline.exporting import export
+from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.protocols import Silent
 from resnet_deploy.specs import BatchRange, BuildSpec, CalibrationSpec, ExportSpec
 
@@ -107,7 +108,7 @@ def test_golden_images_are_real_where_there_are_real_ones(deployment, tmp_path):
     with np.load(open_bundle(deployment.engines["int8"]).golden_path) as golden:
         np.testing.assert_array_equal(golden["images"], batch_from_images(some.paths, contract))
     with np.load(open_bundle(deployment.engines["fp32"]).golden_path) as golden:
-        np.testing.assert_array_equal(golden["images"], lowering.synthetic_images(contract, 8, seed=1))
+        np.testing.assert_array_equal(golden["images"], synthetic_images(contract, 8, seed=1))
     # --samples comes first.
     samples = deployment.data / "one"
     built = build(BuildInputs(deployment.model, tmp_path / "net", None, samples), FP32, Silent())

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from command_line import BENCH, EXPORT, SHORT, assert_refused, files
 
 pytest.importorskip("onnxruntime", reason="the engines are ONNX Runtime's")
 pytest.importorskip("torch", reason="PyTorch is the reference")
@@ -19,18 +19,9 @@ pytest.importorskip("plotly", reason="the report has plots")
 from resnet_deploy import checkpoints
 from resnet_deploy.bench.records import read_record
 from resnet_deploy.bundle import open_bundle
-from resnet_deploy.cli import COMMANDS, main
+from resnet_deploy.cli import COMMANDS
 
 COMMAND = Path(sys.executable).with_name("resnet-deploy")
-SHORT = ("--seconds", "0.05", "--rounds", "1", "--batches", "1")
-
-
-def files(folder):
-    """Everything below ``folder``, hidden or not, with size and time."""
-    return {
-        path.relative_to(folder).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None
-        for path in sorted(folder.rglob("*"))
-    }
 
 
 # --- the whole way, in processes of their own
@@ -122,76 +113,6 @@ def test_run_does_it_all(shell, deployment, tmp_path):
 # --- what is refused
 
 
-@pytest.fixture
-def invoke():
-    """Run a command in this process."""
-
-    def run(*arguments):
-        return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def misfits(deployment, tmp_path_factory):
-    """The model under cards of another input contract, as files of the session."""
-    import onnx
-
-    folder, model = tmp_path_factory.mktemp("misfits"), onnx.load(deployment.model)
-    contracts = {"smaller.onnx": {"image_size": 24}, "normalised.onnx": {"dtype": "float32", "layout": "NCHW"}}
-    for name, contract in contracts.items():
-        card = json.loads(model.metadata_props[0].value)
-        card["preprocess"] |= contract
-        misfit = onnx.ModelProto()
-        misfit.CopyFrom(model)
-        misfit.metadata_props[0].value = json.dumps(card)
-        onnx.save(misfit, folder / name)
-    return folder
-
-
-@pytest.fixture
-def workplace(deployment, misfits, copy_engine, draw_image, tmp_path, monkeypatch):
-    """A current folder with a model, its weights and an INT8 engine in engines/, images, and things that are broken."""
-    place = tmp_path / "work"
-    monkeypatch.chdir(tmp_path)
-    (place / "engines").mkdir(parents=True)
-    os.link(deployment.model, place / "engines" / "resnet18.onnx")
-    os.link(deployment.reference, place / "engines" / "resnet18.safetensors")
-    copy_engine("int8", to=place / "engines" / "resnet18-int8-onnxruntime")
-    for path in misfits.iterdir():
-        os.link(path, place / path.name)
-    for name in ("data", "calibration"):
-        shutil.copytree(deployment.folder / name, place / name, copy_function=os.link)
-    monkeypatch.chdir(place)
-    draw_image(Path("image.png"), 1)
-    Path("empty").mkdir()
-    Path("truncated.onnx").write_bytes(deployment.model.read_bytes()[:100_000])
-    Path("damaged.pth").write_bytes(b"PK\x03\x04 not a checkpoint")
-    Path("notes.txt").write_text("not a model")
-    for number, name in enumerate(("cat", "dog", "cow")):
-        draw_image(Path("unknown", name, "0.png"), number)
-    for folder in ("corrupt/one", "corrupt-calibration"):
-        draw_image(Path(folder, "0.png"), 2)
-        Path(folder, "1.png").write_bytes(Path(folder, "0.png").read_bytes()[:70])
-    Path("few-labels.txt").write_text("cat\ndog\n")
-    Path("blank-label.txt").write_text("cat\n\ndog\n")
-    Path("no-labels.txt").write_text("")
-    Path("binary-labels.txt").write_bytes(b"\xff\xfe\x00")
-    return place
-
-
-def assert_refused(result, message, hint=""):
-    """Exit code 2, one line of error and one of hint, nothing else, and no exception that nobody expected."""
-    assert result.exit_code == 2, result.output
-    assert isinstance(result.exception, SystemExit)
-    error, tip = result.stderr.splitlines()
-    assert error.startswith("error: ")
-    assert message in error
-    assert tip.startswith("hint: ")
-    assert hint in tip
-    assert "Traceback" not in result.output
-
-
 @dataclass(frozen=True)
 class Refusal:
     """A command line, and parts of the two lines it ends in."""
@@ -201,8 +122,6 @@ class Refusal:
     hint: str
 
 
-EXPORT = "export --arch resnet18 --image-size 32 --weights none"
-BENCH = "bench --seconds 0.05 --rounds 1 --batches 1 --no-html"
 REFUSALS = (
     # Files that are missing or are something else.
     Refusal("build gone.onnx --fp16", "gone.onnx: no such file", "check the path"),
@@ -241,6 +160,12 @@ REFUSALS = (
     Refusal(f"{EXPORT} --labels binary-labels.txt -o new/a.onnx", "binary-labels.txt is not text", "one label"),
     # Numbers out of range.
     Refusal(f"{EXPORT} --num-classes 0 -o new/a.onnx", "0 classes", "positive"),
+    Refusal(f"{EXPORT} --num-classes 2000000000 -o new/a.onnx", "number of classes 2000000000 is too large", "100000"),
+    Refusal("export --image-size 100000 -o new/a.onnx", "image size 100000 is too large", "at most 2048"),
+    Refusal("export --image-size 99999999999999999999 -o new/a.onnx", "image size 9999", "at most 2048"),
+    Refusal(f"{EXPORT} --resize 60000 -o new/a.onnx", "resize 60000 is too large", "at most 8192"),
+    Refusal("build engines/resnet18.onnx --fp16 --batch 10000000", "batch size 10000000 is too large", "at most 1024"),
+    Refusal("bench --batches 1,10000000", "batch size 10000000 is too large", "at most 1024"),
     Refusal(f"{EXPORT} --resize 31 -o new/a.onnx", "resize 31 is smaller than the crop 32", "--resize"),
     Refusal(f"{EXPORT} --std 1,1,0 -o new/a.onnx", "is not positive", "positive"),
     Refusal("build engines/resnet18.onnx --fp16 --batch 8:4:1", "batch range 8:4:1 is not ordered", "1:8:64"),
@@ -259,6 +184,25 @@ REFUSALS = (
     Refusal("build engines/resnet18.onnx --fp16 --backend tensorflow", "unknown backend 'tensorflow'", "onnxruntime"),
     Refusal("build engines/resnet18.onnx --fp16 --backend openvino", "cannot build for openvino", "--backend"),
     Refusal("run --calib data --data data --backend tensorflow", "unknown backend 'tensorflow'", "onnxruntime"),
+    # Options that would have no effect.
+    Refusal(
+        "build engines/resnet18.onnx --fp16 --calib-method max", "--calib-method has no effect with --fp16", "int8"
+    ),
+    Refusal("build engines/resnet18.onnx --fp32 --calib-images 3", "--calib-images has no effect with --fp32", "int8"),
+    Refusal("build engines/resnet18.onnx --fp16 --calib-percentile 99.999", "--calib-percentile has no effect", "int8"),
+    Refusal(
+        "build engines/resnet18.onnx --int8 --calib calibration --calib-method max --calib-percentile 99",
+        "--calib-percentile has no effect with --calib-method max",
+        "--calib-method percentile",
+    ),
+    Refusal(
+        "build engines/resnet18.onnx --int8 --calib random --calib-images 3",
+        "--calib-images has no effect with --calib random",
+        "folder",
+    ),
+    Refusal(f"{BENCH} --labels-file labels.txt", "--labels-file has no effect without --data", "--data DIR"),
+    Refusal(f"{BENCH} --skip-corrupt", "--skip-corrupt has no effect without --data", "--data DIR"),
+    Refusal(f"{BENCH} --no-pytorch --reference engines/resnet18.safetensors", "--reference has no effect", "drop one"),
     # Folders of images.
     Refusal("build engines/resnet18.onnx --int8 --calib gone", "gone: No such file", "check the path"),
     Refusal("build engines/resnet18.onnx --int8 --calib empty", "empty: no images", ".png"),
@@ -400,16 +344,6 @@ def test_disk_that_takes_nothing_more(invoke, workplace, mount_tmpfs, line):
         assert files(disk) == {}
 
 
-def test_results_are_shown_though_they_cannot_be_kept(invoke, workplace, mount_tmpfs):
-    _, (frozen, reason) = full_and_read_only(mount_tmpfs)
-    before = files(workplace)
-    result = invoke(*BENCH.split(), "-o", frozen / "results")
-    assert_refused(result, reason, "-o")
-    assert "resnet18-int8-onnxruntime" in result.stdout
-    assert "raw samples" not in result.stdout
-    assert files(workplace) == before
-
-
 def test_full_disk_does_not_cost_the_old_engine(invoke, workplace, mount_tmpfs, copy_engine):
     disk = mount_tmpfs("size=20m")
     shutil.copytree("engines/resnet18-int8-onnxruntime", disk / "net")
@@ -431,6 +365,14 @@ def test_every_command_explains_itself(invoke, command):
     assert result.exit_code == 0
     assert result.stdout.startswith(f"Usage: main {command}")
     assert "Warning" not in result.output
+
+
+def test_exhausted_memory_is_no_bug(invoke, workplace, monkeypatch):
+    def exhaust(path, threads):
+        raise MemoryError
+
+    monkeypatch.setattr("resnet_deploy.engine.load", exhaust)
+    assert_refused(invoke("predict", "image.png"), "more memory than there is", "smaller")
 
 
 def test_bugs_keep_their_traceback(invoke, workplace, monkeypatch):

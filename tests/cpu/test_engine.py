@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 import pytest
+from PIL import Image
 
 import resnet_deploy
 from resnet_deploy import environment
@@ -218,6 +219,56 @@ def test_one_path_is_no_list_of_paths(fp32, pictures):
         assert "engine([path])" in caught.value.hint
 
 
+def test_pillow_images_give_the_logits_of_their_files(engine, pictures):
+    opened = [Image.open(path).convert("RGB") for path in pictures[0][:3]]
+    expected = engine(pictures[0][:3])
+    np.testing.assert_array_equal(engine(opened), expected)
+    np.testing.assert_array_equal(engine([str(pictures[0][0]), *opened[1:]]), expected)
+
+
+def tensor(images):
+    import torch
+
+    return torch.from_numpy(images)
+
+
+WRONG = {
+    "list of arrays": (lambda images, path: list(images), "image 0 is of type numpy.ndarray"),
+    "tensor": (lambda images, path: tensor(images), "image 0 is of type torch.Tensor"),
+    "bytes": (lambda images, path: path.read_bytes(), "image 0 is of type int"),
+    "path and nothing": (lambda images, path: [path, None], "image 1 is of type NoneType"),
+    "number": (lambda images, path: 3, "int where images are expected"),
+    "one image": (lambda images, path: Image.new("RGB", (40, 36)), "one image where a sequence is expected"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), WRONG.values(), ids=WRONG.keys())
+def test_what_is_no_image_is_refused_with_what_is_taken(fp32, pictures, make, message):
+    paths, images = pictures
+    for call in (fp32, fp32.prepare, fp32.classify):
+        with pytest.raises(FeedError, match=message) as caught:
+            call(make(images[:2], paths[0]))
+        assert "engine([image])" in caught.value.hint or "Pillow images" in caught.value.hint
+
+
+def test_files_are_decoded_a_batch_at_a_time(copy_engine, pictures, monkeypatch):
+    """However many there are, those of one batch are in memory at once, and the answers keep their order."""
+
+    def change(manifest):
+        manifest["spec"]["batch"] = {"min": 1, "opt": 4, "max": 4}
+
+    sizes = []
+
+    def note(images, contract):
+        sizes.append(len(images))
+        return batch_from_images(images, contract)
+
+    monkeypatch.setattr("resnet_deploy.images.batch_from_images", note)
+    with load(copy_engine("fp32", change=change)) as engine:
+        np.testing.assert_array_equal(engine(pictures[0][:10]), engine(pictures[1][:10]))
+        assert sizes == [4, 4, 2]
+
+
 def test_missing_and_damaged_images_are_named(fp32, pictures, tmp_path):
     (tmp_path / "damaged.png").write_bytes(pictures[0][0].read_bytes()[:100])
     with pytest.raises(FileError, match=r"gone\.png"):
@@ -231,6 +282,8 @@ def test_numbers_out_of_range(fp32, deployment):
         fp32.classify([], top=0)
     with pytest.raises(SpecError, match="-1 threads"):
         load(deployment.engines["fp32"], threads=-1)
+    with pytest.raises(SpecError, match="number of threads 1025 is too large"):
+        load(deployment.engines["fp32"], threads=1025)
 
 
 def test_closed_engine_says_so(deployment, pictures):

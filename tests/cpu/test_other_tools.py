@@ -11,7 +11,7 @@ from resnet_deploy import models  # noqa: E402
 from resnet_deploy.export import export_onnx  # noqa: E402
 from resnet_deploy.onnx_files import bytes_from_onnx  # noqa: E402
 from resnet_deploy.ort_session import open_session  # noqa: E402
-from resnet_deploy.pipeline.lowering import synthetic_images  # noqa: E402
+from resnet_deploy.pipeline.synthetic import synthetic_images  # noqa: E402
 from resnet_deploy.precision import lower_to_float16  # noqa: E402
 from resnet_deploy.quantize.calibrate import CalibrationSource, calibration_from, observe  # noqa: E402
 from resnet_deploy.quantize.qdq import FORMS, insert_qdq  # noqa: E402

@@ -16,7 +16,7 @@ from resnet_deploy.export import export_onnx
 from resnet_deploy.models import create_model
 from resnet_deploy.onnx_files import bytes_from_onnx, onnx_from_bytes, read_card
 from resnet_deploy.ort_session import open_session
-from resnet_deploy.pipeline.lowering import synthetic_images
+from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.precision import lower_to_float16
 from resnet_deploy.specs import ModelCard, Preprocess
 from resnet_deploy.verify import compare_logits

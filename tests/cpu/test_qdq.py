@@ -18,7 +18,7 @@ from resnet_deploy.export import export_onnx
 from resnet_deploy.models import DESIGNS, Block, Bottleneck, ResNet, create_model
 from resnet_deploy.onnx_files import attach_card, bytes_from_onnx
 from resnet_deploy.ort_session import import_onnxruntime, open_session
-from resnet_deploy.pipeline.lowering import synthetic_images
+from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.precision import lower_to_float16
 from resnet_deploy.quantize.calibrate import Calibration, CalibrationSource, calibration_from, observe
 from resnet_deploy.quantize.observers import Histogram

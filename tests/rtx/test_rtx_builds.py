@@ -24,7 +24,7 @@ from resnet_deploy.errors import BackendError, BuildError, SpecError
 from resnet_deploy.export import export_onnx
 from resnet_deploy.models import create_model
 from resnet_deploy.onnx_files import bytes_from_onnx
-from resnet_deploy.pipeline.lowering import synthetic_images
+from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.precision import lower_to_float16
 from resnet_deploy.quantize.calibrate import CalibrationSource, calibration_from, observe
 from resnet_deploy.quantize.qdq import FORMS, insert_qdq

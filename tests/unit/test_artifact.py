@@ -347,6 +347,75 @@ def test_old_content_survives_a_killed_process(tmp_path, kind):
     # What was under way is left, for nobody could clean it up, under a name that nothing looks at.
     assert len(left) == 1
     assert all(name.startswith(".target.") for name in left)
+    # Whoever writes the same target next can.
+    if kind == "atomic_folder":
+        write_folder(path, engine="new")
+    else:
+        artifact.write_bytes(path, b"new")
+    assert names(tmp_path) == ["target"]
+
+
+def test_two_at_once_leave_each_other_alone(tmp_path):
+    with artifact.atomic_folder(tmp_path / "net") as first:
+        (first / "engine").write_text("first")
+        with artifact.atomic_folder(tmp_path / "net") as second:
+            (second / "engine").write_text("second")
+        assert content(tmp_path / "net") == {"engine": "second"}
+    assert content(tmp_path) == {"net/engine": "first"}
+    with artifact.atomic_file(tmp_path / "file") as first:
+        artifact.write_bytes(tmp_path / "file", b"second")
+        first.write_text("first")
+    assert content(tmp_path) == {"net/engine": "first", "file": "first"}
+
+
+def test_temporaries_of_a_living_process_stay(tmp_path):
+    code = KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", "print('ready', flush=True); sys.stdin.read()")
+    command = [sys.executable, "-c", code, "atomic_folder", tmp_path / "net"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "ready\n"
+        write_folder(tmp_path / "net", engine="ours")
+        assert len(names(tmp_path)) == 2
+        other.stdin.close()
+        assert other.wait() == 0
+    assert content(tmp_path) == {"net/engine": "half of the n"}
+
+
+def test_nothing_but_temporaries_of_the_target_is_removed(tmp_path):
+    others = (".net.int8.abcdefgh.tmp", ".net.abcdefgh.old", ".net.notes.tmp", ".nets.abcdefgh.tmp", "net.abcdefgh.tmp")
+    for name in (*others, ".net.abcdefgh.tmp"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".net.linklink.tmp").symlink_to(others[0])
+    write_folder(tmp_path / "net", engine="new")
+    assert names(tmp_path) == sorted((*others, ".net.linklink.tmp", "net"))
+
+
+def test_temporary_that_is_taken_for_abandoned_before_it_is_locked(tmp_path, monkeypatch):
+    """Another process looks between the making and the locking of ours."""
+    lock, taken = artifact._lock, []
+
+    def take_first(path, **how):
+        if not taken:
+            taken.append(path)
+            artifact._remove_abandoned(tmp_path / "net")
+        return lock(path, **how)
+
+    monkeypatch.setattr(artifact, "_lock", take_first)
+    write_folder(tmp_path / "net", engine="new")
+    assert not taken[0].exists()
+    assert content(tmp_path) == {"net/engine": "new"}
+
+
+def test_file_system_without_locks(tmp_path, monkeypatch):
+    """What cannot be told from the temporary of a living process is left."""
+
+    def refuse(handle, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (tmp_path / ".net.abcdefgh.tmp").mkdir()
+    monkeypatch.setattr(artifact.fcntl, "flock", refuse)
+    write_folder(tmp_path / "net", engine="new")
+    artifact.write_bytes(tmp_path / "file", b"new")
+    assert names(tmp_path) == [".net.abcdefgh.tmp", "file", "net"]
 
 
 # --- what the system refuses

@@ -6,7 +6,7 @@ import os
 import pickle
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -179,6 +179,24 @@ def test_what_is_no_tensor_is_named(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.ones(1), "lr": 0.1}, tmp_path / "odd.pth")
     with pytest.raises(WeightsError, match="'lr'"):
         read_state_dict(tmp_path / "odd.pth")
+
+
+UNUSUAL = {
+    "meta": (lambda: torch.ones(2, device="meta"), "has a shape and no values"),
+    "sparse": (lambda: torch.eye(3).to_sparse(), "is stored as torch.sparse_coo"),
+    "compressed": (lambda: torch.eye(3).to_sparse_csr(), "is stored as torch.sparse_csr"),
+    "nested": (lambda: torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]), "is a nested tensor"),
+    "quantized": (lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "is quantized already"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch warns of what it means to change about some of these
+@pytest.mark.parametrize(("make", "fault"), UNUSUAL.values(), ids=UNUSUAL.keys())
+def test_tensors_that_are_no_arrays_of_numbers(tmp_path: Path, make: Callable[[], torch.Tensor], fault: str) -> None:
+    torch.save({"conv1.weight": torch.ones(1), "fc.weight": make()}, tmp_path / "odd.pth")
+    with pytest.raises(WeightsError, match=rf"fc\.weight in .*odd\.pth {fault}") as caught:
+        read_state_dict(tmp_path / "odd.pth")
+    assert caught.value.hint
 
 
 # --- digest and fit

@@ -41,6 +41,8 @@ BAD = (
     Bad(Preprocess, {"image_size": 0}, "image size 0 is not positive"),
     Bad(Preprocess, {"image_size": -3}, "image size -3 is not positive"),
     Bad(Preprocess, {"image_size": 224, "resize": 223}, "resize 223 is smaller than the crop 224"),
+    Bad(Preprocess, {"image_size": 2049, "resize": 4096}, "image size 2049 is too large"),
+    Bad(Preprocess, {"resize": 8193}, "resize 8193 is too large"),
     Bad(Preprocess, {"interpolation": "lanczos"}, "unknown interpolation 'lanczos'"),
     Bad(Preprocess, {"std": (0.2, 0.0, 0.2)}, "std .* is not positive"),
     Bad(Preprocess, {"std": (0.2, 0.2, -0.2)}, "std .* is not positive"),
@@ -58,6 +60,12 @@ BAD = (
     Bad(ExportSpec, {"resize": 100}, "resize 100 is smaller than the crop 224"),
     Bad(ExportSpec, {"std": (1.0, 1.0, 0.0)}, "std .* is not positive"),
     Bad(ExportSpec, {"interpolation": "area"}, "unknown interpolation 'area'"),
+    Bad(ExportSpec, {"image_size": 2049}, "image size 2049 is too large"),
+    Bad(ExportSpec, {"image_size": 10**400}, "image size 1000.* is too large"),
+    Bad(ExportSpec, {"resize": 8193}, "resize 8193 is too large"),
+    Bad(ExportSpec, {"num_classes": 0}, "0 classes"),
+    Bad(ExportSpec, {"num_classes": 100_001}, "number of classes 100001 is too large"),
+    Bad(BatchRange, {"max": 1025}, "batch size 1025 is too large"),
     Bad(BatchRange, {"min": 0}, "batch range 0:8:64 is not ordered"),
     Bad(BatchRange, {"min": 9}, "batch range 9:8:64 is not ordered"),
     Bad(BatchRange, {"opt": 65}, "batch range 1:65:64 is not ordered"),
@@ -74,6 +82,7 @@ BAD = (
     Bad(BenchSpec, {"batches": ()}, "batch sizes"),
     Bad(BenchSpec, {"batches": (1, 0)}, "batch sizes"),
     Bad(BenchSpec, {"batches": (1, 8, 1)}, "batch sizes"),
+    Bad(BenchSpec, {"batches": (1, 1025)}, "batch size 1025 is too large"),
     Bad(BenchSpec, {"rounds": 0}, "0 rounds in 3.0 seconds"),
     Bad(BenchSpec, {"seconds": 0.0}, "5 rounds in 0.0 seconds"),
     Bad(BenchSpec, {"seconds": -1.0}, "5 rounds in -1.0 seconds"),
@@ -100,11 +109,14 @@ GOOD = (
     Preprocess(dtype="float32", layout="NCHW", mean=(-1.0, 0.0, 2.0), std=(1e-3, 1.0, 255.0)),
     ModelCard(**CARD, preprocess=Preprocess(), labels=("cat", "dog"), folders=("n1", "n2")),
     ExportSpec(architecture="resnet18", weights="none", num_classes=2, image_size=32, resize=32, dtype="float32"),
+    Preprocess(image_size=2048, resize=8192),
+    ExportSpec(weights="none", num_classes=100_000, image_size=2048),
     BatchRange(1, 1, 1),
+    BatchRange(1024, 1024, 1024),
     CalibrationSpec(method="max", percentile=100.0, max_images=1),
     BuildSpec(**INT8, calibration=CalibrationSpec(method="entropy", percentile=50.1)),
     BuildSpec(backend="onnxruntime", precision="fp16", batch=BatchRange(2, 4, 8)),
-    BenchSpec(batches=(32, 1), seconds=1e-3, rounds=1, seed=-1),
+    BenchSpec(batches=(1024, 1), seconds=1e-3, rounds=1, seed=-1),
 )
 
 
@@ -224,7 +236,7 @@ def test_label_of_a_class():
 # --- batch ranges
 
 
-@given(st.integers(1, 999), st.integers(0, 999), st.integers(0, 999))
+@given(st.integers(1, 341), st.integers(0, 341), st.integers(0, 341))
 def test_batch_range_survives_its_text(least, more, most):
     batch = BatchRange(least, least + more, least + more + most)
     assert BatchRange.parse(str(batch)) == batch
