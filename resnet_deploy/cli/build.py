@@ -74,6 +74,8 @@ def build_spec(values: dict[str, Any], backend: str) -> BuildSpec:
         refuse_idle(f"--{asked[0]}", "method", "percentile", "max_images", hint="drop it, or build with --int8")
     if values["calib"] == "random":
         refuse_idle("--calib random", "max_images", hint="drop it, or give --calib a folder of images")
+    if values["calib"] in (None, "random") and values["samples"] is None:
+        refuse_idle("a build that reads no images", "skip_corrupt", hint="drop it, or give --calib or --samples")
     return BuildSpec(
         backend=backend,
         precision=asked[0],

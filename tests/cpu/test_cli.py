@@ -200,6 +200,7 @@ REFUSALS = (
         "--calib-images has no effect with --calib random",
         "folder",
     ),
+    Refusal("build engines/resnet18.onnx --fp16 --skip-corrupt", "--skip-corrupt has no effect with", "--samples"),
     Refusal(f"{BENCH} --labels-file labels.txt", "--labels-file has no effect without --data", "--data DIR"),
     Refusal(f"{BENCH} --skip-corrupt", "--skip-corrupt has no effect without --data", "--data DIR"),
     Refusal(f"{BENCH} --no-pytorch --reference engines/resnet18.safetensors", "--reference has no effect", "drop one"),
