@@ -24,8 +24,12 @@ def export(output: Path | None, **values: Any) -> None:
     from resnet_deploy.pipeline.exporting import export as run_export
 
     spec = export_spec(values)
-    exported = run_export(spec, output or ENGINES / f"{spec.architecture}.onnx", TerminalProgress())
-    from resnet_deploy.export import proof_summary  # needs PyTorch, which `run_export` has explained by now
+    describe(run_export(spec, output or ENGINES / f"{spec.architecture}.onnx", TerminalProgress()))
+
+
+def describe(exported: Any) -> None:
+    """Print what was exported, and how far it is from PyTorch."""
+    from resnet_deploy.export import proof_summary  # needs PyTorch, without which nothing was exported
 
     contract = exported.card.preprocess
     click.echo(f"{exported.path}: {exported.size_bytes / 1e6:.1f} MB, {exported.card.num_classes} classes")

@@ -7,6 +7,7 @@ import click
 
 from resnet_deploy.cli.bench import bench_spec, present, require_html, timing_options
 from resnet_deploy.cli.build import describe
+from resnet_deploy.cli.export import describe as describe_export
 from resnet_deploy.cli.options import (
     ENGINES,
     PATH,
@@ -53,8 +54,7 @@ def run(output: Path, calib: str, data: Path, **values: Any) -> None:
     export_what, calibration, timing = export_spec(values), calibration_spec(values), bench_spec(values)
     backend, batch = choose_backend(values["backend"]), BatchRange.parse(values["batch"])
     model = output / f"{export_what.architecture}.onnx"
-    exported = run_export(export_what, model, progress)
-    click.echo(f"{exported.path}: {exported.size_bytes / 1e6:.1f} MB")
+    describe_export(run_export(export_what, model, progress))
     bundles = []
     for precision in PRECISIONS:
         is_int8 = precision == "int8"

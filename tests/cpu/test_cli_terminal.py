@@ -76,6 +76,6 @@ def test_build_is_never_silent_for_long(invoke, workplace, monkeypatch):
     result = invoke("build", "engines/resnet18.onnx", "--int8", "--calib", "calibration", "--backend", "onnxruntime")
     assert result.exit_code == 0, result.output
     assert shown.pop("choose_backend") == ("looking for backends",)
-    assert len(shown) == 5
+    assert len(shown) == 4
     assert set(shown.values()) == {("reading the model and the images",)}
     assert Watched.under_way == ()
