@@ -136,4 +136,22 @@ def test_linked_files_exist() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)", README) if "://" not in link]
     assert len(links) >= 4
     for link in links:
-        assert (ROOT / link).exists(), link
+        path = ROOT / link
+        assert path.is_dir() or path.stat().st_size > 200, link
+
+
+def test_demo_table_is_filled_in() -> None:
+    (table,) = re.findall(r"<!-- demo -->\n```\n(.*?)```\n<!-- /demo -->", README, re.DOTALL)
+    rows = [line.split()[:2] for line in table.splitlines() if re.match(r"(pytorch|resnet50-\w+-onnxruntime) ", line)]
+    assert [row[1] for row in rows] == ["fp32", "fp32", "fp16", "int8"]
+
+
+def test_benchmark_table_is_what_its_record_gives() -> None:
+    page = (ROOT / "benchmarks/README.md").read_text()
+    (record,) = set(re.findall(r"\]\((results/[^)]+\.json)\)", page))
+    (table,) = re.findall(r"```\n(.*?)```", page, re.DOTALL)
+    result = CliRunner().invoke(main, ["report", str(ROOT / "benchmarks" / record)])
+    assert result.exit_code == 0, result.output
+    printed = [line.rstrip() for line in result.stdout.splitlines()]
+    assert len(table.splitlines()) == 7
+    assert set(table.splitlines()) <= set(printed)
