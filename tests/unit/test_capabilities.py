@@ -12,23 +12,14 @@ from types import ModuleType
 
 import msgspec
 import pytest
+from record_factory import SYNTHETIC_ENVIRONMENT
 
 from resnet_deploy.backends import BACKENDS, Backend, find_backend
 from resnet_deploy.capabilities import BackendStatus, Capability, backend_status
 from resnet_deploy.driver import Gpu, GpuProbe
-from resnet_deploy.environment import Cpu, Environment, Library
+from resnet_deploy.environment import Environment
 
-HERE = Environment(
-    os="Ubuntu 24.04.2 LTS",
-    kernel="6.8.0",
-    python="3.12.3",
-    machine="x86_64",
-    cpu=Cpu("AMD EPYC 9354 32-Core Processor", 32, ("avx2", "avx512_vnni")),
-    memory_bytes=64 << 30,
-    gpu=GpuProbe((Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30, "one"),), "13.0", "", "580.65.06"),
-    libraries=(Library("torch", "2.10.0"), Library("plotly", "6.0.0")),
-)
-HOPPER = HERE.gpu
+HOPPER = GpuProbe((Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30),), "13.0")
 ADA = GpuProbe((Gpu("NVIDIA GeForce RTX 4090", "8.9", 24 << 30),), "13.0")
 NO_GPU = GpuProbe(reason="libcuda.so.1 not found: no NVIDIA driver")
 
@@ -56,7 +47,7 @@ def complete(name: str) -> Backend:
 
 
 def on(gpu: GpuProbe) -> Environment:
-    return msgspec.structs.replace(HERE, gpu=gpu)
+    return msgspec.structs.replace(SYNTHETIC_ENVIRONMENT, gpu=gpu)
 
 
 YES = Capability(True)
