@@ -64,9 +64,9 @@ def test_build_is_never_silent_for_long(invoke, workplace, monkeypatch):
     def watch(module, name):
         function = getattr(module, name)
 
-        def watched(*arguments):
+        def watched(*arguments, **options):
             shown[name] = Watched.under_way
-            return function(*arguments)
+            return function(*arguments, **options)
 
         monkeypatch.setattr(module, name, watched)
 
