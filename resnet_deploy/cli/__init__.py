@@ -6,13 +6,16 @@ and none imports a heavy library at the top.
 
 import importlib
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import click
 
 from resnet_deploy.cli import output, signals
-from resnet_deploy.errors import FileError, ResnetDeployError, UserError
+from resnet_deploy.errors import FileError, ResnetDeployError, SpecError, UserError
 from resnet_deploy.version import __version__
 
 COMMANDS: Final = ("export", "build", "bench", "predict", "run", "report", "doctor")
@@ -62,20 +65,40 @@ class _LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(f"resnet_deploy.cli.{cmd_name}"), cmd_name)
         return command
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _reported_errors():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _reported_errors():
             return super().invoke(ctx)
-        except ResnetDeployError as error:
-            raise _ReportedError(error) from error
-        except MemoryError as error:
-            lacking = UserError("this takes more memory than there is", hint="ask for smaller batches or images")
-            raise _ReportedError(lacking) from error
+
+
+@contextmanager
+def _reported_errors() -> Iterator[None]:
+    """Turn what a user can cause into two lines, and Ctrl-C into the exit status that shells give it."""
+    try:
+        yield
+    except ResnetDeployError as error:
+        raise _ReportedError(error) from error
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "resnet-deploy"
+        message = " ".join(error.format_message().split())
+        raise _ReportedError(SpecError(message.rstrip("."), hint=f"see `{path} --help`")) from error
+    except MemoryError as error:
+        lacking = UserError("this takes more memory than there is", hint="ask for smaller batches or images")
+        raise _ReportedError(lacking) from error
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        sys.exit(128 + signal.SIGINT)
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, "-V", "--version", prog_name="resnet-deploy")
 def main() -> None:
-    r"""Take a PyTorch ResNet to production.
+    """Take a PyTorch ResNet to production.
 
     \b
       resnet-deploy export          ResNet-50 with ImageNet weights, as ONNX

@@ -58,7 +58,7 @@ def bench_spec(values: dict[str, Any]) -> BenchSpec:
 @click.option("-o", "--output", type=PATH, default=RESULTS, show_default=True, help="Folder for record and report.")
 @click.option("--no-html", is_flag=True, help="Write no HTML report.")
 def bench(engines: tuple[Path, ...], no_pytorch: bool, output: Path, no_html: bool, **values: Any) -> None:
-    r"""Compare PyTorch and engines of one model (all in engines/ by default), side by side.
+    """Compare PyTorch and engines of one model (all in engines/ by default), side by side.
 
     \b
     Examples:

@@ -39,7 +39,7 @@ DEFAULT_MODEL: Final = ENGINES / "resnet50.onnx"
 @skip_corrupt_option
 @click.option("-o", "--output", type=PATH, help="The bundle.  [default: <model>-<precision>-<backend>/ beside it]")
 def build(model: Path | None, **values: Any) -> None:
-    r"""Build an engine from an exported model (engines/resnet50.onnx by default).
+    """Build an engine from an exported model (engines/resnet50.onnx by default).
 
     \b
     Examples:

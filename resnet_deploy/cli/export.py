@@ -12,7 +12,7 @@ from resnet_deploy.cli.options import ENGINES, PATH, export_options, export_spec
 @export_options
 @click.option("-o", "--output", type=PATH, help="The ONNX file.  [default: engines/<arch>.onnx]")
 def export(output: Path | None, **values: Any) -> None:
-    r"""Export a PyTorch ResNet to ONNX, checked against PyTorch.
+    """Export a PyTorch ResNet to ONNX, checked against PyTorch.
 
     \b
     Examples:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option("--top", type=int, default=5, show_default=True, help="Classes to name per image.")
 @click.option("--threads", type=THREADS, default=0, help="CPU threads.  [default: all cores]")
 def predict(images: tuple[Path, ...], engine: Path | None, top: int, threads: int) -> None:
-    r"""Classify images with an engine: the best classes and their probabilities.
+    """Classify images with an engine: the best classes and their probabilities.
 
     \b
     Example:

@@ -12,7 +12,7 @@ from resnet_deploy.cli.options import PATH
 @click.argument("record", type=PATH)
 @click.option("--html", type=PATH, metavar="FILE", help="Write the HTML report there too.")
 def report(record: Path, html: Path | None) -> None:
-    r"""Print the table of a benchmark record, and draw its report again.
+    """Print the table of a benchmark record, and draw its report again.
 
     \b
     Example:

@@ -32,7 +32,7 @@ from resnet_deploy.specs import PRECISIONS, BatchRange, BuildSpec
 @timing_options
 @click.option("-o", "--output", type=PATH, default=ENGINES, show_default=True, help="Folder for everything.")
 def run(output: Path, calib: str, data: Path, **values: Any) -> None:
-    r"""Do it all: export, build FP32, FP16 and INT8, compare with PyTorch, report.
+    """Do it all: export, build FP32, FP16 and INT8, compare with PyTorch, report.
 
     \b
     Example:

@@ -238,11 +238,19 @@ def test_refused_in_two_lines_and_nothing_is_left_behind(invoke, workplace, refu
 def test_options_that_click_refuses(invoke, workplace):
     before = files(workplace)
     for line in ("bench --batches x", "predict image.png --threads -1", "build --int4", "export --std 1,2", "nonsense"):
-        result = invoke(*line.split())
-        assert result.exit_code == 2
-        assert "Error: " in result.stderr
-        assert isinstance(result.exception, SystemExit)
+        assert_refused(invoke(*line.split()), "", "--help`")
+    assert_refused(invoke("bench", "--batches", "x"), "Invalid value for '--batches'", "`main bench --help`")
     assert files(workplace) == before
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_keeps_its_examples_on_lines_of_their_own(invoke, command):
+    out = invoke(*command.split(), "--help").stdout
+    assert "\\b" not in out
+    assert "\x08" not in out
+    examples = [line for line in out.splitlines() if line.lstrip().startswith("resnet-deploy ")]
+    assert examples or command == "doctor"
+    assert all(line.count("resnet-deploy ") == 1 for line in examples)
 
 
 def test_users_checkpoint_is_not_overwritten(invoke, workplace):

@@ -17,8 +17,9 @@ from resnet_deploy.bundle import open_bundle
 ROOT = Path(__file__).parents[2]
 # The command line, with a build that comes to a halt when its folder has been begun.
 STALLED = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells take from what they start in the background
 from resnet_deploy.pipeline import lowering
 def stall(*arguments):
     Path("stalled").touch()
@@ -58,12 +59,15 @@ def stalled(workplace):
         process.communicate()
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_told_to_end_leaves_nothing_behind(stalled, workplace, number, status):
+ENDS = [(signal.SIGTERM, 143, b""), (signal.SIGHUP, 129, b""), (signal.SIGINT, 130, b"interrupted\n")]
+
+
+@pytest.mark.parametrize(("number", "status", "last_word"), ENDS)
+def test_told_to_end_leaves_nothing_behind(stalled, workplace, number, status, last_word):
     before = files(workplace)
     process = stalled()
     process.send_signal(number)
-    assert process.communicate(timeout=30) == (b"", b"")
+    assert process.communicate(timeout=30) == (b"", last_word)
     assert process.returncode == status
     assert files(workplace) == before
 
