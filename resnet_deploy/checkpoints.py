@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 from urllib.error import HTTPError, URLError
@@ -33,7 +32,7 @@ CHUNK_BYTES: Final = 1 << 20
 
 PICKLE_SUFFIXES: Final = (".pth", ".pt", ".bin", ".tar")
 CONTAINER_KEYS: Final = ("state_dict", "model_state_dict", "model")
-WRAPPER_PREFIXES: Final = ("module.", "_orig_mod.")  # left by DistributedDataParallel and by torch.compile
+WRAPPER_PREFIXES: Final = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile, Lightning
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,22 @@ def find_published(architecture: str, weights: str) -> Published:
         ) from None
 
 
+def recognise_published(architecture: str, path: Path) -> Published | None:
+    """Tell whether a file is a checkpoint that torchvision publishes for an architecture, by its hash.
+
+    Raises:
+        FileError: If it cannot be read.
+    """
+    digest = sha256_file(path)
+    known = (one for (name, _), one in PUBLISHED.items() if name == architecture)
+    return next((one for one in known if digest.startswith(_promised_digest(one.file))), None)
+
+
+def _promised_digest(file: str) -> str:
+    """First digits of the SHA-256, which a published checkpoint has in its name."""
+    return Path(file).stem.rpartition("-")[2]
+
+
 def download_imagenet(architecture: str, weights: str, progress: Progress) -> Path:
     """Return the local copy of a published checkpoint, downloading it the first time.
 
@@ -84,7 +99,7 @@ def download_imagenet(architecture: str, weights: str, progress: Progress) -> Pa
         FileError: If the cache folder cannot be written.
     """
     file = find_published(architecture, weights).file
-    promised = Path(file).stem.rpartition("-")[2]
+    promised = _promised_digest(file)
     path = Path(torch.hub.get_dir()) / "checkpoints" / file
     if exists(path):
         if not sha256_file(path).startswith(promised):
@@ -108,7 +123,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint, on the CPU, without executing anything in it.
 
     Training checkpoints are unwrapped (``state_dict``, ``model_state_dict``, ``model``), and so are the names that
-    DistributedDataParallel and ``torch.compile`` leave.
+    DistributedDataParallel, ``torch.compile`` and Lightning leave. Two sets of weights are one too many.
 
     Raises:
         FileError: If the file is missing or cannot be read.
@@ -187,14 +202,6 @@ def state_dict_digest(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-@functools.cache
-def imagenet_classes() -> tuple[tuple[str, str], ...]:
-    """Return the synset and a short English name of each of the 1000 ImageNet classes, in the order of the logits."""
-    table = resources.files("resnet_deploy").joinpath("data/imagenet_classes.tsv").read_text(encoding="utf-8")
-    rows = (line.split("\t") for line in table.splitlines())
-    return tuple((synset, name) for synset, name in rows)
-
-
 def _fetch(url: str, progress: Progress) -> Iterator[bytes]:
     """Yield the body of an HTTP answer in chunks, one step of the progress each."""
     description = f"downloading {url.rpartition('/')[2]} (MiB)"
@@ -211,7 +218,7 @@ def _fetch(url: str, progress: Progress) -> Iterator[bytes]:
         reason = error.reason if isinstance(error, URLError) and not isinstance(error, HTTPError) else error
         raise WeightsError(
             f"cannot download {url}: {reason}",
-            hint="offline? use --weights PATH for a checkpoint of your own, or --weights none for an untrained network",
+            hint="offline? use --weights PATH for this file or a checkpoint of your own, or --weights none, untrained",
         ) from error
 
 
@@ -256,6 +263,11 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     """Find the state dict inside a training checkpoint, with the names as the bare network has them."""
     state = content
     while isinstance(state, Mapping) and (key := next((key for key in CONTAINER_KEYS if key in state), None)):
+        if f"{key}_ema" in state:
+            raise WeightsError(
+                f"{path} holds two sets of weights: {key} and {key}_ema",
+                hint=f"save the one you mean: torch.save(torch.load({path.name!r})['{key}_ema'], 'ema.pth')",
+            )
         state = state[key]
     if not isinstance(state, Mapping) or not state:
         raise WeightsError(f"{path} holds no state dict", hint="save one with torch.save(model.state_dict(), PATH)")

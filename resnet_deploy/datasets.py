@@ -50,6 +50,7 @@ class ImageDataset:
         root: The folder that the names in the digest are relative to.
         paths: The image files, below ``root``.
         labels: Class index of each image, in the order of the logits; absent when unknown.
+        labels_note: What a reader of the accuracy must know of the labels; empty if nothing.
 
     Raises:
         DataError: If the labels are not as many as the images.
@@ -58,6 +59,7 @@ class ImageDataset:
     root: Path
     paths: tuple[Path, ...]
     labels: tuple[int, ...] | None = None
+    labels_note: str = ""
 
     def __post_init__(self) -> None:
         if self.labels is not None and len(self.labels) != len(self.paths):
@@ -81,7 +83,7 @@ class ImageDataset:
             return self
         chosen = [position * len(self) // count for position in range(count)]
         labels = None if self.labels is None else tuple(self.labels[index] for index in chosen)
-        return ImageDataset(self.root, tuple(self.paths[index] for index in chosen), labels)
+        return ImageDataset(self.root, tuple(self.paths[index] for index in chosen), labels, self.labels_note)
 
     @cached_property
     def digest(self) -> str:
@@ -242,7 +244,7 @@ def find_dataset(root: Path, card: ModelCard, *, labels_file: Path | None = None
     nested = sum("/" in name for name in names)
     if nested == len(names):
         folders = [entry.name for entry in _visible_folders(root)]
-        return ImageDataset(root, paths, labels_from_folders(root, names, folders, card))
+        return ImageDataset(root, paths, *labels_from_folders(root, names, folders, card))
     if nested:
         raise DataError(
             f"{root}: images lie both in the folder itself ({len(names) - nested}) and in folders below it ({nested})",

@@ -1,8 +1,9 @@
 """Class indices of images, from the folders they lie in or from a file that lists them.
 
-Labels come from names, never from a position in a listing: ten of ImageNet's thousand folders must not be relabelled
-0..9, and several orders are in circulation (folders sorted as text, the development kit's ILSVRC2012_ID, one-based
-lists). What cannot be told for certain is refused with the reason.
+Labels come from names wherever there are any: ten of ImageNet's thousand folders must not be relabelled 0..9, and
+several orders are in circulation (folders sorted as text, the development kit's ILSVRC2012_ID, one-based lists). Only
+where the model knows no names are all the folders, sorted, its classes, as in torchvision's ImageFolder; that is said.
+What cannot be told for certain is refused with the reason.
 """
 
 import csv
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from resnet_deploy.errors import DataError, FileError
+from resnet_deploy.imagenet import CLASSES, imagenet_classes
 from resnet_deploy.specs import ModelCard
 
 _ROW_HINT: Final = "write 'NAME INDEX' or 'NAME CLASS'; names with spaces need a .csv with NAME,CLASS"
@@ -27,8 +29,13 @@ class _Row(NamedTuple):
     value: str
 
 
-def labels_from_folders(root: Path, names: Sequence[str], folders: Sequence[str], card: ModelCard) -> tuple[int, ...]:
+def labels_from_folders(
+    root: Path, names: Sequence[str], folders: Sequence[str], card: ModelCard
+) -> tuple[tuple[int, ...], str]:
     """Label each image by the first folder in its name.
+
+    ImageNet's synsets are known to every model of 1000 classes, and folders that are called 0 to N-1 are the class
+    indices themselves, whatever names the model has.
 
     Args:
         root: Where the images are, for messages.
@@ -36,12 +43,20 @@ def labels_from_folders(root: Path, names: Sequence[str], folders: Sequence[str]
         folders: All folders in ``root``; for a model without class names, one without images counts as a class too.
         card: The model that the labels are for.
 
+    Returns:
+        A class index per image, and what a reader of the accuracy must know of them; empty if nothing.
+
     Raises:
         DataError: If a folder does not name exactly one class, or a model without class names has another number of
             classes than there are folders.
     """
-    known = _indices_from_card(card) or _indices_by_position(root, folders, card)
+    known, note = _indices_from_card(card), ""
     used = {name.partition("/")[0] for name in names}
+    if known.keys().isdisjoint(used) and (not card.labels or _are_class_indices(folders, card)):
+        known = _indices_by_position(root, folders, card)
+        if not _are_class_indices(folders, card):
+            first = ", ".join(f"{folder} = {index}" for folder, index in list(known.items())[:3])
+            note = f"the model knows no class names: folders in sorted order are taken for its classes ({first}, ...)"
     unknown = sorted(used - known.keys())
     if unknown:
         shown = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
@@ -49,7 +64,7 @@ def labels_from_folders(root: Path, names: Sequence[str], folders: Sequence[str]
             f"{root}: {len(unknown)} of {len(used)} folders do not name exactly one class of the model: {shown}",
             hint=f"name the folders as the model names its classes, such as {(card.folders or card.labels)[0]!r}",
         )
-    return tuple(known[name.partition("/")[0]] for name in names)
+    return tuple(known[name.partition("/")[0]] for name in names), note
 
 
 def labels_from_file(file: Path, names: Sequence[str], card: ModelCard) -> tuple[int, ...]:
@@ -103,10 +118,22 @@ def _refuse_mismatch(file: Path, strangers: Sequence[str], unlabelled: Sequence[
 
 
 def _indices_from_card(card: ModelCard) -> dict[str, int]:
-    """Class index by folder name and by label; a label that several classes share names none of them."""
+    """Class index by folder name and by label; a label that several classes share names none of them.
+
+    A synset means one class of ImageNet and nothing else, so a model of 1000 classes need not name them.
+    """
     uses = Counter(card.labels)
     by_label = {label: index for index, label in enumerate(card.labels) if uses[label] == 1}
-    return by_label | {folder: index for index, folder in enumerate(card.folders)}
+    folders = card.folders
+    synsets = [synset for synset, _ in imagenet_classes()] if card.num_classes == CLASSES and not folders else []
+    known = {synset: index for index, synset in enumerate(synsets)} | by_label
+    return known | {folder: index for index, folder in enumerate(folders)}
+
+
+def _are_class_indices(folders: Sequence[str], card: ModelCard) -> bool:
+    """Whether the folders are called 0 to N-1, leading zeros or not, as ImageNetV2's are."""
+    numbers = sorted(int(folder) for folder in folders if re.fullmatch("[0-9]{1,9}", folder))
+    return len(numbers) == len(folders) and numbers == list(range(card.num_classes))
 
 
 def _indices_by_position(root: Path, folders: Sequence[str], card: ModelCard) -> dict[str, int]:
@@ -119,10 +146,10 @@ def _indices_by_position(root: Path, folders: Sequence[str], card: ModelCard) ->
     as_text = sorted(folders)
     if not all(re.fullmatch("[0-9]+", folder) for folder in folders):
         return {folder: index for index, folder in enumerate(as_text)}
-    # 0..N-1 are the class indices themselves (ImageNetV2 is laid out so). Other numbers are a mere order, and there are
-    # two: torchvision's ImageFolder, from which the model may have its classes, sorts as text and has 10 before 2.
+    # Numbers other than 0..N-1 are a mere order, and there are two: torchvision's ImageFolder, from which the model may
+    # have its classes, sorts as text and has 10 before 2.
     as_numbers = sorted(folders, key=int)
-    if as_numbers != as_text and [int(folder) for folder in as_numbers] != list(range(len(folders))):
+    if as_numbers != as_text and not _are_class_indices(folders, card):
         raise DataError(
             f"{root}: the folders are numbers, but not 0 to {len(folders) - 1}, so their order is in doubt",
             hint="rename each folder to its class index, or export the model with its labels",

@@ -15,18 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from resnet_deploy.checkpoints import (
+    Published,
     download_imagenet,
     find_published,
     fit_state_dict,
-    imagenet_classes,
     read_state_dict,
+    recognise_published,
     state_dict_digest,
 )
 from resnet_deploy.errors import SpecError, WeightsError
+from resnet_deploy.imagenet import CLASSES as IMAGENET_CLASSES
+from resnet_deploy.imagenet import imagenet_classes
 from resnet_deploy.protocols import Progress, Silent
 from resnet_deploy.specs import MAX_CLASSES, require_classes
 
-IMAGENET_CLASSES: Final = 1000
 SILENT: Final = Silent()
 
 
@@ -254,13 +256,13 @@ def load_model(
                 f"the {name} weights have {IMAGENET_CLASSES} classes, not {num_classes}",
                 hint="leave the number of classes out, or use --weights PATH with a checkpoint of that many",
             )
-        published = find_published(architecture, name)
         path = download_imagenet(architecture, name, progress)
-        folders, labels = zip(*imagenet_classes(), strict=True)
         loaded = _describe(_module_from_file(architecture, path, IMAGENET_CLASSES), architecture, name)
-        return replace(loaded, resize=published.resize, labels=labels, folders=folders)
+        return _as_published(loaded, find_published(architecture, name))
     path = Path(name)
-    return _describe(_module_from_file(architecture, path, num_classes), architecture, path.name)
+    loaded = _describe(_module_from_file(architecture, path, num_classes), architecture, path.name)
+    published = recognise_published(architecture, path)
+    return _as_published(loaded, published) if published is not None else loaded
 
 
 def resnet18(
@@ -325,6 +327,12 @@ def find_design(architecture: str) -> Design:
         raise SpecError(f"unknown architecture {architecture!r}", hint=f"choose one of: {known}") from None
 
 
+def _as_published(loaded: LoadedModel, published: Published) -> LoadedModel:
+    """Add what is known of a checkpoint of torchvision's, however it came here."""
+    folders, labels = zip(*imagenet_classes(), strict=True)
+    return replace(loaded, resize=published.resize, labels=labels, folders=folders)
+
+
 def _describe(module: ResNet, architecture: str, weights: str) -> LoadedModel:
     digest = state_dict_digest(module.state_dict())
     return LoadedModel(module, architecture, module.fc.out_features, weights, digest)
@@ -352,9 +360,10 @@ def _module_from_file(architecture: str, path: Path, num_classes: int | None) ->
     with torch.device("meta"):  # neither memory nor initialisation: the checkpoint's tensors take their places
         module = ResNet(DESIGNS[architecture], found)
     expected = module.state_dict()
-    # Checkpoints from before PyTorch 0.4.1 lack these counters, and inference has no use for them.
+    # Inference has no use for these counters; checkpoints from before PyTorch 0.4.1 lack them, halved ones have them in
+    # floating point.
     counters = {name: torch.tensor(0) for name in expected if name.endswith("num_batches_tracked")}
-    module.load_state_dict(fit_state_dict(counters | state, expected, source, architecture), assign=True)
+    module.load_state_dict(fit_state_dict(dict(state) | counters, expected, source, architecture), assign=True)
     return module.eval()
 
 

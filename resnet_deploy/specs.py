@@ -192,6 +192,10 @@ class ExportSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def __post_init__(self) -> None:
         require_at_most("image size", self.image_size, MAX_IMAGE_SIZE)  # before it is multiplied
         self.preprocess(256)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if max(values) > 1:
+                hint = "values are scaled to 0..1 before the normalisation: divide by 255"
+                raise SpecError(f"{name} {values} has a value above 1", hint=hint)
         if self.num_classes is not None:
             require_classes(self.num_classes)
 

@@ -23,6 +23,7 @@ torch = pytest.importorskip("torch")
 
 from resnet_deploy import checkpoints, models  # noqa: E402
 from resnet_deploy.cli import main  # noqa: E402
+from resnet_deploy.imagenet import imagenet_classes  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -77,7 +78,7 @@ def readers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         pixels = generator.integers(0, 256, (9, 11, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((300, 250), Image.Resampling.BICUBIC).save(path)
 
-    synsets = [synset for synset, _ in checkpoints.imagenet_classes()[::250]]
+    synsets = [synset for synset, _ in imagenet_classes()[::250]]
     for synset in synsets:
         picture(folder / "imagenet/val" / synset / "ILSVRC2012_val_1.JPEG")
         picture(folder / "imagenet/train-subset" / synset / f"{synset}_1.JPEG")

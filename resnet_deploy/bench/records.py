@@ -100,6 +100,7 @@ class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True):
         digest: SHA-256 over names and contents.
         images: How many were evaluated.
         labels: Class of each image; empty when unlabelled.
+        labels_note: What a reader of the accuracy must know of the labels; empty if nothing.
         skipped: Names of corrupt images left out at the user's request.
     """
 
@@ -107,6 +108,7 @@ class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     images: Count
     labels: tuple[int, ...] = ()
+    labels_note: str = ""
     skipped: tuple[str, ...] = ()
 
 

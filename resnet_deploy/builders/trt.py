@@ -1,6 +1,6 @@
 """TensorRT-RTX: parse the lowered graph, set a profile, compile ahead of time. No GPU is needed.
 
-Precision is in the graph, so the network is strongly typed and no precision flag exists to disagree with it.
+Precision is in the graph, so the network is strongly typed and the one flag that disagrees with it, TF32, is cleared.
 """
 
 from pathlib import Path
@@ -46,7 +46,7 @@ def _compile(api: TrtApi, lowered: bytes, spec: BuildSpec, logger: Any) -> memor
     if not parser.parse(lowered):
         first = parser.get_error(0)
         raise BuildError(f"{api.backend} cannot parse {_where(first)}: {_reason(first.desc())}")
-    config = builder.create_builder_config()
+    config = _new_config(api, builder)
     config.add_optimization_profile(_profile(builder, network, spec))
     if api.ahead_of_time:
         _set_targets(api, config)
@@ -54,6 +54,13 @@ def _compile(api: TrtApi, lowered: bytes, spec: BuildSpec, logger: Any) -> memor
     if plan is None:
         raise BuildError(f"{api.backend} failed to build: {_reason(logger.last_error)}")
     return memoryview(plan)
+
+
+def _new_config(api: TrtApi, builder: Any) -> Any:
+    """Make a configuration in which FP32 is FP32; by default it may be TF32, with a mantissa of 10 bits."""
+    config = builder.create_builder_config()
+    config.clear_flag(api.module.BuilderFlag.TF32)
+    return config
 
 
 def _where(error: Any) -> str:

@@ -58,7 +58,12 @@ def export_options(function: Any) -> Any:
                 help="Trained weights to download, none for an untrained network, or a .pth or .safetensors file.",
             ),
             click.option("--num-classes", type=int, help="Classes of an untrained network; read from checkpoints."),
-            click.option("--labels", type=PATH, metavar="FILE", help="Class names, one per line."),
+            click.option(
+                "--labels",
+                type=PATH_OR_WORD,
+                metavar="imagenet|FILE",
+                help="Class names, one per line, or those of ImageNet.  [default: what belongs to the weights]",
+            ),
             click.option("--image-size", type=int, default=224, show_default=True, help="Side of the network input."),
             click.option("--resize", type=int, help="Shorter side before the crop.  [default: what fits the weights]"),
             click.option(
@@ -90,10 +95,7 @@ def export_options(function: Any) -> Any:
 
 def export_spec(values: dict[str, Any]) -> ExportSpec:
     """Make the spec from the values of ``export_options``, taking them out of ``values``."""
-    from resnet_deploy.pipeline.exporting import read_labels
-
-    labels = values.pop("labels")
-    given = {"architecture": values.pop("arch"), "labels": read_labels(labels) if labels else ()}
+    given = {"architecture": values.pop("arch"), "labels": _labels(values.pop("labels"))}
     for name in ("weights", "num_classes", "image_size", "resize", "interpolation", "dtype"):
         given[name] = values.pop(name)
     for name in ("mean", "std"):
@@ -101,6 +103,18 @@ def export_spec(values: dict[str, Any]) -> ExportSpec:
         if value is not None:
             given[name] = value
     return ExportSpec(**given)
+
+
+def _labels(given: str | None) -> tuple[str, ...]:
+    if given is None:
+        return ()
+    if given == "imagenet":
+        from resnet_deploy.imagenet import imagenet_classes
+
+        return tuple(name for _, name in imagenet_classes())
+    from resnet_deploy.pipeline.exporting import read_labels
+
+    return read_labels(Path(given))
 
 
 def skip_corrupt_option(function: Any) -> Any:

@@ -231,6 +231,7 @@ def _dataset_record(reader: BatchReader) -> DatasetRecord:
         digest=dataset.digest,
         images=len(kept),
         labels=tuple(dataset.labels[index] for index in kept) if dataset.labels else (),
+        labels_note=dataset.labels_note,
         skipped=reader.skipped_names,
     )
 

@@ -106,6 +106,8 @@ def data(record: BenchRecord) -> tuple[str, ...]:
             f"agreement with {reference_name(record)} only" if record.reference else "no accuracy without a reference"
         )
         lines.append(f"no labels: {only}")
+    if dataset.labels_note:
+        lines.append(printable(dataset.labels_note))
     if dataset.skipped:
         names = ", ".join(printable(name) for name in dataset.skipped[:3])
         more = ", ..." if len(dataset.skipped) > 3 else ""

@@ -166,6 +166,8 @@ REFUSALS = (
     Refusal(f"{EXPORT} --resize 60000 -o new/a.onnx", "resize 60000 is too large", "at most 8192"),
     Refusal("build engines/resnet18.onnx --fp16 --batch 10000000", "batch size 10000000 is too large", "at most 1024"),
     Refusal("bench --batches 1,10000000", "batch size 10000000 is too large", "at most 1024"),
+    Refusal(f"{EXPORT} --mean 123.7,116.3,103.5 -o new/a.onnx", "has a value above 1", "divide by 255"),
+    Refusal(f"{EXPORT} --num-classes 10 --labels imagenet -o new/a.onnx", "1000 labels for a model of 10", "label"),
     Refusal(f"{EXPORT} --resize 31 -o new/a.onnx", "resize 31 is smaller than the crop 32", "--resize"),
     Refusal(f"{EXPORT} --std 1,1,0 -o new/a.onnx", "is not positive", "positive"),
     Refusal("build engines/resnet18.onnx --fp16 --batch 8:4:1", "batch range 8:4:1 is not ordered", "1:8:64"),
@@ -211,7 +213,7 @@ REFUSALS = (
     Refusal(f"{BENCH} --data empty", "empty: no images", ".png"),
     Refusal(f"{BENCH} --data gone", "gone: No such file", "check the path"),
     Refusal(f"{BENCH} --data unknown", "3 of 3 folders do not name exactly one class", "'zero'"),
-    Refusal(f"{BENCH} --data corrupt", "corrupt/one/1.png: damaged image", "damaged images out"),
+    Refusal(f"{BENCH} --data corrupt", "corrupt/one/1.png: damaged image", "--skip-corrupt"),
     Refusal("run --calib gone --data data", "gone: No such file", "check the path"),
     Refusal("run --calib data --data empty", "empty: no images", ".png"),
     # Outputs that are taken.

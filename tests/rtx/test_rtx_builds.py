@@ -20,6 +20,7 @@ except (ImportError, OSError) as reason:  # OSError: installed, but its librarie
 
 from resnet_deploy import trt_api
 from resnet_deploy.builders import Builder, BuiltEngine, find_builder
+from resnet_deploy.builders import trt as trt_builder
 from resnet_deploy.errors import BackendError, BuildError, SpecError
 from resnet_deploy.export import export_onnx
 from resnet_deploy.models import create_model
@@ -275,3 +276,10 @@ def test_targets_are_named_one_by_one():
     assert (api.backend, api.version, api.ahead_of_time) == (BACKEND, trt.__version__, True)
     for target in trt_api.RTX_DEFAULT_TARGETS:
         assert hasattr(trt.ComputeCapability, f"SM{target.replace('.', '')}")
+
+
+def test_fp32_is_not_tf32():
+    api = trt_api.load(BACKEND)
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    assert builder.create_builder_config().get_flag(trt.BuilderFlag.TF32)  # what would happen by itself
+    assert not trt_builder._new_config(api, builder).get_flag(trt.BuilderFlag.TF32)

@@ -19,7 +19,6 @@ from resnet_deploy.checkpoints import (
     download_imagenet,
     find_published,
     fit_state_dict,
-    imagenet_classes,
     read_state_dict,
     state_dict_digest,
     write_state_dict,
@@ -58,11 +57,20 @@ def test_reads_pickles_and_unwraps_them(tmp_path: Path, suffix: str, wrap: str |
     assert_same(read_state_dict(path), state)
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
 def test_strips_the_prefix_of_wrappers(tmp_path: Path, prefix: str) -> None:
     path = tmp_path / "wrapped.pth"
     torch.save({"state_dict": {prefix + name: tensor for name, tensor in small_state().items()}}, path)
     assert_same(read_state_dict(path), small_state())
+
+
+@pytest.mark.parametrize("key", checkpoints.CONTAINER_KEYS)
+def test_two_sets_of_weights_are_one_too_many(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "averaged.pth"
+    torch.save({key: small_state(), f"{key}_ema": small_state()}, path)
+    with pytest.raises(WeightsError, match=f"holds two sets of weights: {key} and {key}_ema") as caught:
+        read_state_dict(path)
+    assert f"['{key}_ema']" in caught.value.hint
 
 
 def test_keeps_a_prefix_that_only_some_names_have(tmp_path: Path) -> None:
@@ -253,17 +261,6 @@ def test_fit_refuses(state: dict[str, torch.Tensor], message: str) -> None:
 
 
 # --- ImageNet
-
-
-def test_imagenet_classes() -> None:
-    synsets, names = zip(*imagenet_classes(), strict=True)
-    assert len(synsets) == len(set(names)) == 1000
-    assert list(synsets) == sorted(set(synsets))
-    assert all(name == name.strip() != "" for name in names)
-    # Indices that anybody knows from the logits.
-    assert [names[index] for index in (0, 1, 207, 281, 954, 999)] == [
-        "tench", "goldfish", "golden retriever", "tabby", "banana", "toilet tissue",
-    ]  # fmt: skip
 
 
 def test_the_table_of_published_checkpoints() -> None:

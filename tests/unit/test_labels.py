@@ -7,6 +7,7 @@ from PIL import Image
 
 from resnet_deploy.datasets import LABEL_FILES, find_dataset
 from resnet_deploy.errors import DataError, FileError
+from resnet_deploy.imagenet import imagenet_classes
 from resnet_deploy.specs import ModelCard, Preprocess
 
 SYNSETS = ("n01440764", "n01443537", "n01484850", "n01491361", "n01494475", "n01496331")
@@ -277,3 +278,67 @@ def test_labels_file_that_is_missing_or_binary(tmp_path):
         find_dataset(tmp_path, NAMED, labels_file=tmp_path / "gone.txt")
     with pytest.raises(DataError, match="not UTF-8"):
         find_dataset(tmp_path, NAMED, labels_file=tmp_path / "a.jpg")
+
+
+# ImageNet's synsets, with a model that does not name them
+
+THOUSAND = {
+    "no names": card_with(1000),
+    "English names": card_with(1000, tuple(name for _, name in imagenet_classes())),
+    "names of its own": card_with(1000, tuple(f"thing {index}" for index in range(1000))),
+}
+
+
+@pytest.mark.parametrize("card", THOUSAND.values(), ids=THOUSAND)
+def test_synsets_are_known_to_every_model_of_a_thousand_classes(tmp_path, card):
+    make(tmp_path, "n01491361/a.jpg", "n01494475/a.jpg", "n15075141/a.jpg")
+    dataset = find_dataset(tmp_path, card)
+    assert by_name(dataset) == {"n01491361/a.jpg": 3, "n01494475/a.jpg": 4, "n15075141/a.jpg": 999}
+    assert dataset.labels_note == ""
+
+
+@pytest.mark.parametrize("card", THOUSAND.values(), ids=THOUSAND)
+def test_kaggles_file_has_synsets(tmp_path, card):
+    make(tmp_path, "ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000002.JPEG")
+    rows = ["ImageId,PredictionString"]
+    rows += [f"ILSVRC2012_val_0000000{number},{name} 1 2 3 4" for number, name in ((1, "n15075141"), (2, "n01443537"))]
+    (tmp_path / "LOC_val_solution.csv").write_text("\n".join(rows))
+    assert find_dataset(tmp_path, card).labels == (999, 1)
+
+
+def test_synsets_mean_nothing_to_a_model_of_another_number_of_classes(tmp_path):
+    make(tmp_path, "n01491361/a.jpg", "n01494475/a.jpg")
+    with pytest.raises(DataError, match="2 folders for 999 classes"):
+        find_dataset(tmp_path, card_with(999))
+
+
+def test_names_of_the_model_come_before_synsets(tmp_path):
+    make(tmp_path, "n01440764/a.jpg")
+    backwards = card_with(1000, tuple(synset for synset, _ in imagenet_classes())[::-1])
+    assert find_dataset(tmp_path, backwards).labels == (999,)
+
+
+# Folders that are class indices, and folders that are in some order
+
+
+@pytest.mark.parametrize("card", [NAMED, NAMELESS, card_with(6, LABELS)], ids=["synsets", "no names", "labels"])
+def test_folders_called_by_index_are_the_classes_whatever_they_are_called(tmp_path, card):
+    make(tmp_path, *(f"{index}/a.jpg" for index in (5, 0, 3, 1, 2, 4)))
+    dataset = find_dataset(tmp_path, card)
+    assert by_name(dataset) == {f"{index}/a.jpg": index for index in range(6)}
+    assert dataset.labels_note == ""
+
+
+def test_some_indices_may_be_counted_from_one(tmp_path):
+    make(tmp_path, "1/a.jpg", "2/a.jpg")
+    with pytest.raises(DataError, match="2 of 2 folders do not name exactly one class"):
+        find_dataset(tmp_path, NAMED)
+
+
+def test_order_is_taken_for_the_classes_only_aloud(tmp_path):
+    make(tmp_path, *(f"{name}/a.jpg" for name in ("two", "one", "three", "four", "five", "six")))
+    dataset = find_dataset(tmp_path, NAMELESS)
+    assert by_name(dataset)["five/a.jpg"] == 0
+    said = "folders in sorted order are taken for its classes (five = 0, four = 1, one = 2, ...)"
+    assert dataset.labels_note == f"the model knows no class names: {said}"
+    assert dataset.subset(2).labels_note == dataset.labels_note

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from resnet_deploy import checkpoints, models
+from resnet_deploy.artifact import sha256_file
 from resnet_deploy.checkpoints import Published, state_dict_digest, write_state_dict
 from resnet_deploy.errors import FileError, SpecError, WeightsError
 from resnet_deploy.models import ARCHITECTURES, DESIGNS, ResNet, create_model, load_model, resnet18
@@ -288,8 +289,9 @@ def test_each_function_makes_its_network(architecture: str, monkeypatch: pytest.
     assert models._recognise(module.state_dict()) == architecture
 
 
-def test_an_old_half_precision_checkpoint(small: ResNet, tmp_path: Path) -> None:
-    state = {name: tensor.half() for name, tensor in small.state_dict().items() if "num_batches" not in name}
+@pytest.mark.parametrize("left_out", ["num_batches", "nothing"])
+def test_an_old_half_precision_checkpoint(small: ResNet, tmp_path: Path, left_out: str) -> None:
+    state = {name: tensor.half() for name, tensor in small.state_dict().items() if left_out not in name}
     torch.save(state, tmp_path / "old.pth")
     module = resnet18(tmp_path / "old.pth")
     assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
@@ -364,6 +366,19 @@ def test_imagenet_weights_bring_their_classes(weights: str, resize: int, monkeyp
     loaded = load_model("resnet18", weights)
     assert (loaded.weights, loaded.resize, loaded.num_classes) == (weights, resize, 1000)
     assert (loaded.folders[1], loaded.labels[1], len(loaded.labels)) == ("n01443537", "goldfish", 1000)
+
+
+def test_published_checkpoint_is_known_by_its_hash_under_any_name(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "mine.pth"
+    torch.save(create_model("resnet18").state_dict(), path)
+    strange = load_model("resnet18", path)
+    assert (strange.resize, strange.labels, strange.folders) == (256, (), ())
+    published = Published(f"resnet18-{sha256_file(path)[:8]}.pth", resize=232)
+    monkeypatch.setitem(checkpoints.PUBLISHED, ("resnet18", "imagenet"), published)
+    known = load_model("resnet18", path)
+    assert (known.weights, known.resize) == ("mine.pth", 232)
+    assert (known.folders[1], known.labels[1]) == ("n01443537", "goldfish")
+    assert known.weights_sha256 == strange.weights_sha256
 
 
 def test_imagenet_weights_have_1000_classes() -> None:

@@ -215,13 +215,13 @@ def test_resize_follows_the_weights_unless_it_is_given(sizes):
 
 
 def test_contract_takes_everything_from_the_request():
-    spec = ExportSpec(image_size=8, interpolation="nearest", mean=(0, 0.5, 1), std=(1, 2, 3), dtype="float32")
+    spec = ExportSpec(image_size=8, interpolation="nearest", mean=(0, 0.5, 1), std=(0.1, 0.5, 1), dtype="float32")
     assert spec.preprocess(256) == Preprocess(
         image_size=8,
         resize=9,
         interpolation="nearest",
         mean=(0, 0.5, 1),
-        std=(1, 2, 3),
+        std=(0.1, 0.5, 1),
         dtype="float32",
         layout="NCHW",
     )
