@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _RESAMPLES: Final = 1000
 _Z95: Final = 1.959964  # two-sided 95 % of the normal distribution
 _FEWEST_ROUNDS: Final = 5  # with fewer, the bootstrap sees too few of the machine's states and comes out too narrow
+_CALLS_FOR_P99: Final = 100
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def summarize(record: BenchRecord) -> tuple[Summary, ...]:
 
 def stability_warnings(samples: Samples) -> tuple[str, ...]:
     """Say what makes latencies hard to trust: too few of them, or a wide or drifting spread."""
-    few = len(samples.seconds) < 100
+    few = len(samples.seconds) < _CALLS_FOR_P99
     warning = f"p99 of {len(samples.seconds)} calls at batch {samples.batch} is simply the slowest call"
     return (*([warning] if few else []), *_spread_warnings(samples))
 
@@ -210,6 +211,9 @@ def _summary(engine: EngineRecord, reference: EngineRecord | None, dataset: Data
     warnings = list(stability_warnings(first))
     if best is not first:
         warnings += _spread_warnings(best)
+    thin = [str(one.batch) for one in engine.latency if one is not first and len(one.seconds) < _CALLS_FOR_P99]
+    if thin:
+        warnings.append(f"p99 at batch {', '.join(thin)} is simply the slowest of fewer than {_CALLS_FOR_P99} calls")
     if (rounds := len(set(best.rounds))) < _FEWEST_ROUNDS:
         noun = "round" if rounds == 1 else "rounds"
         warnings.append(f"intervals rest on {rounds} {noun} at batch {best.batch}: they are too narrow")

@@ -1,7 +1,7 @@
 """``resnet-deploy build``."""
 
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -17,6 +17,9 @@ from resnet_deploy.cli.options import (
 )
 from resnet_deploy.errors import FileError, SpecError
 from resnet_deploy.specs import PRECISIONS, BatchRange, BuildSpec, Precision
+
+if TYPE_CHECKING:
+    from resnet_deploy.bundle import Measured
 
 DEFAULT_MODEL: Final = ENGINES / "resnet50.onnx"
 
@@ -35,7 +38,7 @@ DEFAULT_MODEL: Final = ENGINES / "resnet50.onnx"
     help="Real images to calibrate INT8 on; `random` for noise, to try it out.",
 )
 @calibration_options
-@click.option("--samples", type=PATH, metavar="DIR", help="Images whose answers are kept.  [default: those of --calib]")
+@click.option("--samples", type=PATH, metavar="DIR", help="Images whose answers are kept.  [default: of --calib]")
 @skip_corrupt_option
 @click.option("-o", "--output", type=PATH, help="The bundle.  [default: <model>-<precision>-<backend>/ beside it]")
 def build(model: Path | None, **values: Any) -> None:
@@ -102,14 +105,21 @@ def describe(built: Any) -> None:
     size = bundle.engine_path.stat().st_size / 1e6
     state = "unchanged, nothing to build (cache hit)" if built.cache_hit else f"{size:.1f} MB"
     click.echo(f"{bundle.path}/: {state}")
-    by = "the engine" if measured.by == "engine" else "its graph, simulated on this CPU,"
-    click.echo(
-        f"  {by} agrees with the FP32 model on {measured.agreement:.1%} of {measured.images} "
-        f"{measured.inputs}, SQNR {measured.sqnr_db:.1f} dB"
-    )
+    click.echo(f"  {_measured_in_words(measured, manifest.spec.precision)}")
     if measured.latency_s is not None:
         click.echo(
             f"  {measured.latency_s * 1e3:.2f} ms a call at batch {manifest.spec.batch.min} (indication; see bench)"
         )
     for note in manifest.notes:
         click.echo(f"  {note}")
+
+
+def _measured_in_words(measured: "Measured", precision: Precision) -> str:
+    """Say how far the engine is from the exported model, and where that says nothing of its accuracy."""
+    by = "the engine" if measured.by == "engine" else "its graph, simulated on this CPU,"
+    distance = "equal to the last bit" if measured.max_difference == 0 else f"SQNR {measured.sqnr_db:.1f} dB"
+    shared = f"{measured.agreement:.1%} of {measured.images} {measured.inputs}"
+    caveat = ""
+    if precision == "int8" and measured.inputs != "images":
+        caveat = " (no measure of accuracy: name other real images with --samples, or see bench)"
+    return f"{by} agrees with the exported FP32 model on {shared}, {distance}{caveat}"

@@ -48,7 +48,12 @@ def export_options(function: Any) -> Any:
     """Add the options that say what to export."""
     for option in reversed(
         (
-            click.option("--arch", default="resnet50", show_default=True, help="Architecture: resnet18 to resnet152."),
+            click.option(
+                "--arch",
+                default="resnet50",
+                show_default=True,
+                help="resnet18 to resnet152; plain18, plain34 without shortcuts.",
+            ),
             click.option(
                 "--weights",
                 type=PATH_OR_WORD,

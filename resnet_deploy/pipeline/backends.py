@@ -3,7 +3,7 @@
 from typing import Final
 
 from resnet_deploy import environment
-from resnet_deploy.backends import find_backend
+from resnet_deploy.backends import BACKENDS, find_backend
 from resnet_deploy.capabilities import backend_status
 from resnet_deploy.errors import BackendError
 
@@ -20,8 +20,11 @@ def choose_backend(name: str) -> str:
     Raises:
         BackendError: If the name is unknown, or nothing can build and run here.
     """
+    if name in {backend.name for backend in BACKENDS}:
+        return name
     if name != AUTO:
-        return find_backend(name).name
+        known = ", ".join(backend.name for backend in BACKENDS if backend.builder)
+        raise BackendError(f"unknown backend {name!r}", hint=f"choose one of: {AUTO}, {known}")
     here = environment.collect()
     for candidate in _PREFERENCE:
         status = backend_status(find_backend(candidate), here)

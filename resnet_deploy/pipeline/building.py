@@ -49,7 +49,7 @@ class BuildInputs:
         model: The exported ONNX file.
         output: Folder of the bundle; None names it ``<model>-<precision>-<backend>`` beside the model, less its .onnx.
         calib: Folder of real images to calibrate INT8 on, or ``random`` for noise.
-        samples: Folder of images whose answers the bundle keeps; None takes some of the calibration's, or makes some.
+        samples: Folder of images whose answers the bundle keeps; None takes the calibration's folder, or makes some.
         skip_corrupt: Leave damaged images out instead of stopping.
     """
 
@@ -89,7 +89,8 @@ def build(inputs: BuildInputs, spec: BuildSpec, progress: "Progress") -> Built:
         source = read_source(inputs.model)
         contract = source.card.preprocess
         calibration_set = find_calibration_images(inputs.calib, spec.calibration, contract, skip_corrupt=skip)
-        samples = golden.find_samples(inputs.samples, calibration_set, contract, skip_corrupt=skip)
+        folder = inputs.samples or (Path(str(inputs.calib)) if calibration_set is not None else None)
+        samples = golden.find_samples(folder, calibration_set, contract, skip_corrupt=skip)
         here = environment.collect()
         calibration_digest = calibration_set.dataset.digest if calibration_set else ""
         key = _cache_key(source, spec, [inputs.calib == RANDOM, skip, calibration_digest, samples.digest], here)

@@ -56,23 +56,25 @@ class Samples:
 def find_samples(
     folder: Path | None, calibration_set: "BatchReader | None", preprocess: Preprocess, *, skip_corrupt: bool
 ) -> Samples:
-    """Find a few images in ``folder``, else among those of the calibration, else decide to make some.
+    """Find a few images in ``folder``, or decide to make some where there is none.
+
+    Images that the engine is calibrated on are taken only where there are no others: on them, the fewer they are the
+    better every engine looks.
 
     Raises:
         DataError: If there is no image.
         FileError: If the folder cannot be read.
     """
-    from resnet_deploy.datasets import find_images
+    from resnet_deploy.datasets import ImageDataset, find_images
 
-    seen = set(calibration_set.dataset.paths) if calibration_set is not None else set()
-    if folder is not None:
-        images = find_images(folder)
-    elif calibration_set is not None:
-        images = calibration_set.dataset
-    else:
+    if folder is None:
         return Samples(None, "synthetic images")
-    reader = read_images(images, IMAGES, preprocess, skip_corrupt=skip_corrupt)
-    return Samples(reader, "images" if seen.isdisjoint(reader.dataset.paths) else "calibration images")
+    images = find_images(folder)
+    seen = {path.absolute() for path in calibration_set.dataset.paths} if calibration_set is not None else set()
+    others = tuple(path for path in images.paths if path.absolute() not in seen)
+    chosen = ImageDataset(images.root, others) if others else images
+    reader = read_images(chosen, IMAGES, preprocess, skip_corrupt=skip_corrupt)
+    return Samples(reader, "images" if others else "calibration images")
 
 
 def answer(engine: Path, lowered: bytes, spec: BuildSpec, card: ModelCard, samples: Samples) -> Answers:

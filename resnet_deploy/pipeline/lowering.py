@@ -1,7 +1,7 @@
 """The exported FP32 graph, lowered to a precision in the form that the target runs fastest."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from resnet_deploy.errors import BackendError
 from resnet_deploy.specs import BuildSpec
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
     from resnet_deploy.environment import Cpu
     from resnet_deploy.quantize.calibrate import Calibration, CalibrationSource
+
+
+_FEW_IMAGES: Final = 100
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,11 @@ def _calibration_notes(source: "CalibrationSource") -> list[str]:
     notes = []
     if not source.dataset_sha256:
         notes.append("calibrated on noise: the ranges suit no real image; do not deploy")
+    elif source.images < _FEW_IMAGES:
+        images = "1 image" if source.images == 1 else f"{source.images} images"
+        notes.append(f"calibrated on {images}: a few hundred give ranges that suit others too")
     if source.skipped:
         names = ", ".join(source.skipped[:3]) + (", ..." if len(source.skipped) > 3 else "")
-        notes.append(f"{len(source.skipped)} damaged images left out of the calibration: {names}")
+        images = "1 damaged image" if len(source.skipped) == 1 else f"{len(source.skipped)} damaged images"
+        notes.append(f"{images} left out of the calibration: {names}")
     return notes

@@ -98,7 +98,7 @@ def _accuracy_caption(rows: tuple[Summary, ...]) -> str:
     if len(plots.pareto_front(points)) > 1:
         caption = "The line joins the engines that no other beats in one without losing in the other."
     else:
-        caption = "No engine beats the fastest one."
+        caption = "The fastest engine is as accurate as any."
     counted = [row.accuracy for row in rows if row.accuracy is not None]
     shares = [counts.top1 for counts in counted if counts.top1 is not None]
     if not shares:

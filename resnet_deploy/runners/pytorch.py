@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class TorchRunner:
-    """Runs a network on the CPU, normalising contract tensors as torchvision does: /255, mean, std.
+    """Runs a network on the CPU, normalising contract tensors as torchvision does: /255, mean, std, in NCHW.
 
     Args:
         network: In FP32; it is put into eval mode.
@@ -56,7 +56,7 @@ class TorchRunner:
         assert self._network is not None
         images = self._images
         if self._normalise:
-            images = (images.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std
+            images = (images.permute(0, 3, 1, 2).contiguous().float() / 255 - self._mean) / self._std
         self._logits = self._network(images)
 
     def synchronize(self) -> None:

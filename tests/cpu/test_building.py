@@ -117,6 +117,27 @@ def test_golden_images_are_real_where_there_are_real_ones(deployment, tmp_path):
     assert (built.bundle.manifest.measured.inputs, built.bundle.manifest.measured.images) == ("images", 4)
 
 
+def test_golden_images_are_none_that_the_engine_was_calibrated_on(case):
+    """On those it was, an engine that was calibrated on fewer images looks better."""
+    case.spec = msgspec.structs.replace(case.spec, calibration=CalibrationSpec(max_images=5))
+    built = case.build()
+    images = find_images(case.calibration)
+    used = {path.name for path in images.subset(5).paths}
+    others = [path for path in images.paths if path.name not in used]
+    assert len(others) == 7
+    contract = built.bundle.manifest.card.preprocess
+    with np.load(built.bundle.golden_path) as golden:
+        np.testing.assert_array_equal(golden["images"], batch_from_images(others, contract))
+    assert (built.bundle.manifest.measured.inputs, built.bundle.manifest.measured.images) == ("images", 7)
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, "1 image"), (5, "5 images")])
+def test_few_calibration_images_are_said_to_be_few(case, count, words):
+    case.spec = msgspec.structs.replace(case.spec, calibration=CalibrationSpec(max_images=count))
+    notes = case.build().bundle.manifest.notes
+    assert f"calibrated on {words}: a few hundred give ranges that suit others too" in notes
+
+
 def test_calibration_says_what_it_saw(deployment):
     calibration = json.loads((deployment.engines["int8"] / "calibration.json").read_text())
     assert calibration["source"] == {

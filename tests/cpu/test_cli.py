@@ -56,7 +56,7 @@ def test_from_weights_to_a_report(shell, deployment, tmp_path):
     build = ("build", "engines/resnet18.onnx", "--backend", "onnxruntime")
     out = shell(*build, "--fp16")
     assert out.startswith("engines/resnet18-fp16-onnxruntime/: 22.")
-    assert "agrees with the FP32 model on" in out
+    assert "agrees with the exported FP32 model on" in out
     assert "unchanged, nothing to build (cache hit)" in shell(*build, "--fp16")
     out = shell(*build, "--int8", "--calib", str(deployment.calibration))
     assert "21 layers and 32 activations quantized" in out
@@ -183,7 +183,11 @@ REFUSALS = (
     Refusal("build engines/resnet18.onnx --fp16 --int8", "2 precisions asked for, one is needed", "--fp16"),
     Refusal("build engines/resnet18.onnx --fp16 --calib calibration", "fp16 takes no calibration data", "--int8"),
     Refusal("build engines/resnet18.onnx --int8 --backend onnxruntime", "INT8 needs calibration images", "--calib DIR"),
-    Refusal("build engines/resnet18.onnx --fp16 --backend tensorflow", "unknown backend 'tensorflow'", "onnxruntime"),
+    Refusal(
+        "build engines/resnet18.onnx --fp16 --backend tensorflow",
+        "unknown backend 'tensorflow'",
+        "choose one of: auto, onnxruntime, tensorrt-rtx",
+    ),
     Refusal("build engines/resnet18.onnx --fp16 --backend openvino", "cannot build for openvino", "--backend"),
     Refusal("run --calib data --data data --backend tensorflow", "unknown backend 'tensorflow'", "onnxruntime"),
     # Options that would have no effect.

@@ -258,6 +258,21 @@ class TestStabilityWarnings:
 
 
 class TestSummarize:
+    def test_warns_of_a_p99_that_few_calls_make_at_any_batch(self):
+        record = make_record()
+        engine = record.engines[1]
+        assert engine.latency[0].batch == 1
+        assert not any("slowest of fewer" in warning for warning in statistics.summarize(record)[1].warnings)
+        short = [
+            msgspec.structs.replace(samples, seconds=samples.seconds[:60], rounds=samples.rounds[:60])
+            for samples in engine.latency[1:]
+        ]
+        engine = msgspec.structs.replace(engine, latency=(engine.latency[0], *short))
+        changed = msgspec.structs.replace(record, engines=(record.engines[0], engine, *record.engines[2:]))
+        batches = ", ".join(str(samples.batch) for samples in short)
+        expected = f"p99 at batch {batches} is simply the slowest of fewer than 100 calls"
+        assert expected in statistics.summarize(changed)[1].warnings
+
     def test_one_row_per_engine_in_order(self):
         record = make_record()
         rows = statistics.summarize(record)
