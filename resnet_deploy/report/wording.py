@@ -118,7 +118,9 @@ def data(record: BenchRecord) -> tuple[str, ...]:
 def procedure(record: BenchRecord) -> str:
     """Say how the calls were made."""
     threads = "1 thread" if record.threads == 1 else f"{record.threads} threads"
-    reference = "; PyTorch runs eagerly, in FP32 and NCHW, and normalises" if record.reference == "pytorch" else ""
+    reference = (
+        "; PyTorch runs eagerly, in FP32, channels last, and normalises" if record.reference == "pytorch" else ""
+    )
     return (
         f"{threads} per engine on the CPU; {record.warmup_calls} untimed calls first; "
         f"engines take turns, in random order (seed {record.seed}){reference}"

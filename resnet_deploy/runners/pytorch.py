@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 
 class TorchRunner:
-    """Runs a network on the CPU, normalising contract tensors as torchvision does: /255, mean, std, in NCHW.
+    """Runs a network on the CPU, normalising contract tensors as torchvision does: /255, mean, std.
+
+    In the channels-last layout, mostly the faster one for eager PyTorch on a CPU: a peer should be at its best.
 
     Args:
-        network: In FP32; it is put into eval mode.
+        network: In FP32; it is put into eval mode and into the channels-last layout.
         card: The model it is.
         batch: Batch sizes to accept.
         threads: Threads for one call, set for the whole process; 0 leaves PyTorch's own choice.
@@ -30,7 +32,7 @@ class TorchRunner:
         self.output: TensorSpec
         self.input, self.output = tensor_specs(card)
         self.batch = batch
-        self._network: nn.Module | None = network.eval()
+        self._network: nn.Module | None = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = str(next(network.parameters()).device)
         self._normalise = card.preprocess.dtype == "uint8"
         self._mean, self._std = (
@@ -56,7 +58,7 @@ class TorchRunner:
         assert self._network is not None
         images = self._images
         if self._normalise:
-            images = (images.permute(0, 3, 1, 2).contiguous().float() / 255 - self._mean) / self._std
+            images = (images.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std
         self._logits = self._network(images)
 
     def synchronize(self) -> None:
