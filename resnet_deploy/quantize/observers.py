@@ -1,9 +1,12 @@
 """Streaming observation of one tensor in constant memory.
 
 The histogram's bin width is a power of two, and the range doubles (adjacent bins are added up) whenever a value falls
-outside. Binning by a power of two is exact in binary floating point, and floor(floor(x) / 2) = floor(x / 2): the final
+outside. Dividing by a power of two is exact in binary floating point, and trunc(trunc(x) / 2) = trunc(x / 2): the final
 state depends on the observed values alone, not on their order, the batch size, or how they were split over observers
 that were merged afterwards.
+
+Truncation rather than floor, because processors convert to integers by truncation, and because a product that underflows
+belongs to bin 0 all the same: single precision is enough. Bin 0 has no sign and is twice as wide as the others.
 """
 
 import hashlib
@@ -14,11 +17,14 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
-BINS: Final = 8192  # half below zero, half above; the larger side of the data fills at least 2,048 of its 4,096
-_HALF: Final = BINS // 2
+HALF: Final = 4096  # bins on either side of zero; the larger side of the data fills at least half of its own
+BINS: Final = 2 * HALF
 _SMALLEST_EXPONENT: Final = -60  # a tensor of zeros stays here
+_CHUNK: Final = 1 << 17  # values whose working copies stay in a core's cache from one pass to the next
 
 
 def _empty_counts() -> "NDArray[np.int64]":
@@ -27,11 +33,11 @@ def _empty_counts() -> "NDArray[np.int64]":
 
 @dataclass
 class Histogram:
-    """Counts of a tensor's values over [-2**exponent, 2**exponent), and their exact extremes.
+    """Counts of a tensor's values over (-2**exponent, 2**exponent), and their exact extremes.
 
     Attributes:
         exponent: The range is the smallest power of two above every magnitude seen.
-        counts: (BINS,) int64; bin i covers [(i - BINS/2) * width, (i + 1 - BINS/2) * width).
+        counts: (BINS,) int64; element HALF + i counts the values x with trunc(x / width) = i. Element 0 stays 0.
         low: Smallest value seen; infinity before the first.
         high: Largest value seen; minus infinity before the first.
     """
@@ -44,7 +50,7 @@ class Histogram:
     @property
     def width(self) -> float:
         """Width of a bin."""
-        return math.ldexp(1.0, self.exponent) / _HALF
+        return math.ldexp(1.0, self.exponent) / HALF
 
     @property
     def total(self) -> int:
@@ -60,15 +66,30 @@ class Histogram:
         return hashlib.sha256(state).hexdigest()
 
     def update(self, values: "NDArray[np.float32]") -> None:
-        """Count ``values``: any shape, float32, all finite."""
+        """Count ``values``: any shape, float32.
+
+        Raises:
+            FloatingPointError: If a value is not finite; the state is then of no use.
+        """
+        flat = values.ravel(order="K")
+        scaled, index = np.empty(min(_CHUNK, flat.size), np.float32), np.empty(min(_CHUNK, flat.size), np.int32)
+        for chunk in _chunks(flat):
+            self._count(chunk, scaled[: chunk.size], index[: chunk.size])
+
+    def _count(
+        self, values: "NDArray[np.float32]", scaled: "NDArray[np.float32]", index: "NDArray[np.int32]"
+    ) -> None:
+        """Count a flat piece, with two arrays of its size to work in."""
         # Adding zero turns -0.0 into 0.0: which of the two a minimum gives depends on their order.
         low, high = float(values.min()) + 0.0, float(values.max()) + 0.0
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise FloatingPointError("a value is not finite")
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._cover(max(-low, high))
-        # Scaling by a power of two is exact where nothing underflows: in double precision, a float32 never does.
-        scaled = np.multiply(values.ravel(), _HALF / math.ldexp(1.0, self.exponent), dtype=np.float64)
-        np.floor(scaled, out=scaled)
-        self.counts += np.bincount(scaled.astype(np.int32) + _HALF, minlength=BINS)
+        np.multiply(values, np.float32(math.ldexp(HALF, -self.exponent)), out=scaled)
+        np.copyto(index, scaled, casting="unsafe")  # toward zero, as in C
+        index += HALF
+        self.counts += np.bincount(index, minlength=BINS)
 
     def merge(self, other: "Histogram") -> None:
         """Add what ``other`` has seen; the same as if this observer had seen it."""
@@ -81,8 +102,10 @@ class Histogram:
         self.counts += copy.counts
 
     def magnitudes(self) -> "NDArray[np.int64]":
-        """Counts of |x|, shape (BINS/2,): bin i covers [i * width, (i + 1) * width)."""
-        return self.counts[_HALF:] + self.counts[:_HALF][::-1]
+        """Counts of |x|, shape (HALF,): bin i covers [i * width, (i + 1) * width)."""
+        magnitudes = self.counts[HALF:].copy()
+        magnitudes[1:] += self.counts[HALF - 1 : 0 : -1]
+        return magnitudes
 
     def _cover(self, magnitude: float) -> None:
         if magnitude > 0:
@@ -93,10 +116,17 @@ class Histogram:
         doublings = exponent - self.exponent
         if doublings <= 0:
             return
-        # A range grown 13 times over leaves one bin on either side of zero, whatever follows.
-        for _ in range(min(doublings, BINS.bit_length())):
-            quarter = BINS // 4
-            paired = self.counts.reshape(-1, 2).sum(1)
+        # A range grown 12 times over leaves bin 0 alone, whatever follows.
+        for _ in range(min(doublings, HALF.bit_length())):
+            above = self.counts[HALF:].reshape(-1, 2).sum(1)
+            below = self.counts[HALF:0:-1].copy()
+            below[0] = 0  # counted above
             self.counts[:] = 0
-            self.counts[quarter : quarter + _HALF] = paired
+            self.counts[HALF : HALF + HALF // 2] = above
+            self.counts[HALF : HALF // 2 : -1] += below.reshape(-1, 2).sum(1)
         self.exponent = exponent
+
+
+def _chunks(flat: "NDArray[np.float32]") -> "Iterator[NDArray[np.float32]]":
+    for start in range(0, flat.size, _CHUNK):
+        yield flat[start : start + _CHUNK]

@@ -12,11 +12,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from resnet_deploy.quantize.observers import BINS, Histogram
+from resnet_deploy.quantize.observers import BINS, HALF, Histogram
 
 unhurried = settings(deadline=None)  # other work may share the machine
 
-HALF = BINS // 2
 LARGEST = float(np.finfo(np.float32).max)
 SMALLEST = math.ldexp(1.0, -149)  # the smallest denormal
 
@@ -57,7 +56,7 @@ def exact_state(values: list[float]) -> tuple[int, dict[int, int]]:
         exponent += 1
     counts: dict[int, int] = {}
     for value in values:
-        index = math.floor(Fraction(value) / Fraction(2) ** exponent * HALF) + HALF
+        index = math.trunc(Fraction(value) / Fraction(2) ** exponent * HALF) + HALF
         counts[index] = counts.get(index, 0) + 1
     return exponent, counts
 
@@ -76,9 +75,9 @@ def test_counts_agree_with_exact_fractions(arrays):
 
 
 def test_counts_by_hand():
-    # The largest magnitude is 3, so the range is [-4, 4) and a bin is 1/1024 wide.
-    histogram = observed(np.array([-3, -1 / 1024, 0, 1 / 2048, 1 / 1024, 2.9999], np.float32))
-    expected = {-3072: 1, -1: 1, 0: 2, 1: 1, 3071: 1}
+    # The largest magnitude is 3, so the range is (-4, 4) and a bin is 1/1024 wide.
+    histogram = observed(np.array([-3, -1 / 1024, -1 / 2048, 0, 1 / 2048, 1 / 1024, 2.9999], np.float32))
+    expected = {-3072: 1, -1: 1, 0: 3, 1: 1, 3071: 1}
     assert {int(index) - HALF: int(histogram.counts[index]) for index in np.flatnonzero(histogram.counts)} == expected
     assert (histogram.exponent, histogram.width) == (2, 1 / 1024)
 
@@ -93,9 +92,9 @@ def test_extremes_are_exact_and_every_value_is_counted(arrays):
 
 
 def test_magnitudes_fold_the_negative_half_onto_the_positive():
-    histogram = observed(np.array([-3.5, 3.5, 0.25, -0.5005], np.float32))
+    histogram = observed(np.array([-3.5, 3.5, 0.25, -0.5005, -0.0001, 0.0], np.float32))
     folded = {int(index): int(count) for index, count in enumerate(histogram.magnitudes()) if count}
-    assert folded == {256: 1, 512: 1, 3583: 1, 3584: 1}  # -3.5 lies on an edge: its bin ends there
+    assert folded == {0: 2, 256: 1, 512: 1, 3584: 2}
 
 
 def test_any_shape_and_layout():
@@ -150,11 +149,24 @@ def test_merging_is_as_if_one_had_seen_it_all(arrays, cut):
 
 @pytest.mark.parametrize("huge", [1.0, LARGEST])
 @pytest.mark.parametrize("tiny", [-SMALLEST, -1e-30, SMALLEST, 1e-30])
-def test_a_tiny_value_keeps_its_side_of_zero_beside_a_huge_one(tiny, huge):
+def test_a_tiny_value_beside_a_huge_one_is_in_the_bin_of_zero(tiny, huge):
     first, second = np.array([tiny], np.float32), np.array([huge], np.float32)
     for histogram in (observed(first, second), observed(second, first), observed(np.concatenate([second, first]))):
-        assert histogram.counts[HALF - (tiny < 0)] == 1
+        assert histogram.counts[HALF] == 1
         assert histogram.digest == observed(first, second).digest
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused(value):
+    with pytest.raises(FloatingPointError):
+        observed(np.array([1.0, value], np.float32))
+
+
+def test_large_tensors_are_counted_in_pieces():
+    values = np.random.default_rng(1).standard_normal(500_001, dtype=np.float32)
+    values[-1] = 100  # the range doubles in the last piece
+    index = np.trunc(values.astype(np.float64) / 2.0**7 * HALF).astype(int) + HALF
+    assert (observed(values).counts == np.bincount(index, minlength=BINS)).all()
 
 
 def test_negative_zero_is_zero():
