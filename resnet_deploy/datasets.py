@@ -4,7 +4,7 @@ import hashlib
 import os
 import stat
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -85,19 +85,34 @@ class ImageDataset:
         labels = None if self.labels is None else tuple(self.labels[index] for index in chosen)
         return ImageDataset(self.root, tuple(self.paths[index] for index in chosen), labels, self.labels_note)
 
+    def shard(self, number: int, count: int) -> "ImageDataset":
+        """Return part ``number`` (from 1) of ``count`` parts that together are the set: every ``count``-th image.
+
+        Raises:
+            SpecError: If there is no such part, or it would be empty.
+        """
+        if not 1 <= number <= count:
+            raise SpecError(f"shard {number}/{count}", hint="count from 1: 1/8 to 8/8")
+        if number > len(self):
+            raise SpecError(f"shard {number}/{count} of {len(self)} images is empty", hint="make fewer shards")
+        labels = None if self.labels is None else self.labels[number - 1 :: count]
+        return ImageDataset(self.root, self.paths[number - 1 :: count], labels, self.labels_note)
+
     @cached_property
-    def digest(self) -> str:
-        """SHA-256 over each image's name relative to ``root`` and its content, in name order, as lower-case hex.
+    def image_digests(self) -> dict[str, str]:
+        """SHA-256 of each image's file, as lower-case hex, by its name relative to ``root``.
 
         Reads every file once, in pieces of constant size.
 
         Raises:
             FileError: If a file is missing or cannot be read.
         """
-        total = hashlib.sha256()
-        for name, path in sorted((path.relative_to(self.root).as_posix(), path) for path in self.paths):
-            total.update(os.fsencode(name) + b"\0" + _file_digest(path))
-        return total.hexdigest()
+        return {path.relative_to(self.root).as_posix(): _file_digest(path) for path in self.paths}
+
+    @property
+    def digest(self) -> str:
+        """Digest of the set, as ``digest_images``; raises as ``image_digests`` does."""
+        return digest_images(self.image_digests)
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,6 +226,14 @@ class BatchReader:
         )
 
 
+def digest_images(digests: Mapping[str, str]) -> str:
+    """SHA-256 over each image's name and the digest of its content, in name order, as lower-case hex."""
+    total = hashlib.sha256()
+    for name, content in sorted(digests.items()):
+        total.update(os.fsencode(name) + b"\0" + bytes.fromhex(content))
+    return total.hexdigest()
+
+
 def find_dataset(root: Path, card: ModelCard, *, labels_file: Path | None = None) -> ImageDataset:
     """Find the images at ``root`` and, where the layout has them, their labels.
 
@@ -305,8 +328,8 @@ def _visible_folders(root: Path) -> list[Path]:
         raise _file_error(root, error) from error
 
 
-def _file_digest(path: Path) -> bytes:
-    """SHA-256 of a file's content, read in pieces."""
+def _file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, read in pieces, as lower-case hex."""
     content = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -314,7 +337,7 @@ def _file_digest(path: Path) -> bytes:
                 content.update(chunk)
     except OSError as error:
         raise _file_error(path, error) from error
-    return content.digest()
+    return content.hexdigest()
 
 
 def _file_error(path: Path, error: OSError) -> FileError:

@@ -12,12 +12,14 @@ import msgspec
 from resnet_deploy.errors import SpecError
 
 Precision = Literal["fp32", "fp16", "int8"]
-CalibrationMethod = Literal["max", "percentile", "entropy"]
+RangeMethod = Literal["max", "percentile", "entropy", "mse"]
+CalibrationMethod = Literal["max", "percentile", "entropy", "mse", "auto"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 InputDtype = Literal["uint8", "float32"]
 Layout = Literal["NHWC", "NCHW"]
 
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+RANGE_METHODS: Final[tuple[RangeMethod, ...]] = get_args(RangeMethod)
 CALIBRATION_METHODS: Final[tuple[CalibrationMethod, ...]] = get_args(CalibrationMethod)
 INTERPOLATIONS: Final[tuple[Interpolation, ...]] = get_args(Interpolation)
 
@@ -36,6 +38,8 @@ MAX_CLASSES: Final = 100_000
 MAX_BATCH: Final = 1024
 # More than the cores of any one machine; what a thread costs, it costs before it has anything to do.
 MAX_THREADS: Final = 1024
+
+OBSERVATIONS_SUFFIX: Final = ".safetensors"  # by which a file of observations is told from a folder of images
 
 INPUT_NAME: Final = "images"
 OUTPUT_NAME: Final = "logits"
@@ -258,7 +262,8 @@ class CalibrationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     Attributes:
         method: ``max`` keeps the whole range; ``percentile`` clips the rarest values; ``entropy`` minimises the KL
-            divergence between the distribution and its quantized form. The default follows the whole range of a
+            divergence between the distribution and its quantized form, ``mse`` the mean squared error; ``auto`` takes,
+            for each tensor, what does least harm to the layers that read it. The default follows the whole range of a
             well-behaved tensor and still drops the few values that would stretch it.
         percentile: Share of values kept by ``percentile``, in percent.
         max_images: Calibrate on at most this many images, spread evenly over the data set.

@@ -16,7 +16,7 @@ from resnet_deploy.cli.options import (
     skip_corrupt_option,
 )
 from resnet_deploy.errors import FileError, SpecError
-from resnet_deploy.specs import PRECISIONS, BatchRange, BuildSpec, Precision
+from resnet_deploy.specs import OBSERVATIONS_SUFFIX, PRECISIONS, BatchRange, BuildSpec, Precision
 
 if TYPE_CHECKING:
     from resnet_deploy.bundle import Measured
@@ -34,8 +34,8 @@ DEFAULT_MODEL: Final = ENGINES / "resnet50.onnx"
 @click.option(
     "--calib",
     type=PATH_OR_WORD,
-    metavar="DIR",
-    help="Real images to calibrate INT8 on; `random` for noise, to try it out.",
+    metavar="DIR|FILE",
+    help="Real images to calibrate INT8 on, or what `calibrate` wrote; `random` for noise, to try it out.",
 )
 @calibration_options
 @click.option("--samples", type=PATH, metavar="DIR", help="Images whose answers are kept.  [default: of --calib]")
@@ -48,6 +48,7 @@ def build(model: Path | None, **values: Any) -> None:
     Examples:
       resnet-deploy build --fp16
       resnet-deploy build --int8 --calib imagenet/train-subset
+      resnet-deploy build --int8 --calib engines/resnet50-observed.safetensors --calib-method mse
       resnet-deploy build engines/resnet18.onnx --fp16 --backend tensorrt-rtx --batch 1:8:64
     """
     from resnet_deploy.cli.terminal import TerminalProgress
@@ -75,9 +76,10 @@ def build_spec(values: dict[str, Any], backend: str) -> BuildSpec:
         raise SpecError(f"{asked[0]} takes no calibration data", hint="drop --calib, or build with --int8")
     if asked[0] != "int8":
         refuse_idle(f"--{asked[0]}", "method", "percentile", "max_images", hint="drop it, or build with --int8")
-    if values["calib"] == "random":
-        refuse_idle("--calib random", "max_images", hint="drop it, or give --calib a folder of images")
-    if values["calib"] in (None, "random") and values["samples"] is None:
+    observed = str(values["calib"]).endswith(OBSERVATIONS_SUFFIX)
+    if values["calib"] == "random" or observed:
+        refuse_idle(f"--calib {values['calib']}", "max_images", hint="drop it, or give --calib a folder of images")
+    if (values["calib"] in (None, "random") or observed) and values["samples"] is None:
         refuse_idle("a build that reads no images", "skip_corrupt", hint="drop it, or give --calib or --samples")
     return BuildSpec(
         backend=backend,

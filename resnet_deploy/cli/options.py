@@ -127,6 +127,18 @@ def skip_corrupt_option(function: Any) -> Any:
     return click.option("--skip-corrupt", is_flag=True, help="Leave damaged images out, and say which.")(function)
 
 
+def calibration_images_option(function: Any) -> Any:
+    """Add ``--calib-images``."""
+    return click.option(
+        "--calib-images",
+        "max_images",
+        type=int,
+        default=CalibrationSpec().max_images,
+        show_default=True,
+        help="Calibrate on at most this many images, spread evenly over DIR.",
+    )(function)
+
+
 def calibration_options(function: Any) -> Any:
     """Add the options that say how INT8 ranges are chosen."""
     defaults = CalibrationSpec()
@@ -148,14 +160,7 @@ def calibration_options(function: Any) -> Any:
                 show_default=True,
                 help="Share of values kept by --calib-method percentile.",
             ),
-            click.option(
-                "--calib-images",
-                "max_images",
-                type=int,
-                default=defaults.max_images,
-                show_default=True,
-                help="Calibrate on at most this many images, spread evenly over DIR.",
-            ),
+            calibration_images_option,
         )
     ):
         function = option(function)

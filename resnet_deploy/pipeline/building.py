@@ -13,6 +13,7 @@ from resnet_deploy.bundle import (
     GOLDEN,
     LOG,
     MANIFEST,
+    OBSERVATIONS,
     Bundle,
     HashChain,
     Manifest,
@@ -21,7 +22,7 @@ from resnet_deploy.bundle import (
 )
 from resnet_deploy.errors import BackendError, BundleError, FileError
 from resnet_deploy.pipeline import golden, lowering
-from resnet_deploy.pipeline.calibrating import RANDOM, calibrate, find_calibration_images
+from resnet_deploy.pipeline.calibrating import RANDOM, Material, calibrate, find_material, find_trial, observe
 from resnet_deploy.pipeline.source import Source, read_source
 from resnet_deploy.specs import BuildSpec
 from resnet_deploy.version import __version__
@@ -31,10 +32,11 @@ if TYPE_CHECKING:
     from resnet_deploy.pipeline.lowering import Lowered
     from resnet_deploy.protocols import Progress
     from resnet_deploy.quantize.calibrate import Calibration
+    from resnet_deploy.quantize.observations import Observations
 
 LOWERED: Final = "lowered.onnx"
 _CACHE_SCHEMA: Final = 1
-_OWN_FILES: Final = {MANIFEST, GOLDEN, CALIBRATION, LOG, LOWERED, "model.onnx", "model.plan"}
+_OWN_FILES: Final = {MANIFEST, GOLDEN, CALIBRATION, OBSERVATIONS, LOG, LOWERED, "model.onnx", "model.plan"}
 _BUILD_LIBRARIES: Final = (
     *("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"),
     *("numpy", "pillow", "protobuf", "ml-dtypes", "msgspec"),
@@ -48,7 +50,7 @@ class BuildInputs:
     Attributes:
         model: The exported ONNX file.
         output: Folder of the bundle; None names it ``<model>-<precision>-<backend>`` beside the model, less its .onnx.
-        calib: Folder of real images to calibrate INT8 on, or ``random`` for noise.
+        calib: What to calibrate INT8 on: a folder of real images, observations of them, or ``random`` for noise.
         samples: Folder of images whose answers the bundle keeps; None takes the calibration's folder, or makes some.
         skip_corrupt: Leave damaged images out instead of stopping.
     """
@@ -88,23 +90,27 @@ def build(inputs: BuildInputs, spec: BuildSpec, progress: "Progress") -> Built:
     with progress.task("reading the model and the images"):
         source = read_source(inputs.model)
         contract = source.card.preprocess
-        calibration_set = find_calibration_images(inputs.calib, spec.calibration, contract, skip_corrupt=skip)
-        folder = inputs.samples or (Path(str(inputs.calib)) if calibration_set is not None else None)
-        samples = golden.find_samples(folder, calibration_set, contract, skip_corrupt=skip)
+        material = Material()
+        if spec.calibration is not None:
+            material = find_material(inputs.calib, spec.calibration, contract, skip_corrupt=skip)
+        folder = inputs.samples or (material.reader.dataset.root if material.reader is not None else None)
+        samples = golden.find_samples(folder, material, contract, skip_corrupt=skip)
         here = environment.collect()
-        calibration_digest = calibration_set.dataset.digest if calibration_set else ""
-        key = _cache_key(source, spec, [inputs.calib == RANDOM, skip, calibration_digest, samples.digest], here)
+        key = _cache_key(source, spec, [inputs.calib == RANDOM, skip, material.digest, samples.digest], here)
         existing = _cached(output, key)
     if existing is not None:
         return Built(existing, cache_hit=True)
     # The folder first: where there is no writing, nobody should wait for a calibration to learn it.
     with artifact.atomic_folder(output) as folder, artifact.translate_os_errors(output):
-        calibration = None
+        graph, calibration, observations = source.model, None, None
         if spec.calibration is not None:
-            calibration = calibrate(source, spec.calibration, calibration_set, progress)
+            form = lowering.find_form(spec, here.cpu)
+            observations = observe(source, graph, material, progress)
+            trial = find_trial(spec.calibration, form, material, source.card, progress)
+            calibration = calibrate(graph, observations, spec.calibration, trial)
         with progress.task(f"lowering to {spec.precision}"):
-            lowered = lowering.lower(source.model, spec, calibration, here.cpu)
-        job = _Job(source, spec, samples, lowered, calibration, here, key)
+            lowered = lowering.lower(graph, spec, calibration, here.cpu)
+        job = _Job(source, spec, samples, lowered, calibration, observations, here, key)
         _fill(folder, output.resolve().name, job, progress)
     return Built(open_bundle(output), cache_hit=False)
 
@@ -116,6 +122,7 @@ class _Job:
     samples: golden.Samples
     lowered: "Lowered"
     calibration: "Calibration | None"
+    observations: "Observations | None"
     here: "Environment"
     key: str
 
@@ -136,6 +143,8 @@ def _fill(folder: Path, name: str, job: _Job, progress: "Progress") -> None:
         (folder / LOWERED).write_bytes(data)
     if job.calibration is not None:
         (folder / CALIBRATION).write_bytes(job.calibration.to_json())
+    if job.observations is not None:
+        (folder / OBSERVATIONS).write_bytes(job.observations.to_bytes())
     (folder / LOG).write_text("".join(f"{line}\n" for line in (*job.lowered.notes, *engine.log)), encoding="utf-8")
     with progress.task("recording answers"):
         answers = golden.answer(folder / engine.file, data, job.spec, job.source.card, job.samples)

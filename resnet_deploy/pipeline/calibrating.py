@@ -1,41 +1,80 @@
-"""Images, or noise when asked for by name, to the ranges of an exported model's activations."""
+"""Images, noise when asked for by name, or earlier observations, to the ranges of a graph's activations."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from resnet_deploy.errors import DataError
+from resnet_deploy.errors import DataError, ModelError, SpecError
 from resnet_deploy.pipeline.synthetic import synthetic_images
+from resnet_deploy.specs import OBSERVATIONS_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import onnx_ir as ir
+
     from resnet_deploy.datasets import BatchReader, ImageDataset
     from resnet_deploy.pipeline.source import Source
     from resnet_deploy.protocols import Array, Progress
-    from resnet_deploy.quantize.calibrate import Calibration
+    from resnet_deploy.quantize.calibrate import Calibration, OutputQuality
+    from resnet_deploy.quantize.observations import Observations, Observed
+    from resnet_deploy.quantize.qdq import QdqForm
     from resnet_deploy.specs import CalibrationSpec, ModelCard, Preprocess
 
 RANDOM: Final = "random"
 _RANDOM_IMAGES: Final = 32
+_TRIAL_IMAGES: Final = 16  # what `auto` measures on: 16 images decide as 64 do, but for ties
 _BATCH: Final = 8
 
 
-def find_calibration_images(
-    calib: str | None, spec: "CalibrationSpec | None", preprocess: "Preprocess", *, skip_corrupt: bool
-) -> "BatchReader | None":
-    """Find the images to calibrate on, as many as the spec asks for; None for noise, and where there is no INT8.
+@dataclass(frozen=True)
+class Material:
+    """What INT8 is calibrated on: images to run, or observations made earlier; noise where there is neither."""
+
+    reader: "BatchReader | None" = None
+    observations: "Observations | None" = None
+
+    @property
+    def digest(self) -> str:
+        """Digest of the images; empty for noise."""
+        if self.observations is not None:
+            return self.observations.dataset_digest
+        return self.reader.dataset.digest if self.reader is not None else ""
+
+    def seen_in(self, images: "ImageDataset") -> set[Path]:
+        """Say which of ``images`` are among those that the ranges are chosen on."""
+        if self.observations is not None:
+            known, root = self.observations, images.root
+            if root.resolve().name != known.dataset:
+                return set()
+            return {path for path in images.paths if path.relative_to(root).as_posix() in known.images}
+        used = {path.absolute() for path in self.reader.dataset.paths} if self.reader is not None else set()
+        return {path for path in images.paths if path.absolute() in used}
+
+
+def find_material(
+    calib: str | None, spec: "CalibrationSpec", preprocess: "Preprocess", *, skip_corrupt: bool
+) -> Material:
+    """Find what to calibrate on: a folder with as many images as the spec asks for, observations, or noise.
 
     Raises:
-        DataError: If INT8 is asked for and nothing to calibrate on is named, or there is no image.
-        FileError: If the folder cannot be read.
+        DataError: If nothing is named, there is no image, or a file holds no observations.
+        FileError: If it cannot be read.
+        SpecError: If ``auto`` is asked for, which measures on images, and there are none.
     """
     from resnet_deploy.datasets import find_images
+    from resnet_deploy.quantize.observations import read_observations
 
-    if spec is None or calib == RANDOM:
-        return None
     if calib is None:
         raise DataError("INT8 needs calibration images", hint="add --calib DIR with a few hundred real images")
-    return read_images(find_images(Path(calib)), spec.max_images, preprocess, skip_corrupt=skip_corrupt)
+    if calib == RANDOM:
+        return Material()
+    if Path(calib).suffix == OBSERVATIONS_SUFFIX:
+        if spec.method == "auto":
+            raise SpecError("auto measures on images, and observations have none", hint="give --calib a folder")
+        return Material(observations=read_observations(Path(calib)))
+    images = find_images(Path(calib))
+    return Material(reader=read_images(images, spec.max_images, preprocess, skip_corrupt=skip_corrupt))
 
 
 def read_images(dataset: "ImageDataset", most: int, preprocess: "Preprocess", *, skip_corrupt: bool) -> "BatchReader":
@@ -45,40 +84,119 @@ def read_images(dataset: "ImageDataset", most: int, preprocess: "Preprocess", *,
     return BatchReader(dataset.subset(most), preprocess, _BATCH, skip_corrupt=skip_corrupt)
 
 
-def calibrate(
-    exported: "Source", spec: "CalibrationSpec", reader: "BatchReader | None", progress: "Progress"
-) -> "Calibration":
-    """Observe the model's activations and choose their ranges.
+def observe(source: "Source", graph: "ir.Model", material: Material, progress: "Progress") -> "Observations":
+    """Observe the activations of ``graph``, or hold earlier observations against it.
 
     Args:
-        exported: The FP32 model.
-        spec: The method and its parameters.
-        reader: The images; None for noise, which suits no real image.
+        source: The exported model.
+        graph: What passes have made of it.
+        material: What to run.
         progress: Counts the batches.
 
     Raises:
         DataError: If an image is damaged, or all are.
-        ModelError: If an activation is not finite.
+        ModelError: If an activation is not finite, or the observations are of another model.
     """
-    from resnet_deploy.quantize.calibrate import CalibrationSource, calibration_from, observe
+    from resnet_deploy.onnx_files import initializers_digest
+    from resnet_deploy.quantize import calibrate, observations
 
-    card = exported.card
-    batches = _noise(card) if reader is None else _images(reader, progress)
-    histograms, count = observe(exported.model, batches)
-    source = CalibrationSource(
-        dataset=reader.dataset.root.name if reader else RANDOM,
-        dataset_sha256=reader.dataset.digest if reader else "",
-        images=count,
-        skipped=reader.skipped_names if reader else (),
-        preprocess_sha256=card.preprocess.digest,
-        weights_sha256=card.weights_sha256,
-        onnx_sha256=exported.sha256,
+    model = observations.Observed(
+        onnx_sha256=source.sha256,
+        weights_sha256=source.card.weights_sha256,
+        preprocess_sha256=source.card.preprocess.digest,
+        graph_sha256=initializers_digest(graph.graph),
     )
-    return calibration_from(histograms, spec, source)
+    if material.observations is not None:
+        _require_same(material.observations.model, model)
+        return material.observations
+    reader = material.reader
+    batches = _noise(source.card) if reader is None else _images(reader, "calibrating", progress)
+    histograms, count = calibrate.observe(graph, batches)
+    return observations.Observations(
+        model,
+        reader.dataset.root.resolve().name if reader else RANDOM,
+        reader.dataset.image_digests if reader else {},
+        count,
+        reader.skipped_names if reader else (),
+        histograms,
+    )
 
 
-def _images(reader: "BatchReader", progress: "Progress") -> "Iterator[Array]":
-    for batch in progress.track(reader, "calibrating", len(reader)):
+def calibrate(
+    graph: "ir.Model", observations: "Observations", spec: "CalibrationSpec", trial: "Trial | None"
+) -> "Calibration":
+    """Choose the range of every tensor.
+
+    Args:
+        graph: What was observed.
+        observations: Of all images.
+        spec: The method asked for.
+        trial: What ``auto`` tries the other methods on; nothing for these.
+    """
+    from resnet_deploy.quantize.calibrate import CalibrationSource, calibration_from
+
+    model = observations.model
+    source = CalibrationSource(
+        dataset=observations.dataset,
+        dataset_sha256=observations.dataset_digest,
+        images=observations.count,
+        skipped=observations.skipped,
+        preprocess_sha256=model.preprocess_sha256,
+        weights_sha256=model.weights_sha256,
+        onnx_sha256=model.onnx_sha256,
+    )
+    quality = trial.run(graph, observations, spec) if trial is not None else None
+    return calibration_from(observations.histograms, spec, source, quality)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Every method's ranges tried out on a few images: what ``auto`` decides by.
+
+    Attributes:
+        form: Whose grid they are tried on.
+        images: Batches of contract tensors.
+    """
+
+    form: "QdqForm"
+    images: "Iterator[Array]"
+
+    def run(self, graph: "ir.Model", observations: "Observations", spec: "CalibrationSpec") -> "OutputQuality":
+        """Measure how well each method's range of each tensor serves the layers that read it."""
+        from resnet_deploy.quantize.output_error import measure_output_sqnr
+        from resnet_deploy.quantize.ranges import choose_ranges
+
+        ranges = {name: choose_ranges(histogram, spec) for name, histogram in observations.histograms.items()}
+        return measure_output_sqnr(graph, ranges, self.form, self.images)
+
+
+def find_trial(
+    spec: "CalibrationSpec", form: "QdqForm", material: Material, card: "ModelCard", progress: "Progress"
+) -> Trial | None:
+    """Make the trial of ``auto`` on a few of the images that it calibrates on; None for the other methods."""
+    from resnet_deploy.datasets import BatchReader
+
+    if spec.method != "auto":
+        return None
+    reader = material.reader
+    if reader is None:
+        return Trial(form, _noise(card))
+    few = reader.dataset.subset(_TRIAL_IMAGES)
+    images = BatchReader(few, reader.spec, _BATCH, skip_corrupt=reader.skip_corrupt)
+    return Trial(form, _images(images, "trying out the methods", progress))
+
+
+def _require_same(observed: "Observed", model: "Observed") -> None:
+    """Refuse observations of another model, naming the field that differs."""
+    for field in model.__struct_fields__:
+        if getattr(observed, field) != getattr(model, field):
+            raise ModelError(
+                f"the observations are of another model: {field} differs", hint="calibrate this very model"
+            )
+
+
+def _images(reader: "BatchReader", what: str, progress: "Progress") -> "Iterator[Array]":
+    for batch in progress.track(reader, what, len(reader)):
         yield batch.images
 
 

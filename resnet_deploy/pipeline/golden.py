@@ -12,7 +12,7 @@ from resnet_deploy import environment
 from resnet_deploy.batching import infer, run_once
 from resnet_deploy.bundle import Measured
 from resnet_deploy.errors import AccuracyError, DataError
-from resnet_deploy.pipeline.calibrating import read_images
+from resnet_deploy.pipeline.calibrating import Material, read_images
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.specs import INPUT_NAME, OUTPUT_NAME, BuildSpec, ModelCard, Preprocess
 from resnet_deploy.verify import compare_logits
@@ -53,9 +53,7 @@ class Samples:
         return self.reader.dataset.digest if self.reader is not None else ""
 
 
-def find_samples(
-    folder: Path | None, calibration_set: "BatchReader | None", preprocess: Preprocess, *, skip_corrupt: bool
-) -> Samples:
+def find_samples(folder: Path | None, material: Material, preprocess: Preprocess, *, skip_corrupt: bool) -> Samples:
     """Find a few images in ``folder``, or decide to make some where there is none.
 
     Images that the engine is calibrated on are taken only where there are no others: on them, the fewer they are the
@@ -70,8 +68,8 @@ def find_samples(
     if folder is None:
         return Samples(None, "synthetic images")
     images = find_images(folder)
-    seen = {path.absolute() for path in calibration_set.dataset.paths} if calibration_set is not None else set()
-    others = tuple(path for path in images.paths if path.absolute() not in seen)
+    seen = material.seen_in(images)
+    others = tuple(path for path in images.paths if path not in seen)
     chosen = ImageDataset(images.root, others) if others else images
     reader = read_images(chosen, IMAGES, preprocess, skip_corrupt=skip_corrupt)
     return Samples(reader, "images" if others else "calibration images")

@@ -1,5 +1,6 @@
 """The exported FP32 graph, lowered to a precision in the form that the target runs fastest."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -10,7 +11,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from resnet_deploy.environment import Cpu
-    from resnet_deploy.quantize.calibrate import Calibration, CalibrationSource
+    from resnet_deploy.quantize.calibrate import Calibration
+    from resnet_deploy.quantize.qdq import QdqForm
 
 
 _FEW_IMAGES: Final = 100
@@ -39,21 +41,17 @@ def lower(model: "ir.Model", spec: BuildSpec, calibration: "Calibration | None",
         ModelError: If a weight does not fit FP16, or the calibration is of another model.
     """
     from resnet_deploy.precision import lower_to_float16
-    from resnet_deploy.quantize.qdq import FORMS, insert_qdq
+    from resnet_deploy.quantize.qdq import insert_qdq
 
     notes: list[str] = []
     full_range = False
     if spec.precision == "int8":
         assert calibration is not None
-        if spec.backend not in FORMS:
-            raise BackendError(f"{spec.backend} has no INT8 form", hint=f"choose one of: {', '.join(FORMS)}")
-        form = FORMS[spec.backend]
-        if form.activation == "uint8":
-            full_range = cpu.has_vnni
-            if not full_range:
-                form = replace(form, weight_bits=7)
-                notes.append("this CPU has no INT8 dot product: weights are 7-bit, so that its kernels do not saturate")
-        notes += _calibration_notes(calibration.source)
+        form = find_form(spec, cpu)
+        full_range = form.activation == "uint8" and form.weight_bits == 8
+        if form.weight_bits == 7:
+            notes.append("this CPU has no INT8 dot product: weights are 7-bit, so that its kernels do not saturate")
+        notes += _calibration_notes(calibration)
         model, report = insert_qdq(model, calibration, form)
         notes.append(f"{len(report.quantized)} layers and {len(report.activations)} activations quantized")
         notes += [f"{name} stays in floating point: {reason}" for name, reason in report.left_in_float.items()]
@@ -65,9 +63,23 @@ def lower(model: "ir.Model", spec: BuildSpec, calibration: "Calibration | None",
     return Lowered(model, full_range, tuple(notes))
 
 
-def _calibration_notes(source: "CalibrationSource") -> list[str]:
-    """Say what a reader should know of the images."""
-    notes = []
+def find_form(spec: BuildSpec, cpu: "Cpu") -> "QdqForm":
+    """Choose the form of Q/DQ for the target and, where the target is this CPU, what its kernels can do.
+
+    Raises:
+        BackendError: If the backend has no INT8 form.
+    """
+    from resnet_deploy.quantize.qdq import FORMS
+
+    if spec.backend not in FORMS:
+        raise BackendError(f"{spec.backend} has no INT8 form", hint=f"choose one of: {', '.join(FORMS)}")
+    form = FORMS[spec.backend]
+    return replace(form, weight_bits=7) if form.activation == "uint8" and not cpu.has_vnni else form
+
+
+def _calibration_notes(calibration: "Calibration") -> list[str]:
+    """Say what a reader should know of the images, and what `auto` decided."""
+    source, notes = calibration.source, []
     if not source.dataset_sha256:
         notes.append("calibrated on noise: the ranges suit no real image; do not deploy")
     elif source.images < _FEW_IMAGES:
@@ -77,4 +89,7 @@ def _calibration_notes(source: "CalibrationSource") -> list[str]:
         names = ", ".join(source.skipped[:3]) + (", ..." if len(source.skipped) > 3 else "")
         images = "1 damaged image" if len(source.skipped) == 1 else f"{len(source.skipped)} damaged images"
         notes.append(f"{images} left out of the calibration: {names}")
+    if calibration.spec.method == "auto":
+        chosen = Counter(tensor.method for tensor in calibration.tensors.values())
+        notes.append("auto chose " + ", ".join(f"{method} for {count}" for method, count in chosen.most_common()))
     return notes

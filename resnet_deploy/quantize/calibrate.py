@@ -4,26 +4,34 @@ The observed state is a function of the set of images alone. Images pass one at 
 decoded in: kernels may round differently at another batch size, and one image's activations are all that is ever held.
 """
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
-import numpy as np
 import onnx_ir as ir
 
+from resnet_deploy.environment import compute_threads
 from resnet_deploy.errors import DataError, ModelError
 from resnet_deploy.onnx_files import bytes_from_onnx
 from resnet_deploy.ort_session import open_session, translate_refusals
 from resnet_deploy.quantize.graph import observed_names
 from resnet_deploy.quantize.observers import Histogram
 from resnet_deploy.quantize.ranges import Range, choose_ranges
-from resnet_deploy.specs import INPUT_NAME, CalibrationMethod, CalibrationSpec
+from resnet_deploy.specs import INPUT_NAME, RANGE_METHODS, CalibrationSpec, RangeMethod
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
+    from concurrent.futures import Future
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from resnet_deploy.protocols import Array
 
-SCHEMA_VERSION: Final = 1
+    OutputQuality: TypeAlias = Mapping[str, dict[RangeMethod, float]]  # in decibels, by tensor name and method
+
+SCHEMA_VERSION: Final = 2
 
 
 class TensorCalibration(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,13 +39,17 @@ class TensorCalibration(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         observed: Smallest and largest value seen.
+        method: Whose range is taken.
         ranges: Range by method, each as (low, high).
+        output_sqnr_db: Where the method was chosen by it: what each leaves of the layers that read the tensor.
         values: How many values were seen.
         histogram_sha256: Digest of the histogram the ranges were chosen from.
     """
 
     observed: tuple[float, float]
-    ranges: dict[CalibrationMethod, tuple[float, float]]
+    method: RangeMethod
+    ranges: dict[RangeMethod, tuple[float, float]]
+    output_sqnr_db: dict[RangeMethod, float] = {}
     values: int
     histogram_sha256: str
 
@@ -73,14 +85,15 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     tensors: dict[str, TensorCalibration]
 
     def range_of(self, name: str) -> Range:
-        """Return the range of a tensor by the method asked for.
+        """Return the range of a tensor by its method.
 
         Raises:
             ModelError: If the calibration does not know the tensor.
         """
         if name not in self.tensors:
             raise ModelError(f"the calibration has no tensor {name!r}", hint="calibrate this very model")
-        return Range(*self.tensors[name].ranges[self.spec.method])
+        tensor = self.tensors[name]
+        return Range(*tensor.ranges[tensor.method])
 
     def to_json(self) -> bytes:
         """Serialize for people and for diffs."""
@@ -90,12 +103,14 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 def observe(model: ir.Model, images: "Iterable[Array]") -> tuple[dict[str, Histogram], int]:
     """Run ``model`` over contract tensors, one image at a time, and observe its activations.
 
+    The activations of one image are counted, in threads, while the next one runs: two images' are held at a time.
+
     Args:
-        model: The exported FP32 model; left as it was.
+        model: The FP32 model; left as it was.
         images: Batches of any size, each (N, *preprocess.shape).
 
     Returns:
-        Histograms by tensor name, and the number of images seen.
+        Histograms by tensor name, in order of execution, and the number of images seen.
 
     Raises:
         DataError: If there was no image.
@@ -106,34 +121,67 @@ def observe(model: ir.Model, images: "Iterable[Array]") -> tuple[dict[str, Histo
     session = open_session(bytes_from_onnx(_with_outputs(model, names)))
     histograms = {name: Histogram() for name in names}
     count = 0
-    for batch in images:
-        for index in range(len(batch)):
+    with ThreadPoolExecutor(compute_threads(), thread_name_prefix="observe") as pool:
+        pending: list[Future[None]] = []
+        for image in _one_by_one(images):
             with translate_refusals():
-                tensors = session.run(names, {INPUT_NAME: batch[index : index + 1]})
+                tensors = session.run(names, {INPUT_NAME: image})
+            _wait(pending)
             count += 1
-            for name, values in zip(names, tensors, strict=True):
-                if not np.isfinite(values).all():
-                    raise ModelError(
-                        f"calibration image {count}: tensor {name} has a value that is not finite",
-                        hint="check the weights and the image",
-                    )
-                histograms[name].update(values)
+            pending = [
+                pool.submit(_count, histograms[name], values, f"calibration image {count}: tensor {name}")
+                for name, values in zip(names, tensors, strict=True)
+            ]
+        _wait(pending)
     if count == 0:
         raise DataError("no calibration images", hint="give --calib a folder of real images")
     return histograms, count
 
 
-def calibration_from(histograms: dict[str, Histogram], spec: CalibrationSpec, source: CalibrationSource) -> Calibration:
-    """Choose every tensor's range by every method."""
-    tensors = {
-        name: TensorCalibration(
+def _count(histogram: Histogram, values: "NDArray[np.float32]", what: str) -> None:
+    try:
+        histogram.update(values)
+    except FloatingPointError as error:
+        raise ModelError(f"{what} has a value that is not finite", hint="check the weights and the image") from error
+
+
+def _wait(pending: "Iterable[Future[None]]") -> None:
+    for future in pending:
+        future.result()
+
+
+def _one_by_one(batches: "Iterable[Array]") -> "Iterator[Array]":
+    for batch in batches:
+        for index in range(len(batch)):
+            yield batch[index : index + 1]
+
+
+def calibration_from(
+    histograms: Mapping[str, Histogram],
+    spec: CalibrationSpec,
+    source: CalibrationSource,
+    output_sqnr_db: "OutputQuality | None" = None,
+) -> Calibration:
+    """Choose every tensor's range by every method, and the method.
+
+    Args:
+        histograms: What was observed, by tensor name.
+        spec: The method asked for.
+        source: What the histograms were observed of.
+        output_sqnr_db: For ``auto``: how well each method does on each tensor; the best is chosen.
+    """
+    tensors = {}
+    for name, histogram in histograms.items():
+        quality = output_sqnr_db[name] if output_sqnr_db is not None else {}
+        method = max(RANGE_METHODS, key=lambda one: quality[one]) if spec.method == "auto" else spec.method
+        tensors[name] = TensorCalibration(
             observed=(histogram.low, histogram.high),
-            ranges={method: (chosen.low, chosen.high) for method, chosen in choose_ranges(histogram, spec).items()},
+            method=method,
+            ranges={one: (chosen.low, chosen.high) for one, chosen in choose_ranges(histogram, spec).items()},
+            output_sqnr_db=quality,
             values=histogram.total,
             histogram_sha256=histogram.digest,
         )
-        for name, histogram in histograms.items()
-    }
     return Calibration(source=source, spec=spec, tensors=tensors)
 
 

@@ -5,8 +5,8 @@ outside. Dividing by a power of two is exact in binary floating point, and trunc
 state depends on the observed values alone, not on their order, the batch size, or how they were split over observers
 that were merged afterwards.
 
-Truncation rather than floor, because processors convert to integers by truncation, and because a product that underflows
-belongs to bin 0 all the same: single precision is enough. Bin 0 has no sign and is twice as wide as the others.
+Truncation rather than floor, because processors convert to integers by truncation, and because a product that
+underflows belongs to bin 0 all the same: single precision is enough. Bin 0 has no sign and is twice as wide as others.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 HALF: Final = 4096  # bins on either side of zero; the larger side of the data fills at least half of its own
 BINS: Final = 2 * HALF
-_SMALLEST_EXPONENT: Final = -60  # a tensor of zeros stays here
+EXPONENTS: Final = (-60, 128)  # smallest and largest: a tensor of zeros stays at the first, float32 ends at the last
 _CHUNK: Final = 1 << 17  # values whose working copies stay in a core's cache from one pass to the next
 
 
@@ -42,7 +42,7 @@ class Histogram:
         high: Largest value seen; minus infinity before the first.
     """
 
-    exponent: int = _SMALLEST_EXPONENT
+    exponent: int = EXPONENTS[0]
     counts: "NDArray[np.int64]" = field(default_factory=_empty_counts)
     low: float = math.inf
     high: float = -math.inf
@@ -76,9 +76,7 @@ class Histogram:
         for chunk in _chunks(flat):
             self._count(chunk, scaled[: chunk.size], index[: chunk.size])
 
-    def _count(
-        self, values: "NDArray[np.float32]", scaled: "NDArray[np.float32]", index: "NDArray[np.int32]"
-    ) -> None:
+    def _count(self, values: "NDArray[np.float32]", scaled: "NDArray[np.float32]", index: "NDArray[np.int32]") -> None:
         """Count a flat piece, with two arrays of its size to work in."""
         # Adding zero turns -0.0 into 0.0: which of the two a minimum gives depends on their order.
         low, high = float(values.min()) + 0.0, float(values.max()) + 0.0

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from resnet_deploy.quantize.observers import Histogram
-from resnet_deploy.specs import CALIBRATION_METHODS, CalibrationMethod, CalibrationSpec
+from resnet_deploy.specs import RANGE_METHODS, CalibrationSpec, RangeMethod
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 _LEVELS: Final = 128  # magnitudes that symmetric INT8 can tell apart
@@ -30,18 +32,18 @@ class Range:
         return max(-self.low, self.high)
 
 
-def choose_range(histogram: Histogram, method: CalibrationMethod, percentile: float) -> Range:
+def choose_range(histogram: Histogram, method: RangeMethod, percentile: float) -> Range:
     """Choose the range of one tensor by ``method``."""
     if method == "max":
         return Range(min(histogram.low, 0.0), max(histogram.high, 0.0))
     if method == "percentile":
         return percentile_range(histogram, percentile)
-    return entropy_range(histogram)
+    return entropy_range(histogram) if method == "entropy" else mse_range(histogram)
 
 
-def choose_ranges(histogram: Histogram, spec: CalibrationSpec) -> dict[CalibrationMethod, Range]:
+def choose_ranges(histogram: Histogram, spec: CalibrationSpec) -> dict[RangeMethod, Range]:
     """Choose the range of one tensor by every method, so that they can be compared."""
-    return {method: choose_range(histogram, method, spec.percentile) for method in CALIBRATION_METHODS}
+    return {method: choose_range(histogram, method, spec.percentile) for method in RANGE_METHODS}
 
 
 def percentile_range(histogram: Histogram, percentile: float) -> Range:
@@ -64,6 +66,19 @@ def entropy_range(histogram: Histogram) -> Range:
     Migacz, "8-bit Inference with TensorRT" (GTC 2017). Values in the first bin are left out of the distribution: exact
     zeros, half of all values after a ReLU, cost nothing at any scale and would drown the rest.
     """
+    return _best_range(histogram, _divergence)
+
+
+def mse_range(histogram: Histogram) -> Range:
+    """Minimise the mean squared error of rounding to 127 steps on either side of zero and clipping beyond them.
+
+    Values in the first bin count as zeros, which any scale keeps.
+    """
+    return _best_range(histogram, _squared_error)
+
+
+def _best_range(histogram: Histogram, loss: "Callable[[NDArray[np.float64], int], float]") -> Range:
+    """Try thresholds all over the range; take the one of least ``loss``: (counts of magnitudes, bins kept)."""
     counts = histogram.magnitudes().astype(np.float64)
     counts[0] = 0
     occupied = np.flatnonzero(counts)
@@ -71,8 +86,16 @@ def entropy_range(histogram: Histogram) -> Range:
         return _clip(histogram, max(-histogram.low, histogram.high, 0.0))
     last = int(occupied[-1]) + 1
     candidates = [*range(_LEVELS, last, _CANDIDATE_STEP), last]
-    divergences = [_divergence(counts, bins) for bins in candidates]
-    return _clip(histogram, candidates[int(np.argmin(divergences))] * histogram.width)
+    losses = [loss(counts[:last], bins) for bins in candidates]
+    return _clip(histogram, candidates[int(np.argmin(losses))] * histogram.width)
+
+
+def _squared_error(counts: "NDArray[np.float64]", bins: int) -> float:
+    """Sum of squared differences between the bins' centres and their values on the grid, in squared bins."""
+    centres = np.arange(len(counts)) + 0.5
+    step = bins / (_LEVELS - 1)
+    quantized = np.minimum(np.rint(centres / step), _LEVELS - 1) * step
+    return float((counts * (centres - quantized) ** 2).sum())
 
 
 def _divergence(counts: "NDArray[np.float64]", bins: int) -> float:

@@ -74,6 +74,14 @@ def deployment(tmp_path_factory):
     return Deployment(*paths, exported.card, data, calibration, engines, int8)
 
 
+@pytest.fixture(scope="session")
+def resnet18():
+    """A ResNet-18 of ten classes, calibrated and quantized in every form."""
+    from int8_subjects import make
+
+    return make("resnet18")
+
+
 @pytest.fixture
 def copy_engine(deployment, tmp_path, rewrite):
     """Copy one of the engines, its files as links to the same content, with changes to its manifest."""

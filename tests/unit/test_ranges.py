@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from resnet_deploy.quantize import ranges
 from resnet_deploy.quantize.observers import Histogram
-from resnet_deploy.quantize.ranges import Range, choose_range, choose_ranges, entropy_range, percentile_range
-from resnet_deploy.specs import CALIBRATION_METHODS, CalibrationSpec
+from resnet_deploy.quantize.ranges import Range, choose_range, choose_ranges, entropy_range, mse_range, percentile_range
+from resnet_deploy.specs import RANGE_METHODS, CalibrationSpec
 
 unhurried = settings(deadline=None)  # other work may share the machine
 
@@ -35,7 +35,7 @@ def gaussian(count: int = 20_000) -> np.ndarray:
 # --- all methods
 
 
-@pytest.mark.parametrize("method", CALIBRATION_METHODS)
+@pytest.mark.parametrize("method", RANGE_METHODS)
 @unhurried
 @given(values=values_of_any_sign)
 def test_every_range_contains_zero_and_nothing_unseen(method, values):
@@ -46,19 +46,19 @@ def test_every_range_contains_zero_and_nothing_unseen(method, values):
     assert chosen.magnitude == max(-chosen.low, chosen.high)
 
 
-@pytest.mark.parametrize("method", CALIBRATION_METHODS)
+@pytest.mark.parametrize("method", RANGE_METHODS)
 @pytest.mark.parametrize("zero", [0.0, -0.0])
 def test_a_tensor_of_zeros_has_an_empty_range(method, zero):
     assert choose_range(observed(np.full(100, zero)), method, 99.999) == Range(0, 0)
 
 
-@pytest.mark.parametrize("method", CALIBRATION_METHODS)
+@pytest.mark.parametrize("method", RANGE_METHODS)
 def test_a_constant_is_kept(method):
     assert choose_range(observed(np.full(100, 0.75)), method, 99.0) == Range(0, 0.75)
     assert choose_range(observed(np.full(100, -0.75)), method, 99.0) == Range(-0.75, 0)
 
 
-@pytest.mark.parametrize("method", CALIBRATION_METHODS)
+@pytest.mark.parametrize("method", RANGE_METHODS)
 def test_after_relu_a_range_starts_at_zero(method):
     chosen = choose_range(observed(gaussian().clip(0)), method, 99.9)
     assert chosen.low == 0
@@ -68,8 +68,8 @@ def test_after_relu_a_range_starts_at_zero(method):
 def test_all_methods_are_chosen_at_once():
     histogram, spec = observed(np.append(gaussian(), 1000)), CalibrationSpec(method="max", percentile=99.0)
     chosen = choose_ranges(histogram, spec)
-    assert chosen == {method: choose_range(histogram, method, 99.0) for method in CALIBRATION_METHODS}
-    assert len(set(chosen.values())) == 3
+    assert chosen == {method: choose_range(histogram, method, 99.0) for method in RANGE_METHODS}
+    assert len(set(chosen.values())) == 3  # a single outlier of 20,000 is what mse keeps, as max does
 
 
 # --- max
@@ -223,3 +223,34 @@ def test_a_threshold_with_nothing_inside_costs_the_most():
     # All mass in P's last bin, where Q has none: ln(1 / 1e-12).
     assert ranges._divergence(counts, 128) == pytest.approx(math.log(1e12))
     assert ranges._divergence(counts, 2001) == 0
+
+
+# --- mse
+
+
+def squared_error(values: np.ndarray, threshold: float) -> float:
+    """Of symmetric INT8 on the values themselves, not on their histogram."""
+    scale = threshold / 127
+    quantized = np.clip(np.rint(values / scale), -127, 127) * scale
+    return float(((values - quantized) ** 2).sum())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.01])
+def test_mse_is_the_least_that_any_threshold_leaves(share):
+    generator = np.random.default_rng(2)
+    body, tail = generator.standard_normal(20_000), generator.uniform(5, 25, int(20_000 * share))
+    values = np.concatenate([body, tail]).astype(np.float32).astype(np.float64)
+    found = mse_range(observed(values)).magnitude
+    thresholds = np.linspace(1, np.abs(values).max(), 400)
+    least = min(squared_error(values, threshold) for threshold in thresholds)
+    # Candidates are 16 bins apart, and values stand for their bin's centre.
+    assert squared_error(values, found) <= 1.02 * least
+    assert squared_error(values, found / 1.5) > 1.1 * least  # the twin
+
+
+def test_mse_clips_a_thin_tail_and_keeps_a_thick_one():
+    generator = np.random.default_rng(3)
+    body = generator.standard_normal(200_000)
+    thin, thick = np.append(body, np.full(1, 12.0)), np.append(body, np.full(2_000, 12.0))
+    assert mse_range(observed(thin)).high < 6
+    assert mse_range(observed(thick)).high > 11.9

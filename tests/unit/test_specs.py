@@ -70,7 +70,7 @@ BAD = (
     Bad(BatchRange, {"min": 9}, "batch range 9:8:64 is not ordered"),
     Bad(BatchRange, {"opt": 65}, "batch range 1:65:64 is not ordered"),
     Bad(BatchRange, {"min": 3, "opt": 2, "max": 1}, "batch range 3:2:1 is not ordered"),
-    Bad(CalibrationSpec, {"method": "mse"}, "unknown calibration method 'mse'"),
+    Bad(CalibrationSpec, {"method": "mean"}, "unknown calibration method 'mean'"),
     Bad(CalibrationSpec, {"percentile": 50.0}, "percentile 50.0 is not in"),
     Bad(CalibrationSpec, {"percentile": 100.1}, "percentile 100.1 is not in"),
     Bad(CalibrationSpec, {"percentile": math.nan}, "percentile nan is not in"),
@@ -136,7 +136,8 @@ def test_specs_are_frozen_and_refuse_unknown_fields(spec):
 
 def test_choices_are_those_of_the_types():
     assert specs.PRECISIONS == ("fp32", "fp16", "int8")
-    assert specs.CALIBRATION_METHODS == ("max", "percentile", "entropy")
+    assert specs.RANGE_METHODS == ("max", "percentile", "entropy", "mse")
+    assert (*specs.RANGE_METHODS, "auto") == specs.CALIBRATION_METHODS
     assert specs.INTERPOLATIONS == ("nearest", "bilinear", "bicubic")
     assert (specs.INPUT_NAME, specs.OUTPUT_NAME) == ("images", "logits")
 

@@ -1,0 +1,100 @@
+"""Calibration by parts: a model observed over one shard of a data set, and several shards put together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resnet_deploy import artifact
+from resnet_deploy.errors import SpecError
+from resnet_deploy.pipeline.calibrating import Material, observe, read_images
+from resnet_deploy.pipeline.source import read_source
+from resnet_deploy.specs import OBSERVATIONS_SUFFIX
+
+if TYPE_CHECKING:
+    from resnet_deploy.protocols import Progress
+    from resnet_deploy.quantize.observations import Observations
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part ``number``, from 1, of ``count`` parts of a data set."""
+
+    number: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """Read ``2/8``.
+
+        Raises:
+            SpecError: If the text has another form.
+        """
+        number, slash, count = text.partition("/")
+        if not (slash and number.isdecimal() and count.isdecimal()):
+            raise SpecError(f"shard {text!r} is not of the form 2/8", hint="count from 1: 1/8 to 8/8")
+        return cls(int(number), int(count))
+
+
+@dataclass(frozen=True)
+class ObserveInputs:
+    """What to observe, and where the observations go.
+
+    Attributes:
+        model: The exported ONNX file.
+        calib: Folder of real images.
+        output: The file; None names it ``<model>-observed[-2-of-8].safetensors`` beside the model.
+        max_images: Take at most this many images of the folder, spread evenly over it, before they are parted.
+        shard: Which part of them to run.
+        skip_corrupt: Leave damaged images out instead of stopping.
+    """
+
+    model: Path
+    calib: Path
+    output: Path | None = None
+    max_images: int = 512
+    shard: Shard = Shard()
+    skip_corrupt: bool = False
+
+
+def observe_images(inputs: ObserveInputs, progress: "Progress") -> "tuple[Observations, Path]":
+    """Run an exported model over images and write what was seen of its activations; return it and where it is.
+
+    Raises:
+        UserError: If the request, the model or the images are at fault.
+    """
+    from resnet_deploy.datasets import find_images
+
+    shard = inputs.shard
+    part = f"-{shard.number}-of-{shard.count}" if shard.count > 1 else ""
+    output = inputs.output or inputs.model.parent / f"{inputs.model.stem}-observed{part}{OBSERVATIONS_SUFFIX}"
+    _require_suffix(output)
+    with progress.task("reading the model and the images"):
+        source = read_source(inputs.model)
+        images = find_images(inputs.calib).subset(inputs.max_images).shard(shard.number, shard.count)
+    reader = read_images(images, len(images), source.card.preprocess, skip_corrupt=inputs.skip_corrupt)
+    with artifact.atomic_file(output) as temporary:
+        observations = observe(source, source.model, Material(reader=reader), progress)
+        with artifact.translate_os_errors(output):
+            temporary.write_bytes(observations.to_bytes())
+    return observations, output
+
+
+def merge_files(paths: Sequence[Path], output: Path) -> "Observations":
+    """Write the observations of several files as those of one run over all their images; return them.
+
+    Raises:
+        UserError: If a file holds no observations, or they do not belong together.
+    """
+    from resnet_deploy.quantize.observations import merge_observations, read_observations
+
+    _require_suffix(output)
+    merged = merge_observations([read_observations(path) for path in paths])
+    artifact.write_bytes(output, merged.to_bytes())
+    return merged
+
+
+def _require_suffix(output: Path) -> None:
+    if output.suffix != OBSERVATIONS_SUFFIX:
+        hint = f"use a name such as {output.name}{OBSERVATIONS_SUFFIX}: `build --calib` knows them by it"
+        raise SpecError(f"{output} does not end in {OBSERVATIONS_SUFFIX}", hint=hint)

@@ -1,0 +1,101 @@
+"""A quantized graph computes what the definition says: one small network, in NumPy."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from int8_subjects import (
+    ORT,
+    RTX,
+    SEVEN_BITS,
+    TENSORRT,
+    Graph,
+    int8_ranges,
+    logits,
+    lower,
+    tiny,
+    tiny_logits,
+    uint8_ranges,
+)
+from numpy.lib.stride_tricks import sliding_window_view
+
+from resnet_deploy.onnx_files import bytes_from_onnx
+from resnet_deploy.quantize.qdq import QdqForm
+
+
+def convolve(images: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Stride 1, zero-padded to the same size, in double precision."""
+    side = weights.shape[2]
+    padded = np.pad(images, [(0, 0), (0, 0), (side // 2,) * 2, (side // 2,) * 2])
+    windows = sliding_window_view(padded, (side, side), axis=(2, 3))
+    return np.einsum("nchwij,ocij->nohw", windows, weights) + bias.reshape(-1, 1, 1)
+
+
+def on_grid(values: np.ndarray, scale: np.ndarray | float, low: int, high: int, zero_point: int = 0) -> np.ndarray:
+    return (np.clip(np.rint(values / scale) + zero_point, low, high) - zero_point) * scale
+
+
+def by_hand(model: ir.Model, images: np.ndarray, form: QdqForm) -> np.ndarray:
+    """The quantized network from its definition; the scales are spelt out, not computed."""
+    unsigned = form.activation == "uint8"
+    constants = {name: value.const_value.numpy().astype(np.float64) for name, value in model.graph.initializers.items()}
+    limit = 127 if form.weight_bits == 8 else 63
+    grids = {"conv1": (1 / 64, 128 if unsigned else 0), "conv2": (1 / 16 if unsigned else 1 / 8, 0)}
+    x = images.astype(np.float64)
+    for layer, (scale, zero_point) in grids.items():
+        x = on_grid(x, scale, *((0, 255) if unsigned else (-128, 127)), zero_point)
+        weights, bias = constants[f"{layer}.weight"], constants[f"{layer}.bias"]
+        channels = np.resize([1 / 128, 2 / 128] if form.per_channel else 2 / 128, len(weights)).reshape(-1, 1, 1, 1)
+        if form.everywhere:
+            bias = on_grid(bias, scale * channels.ravel(), -(2**31), 2**31 - 1)
+        x = convolve(x, on_grid(weights, channels, -limit, limit), bias)
+        x = np.maximum(x, 0) if layer == "conv1" else x
+    return x
+
+
+@dataclass(frozen=True)
+class Tiny:
+    form: QdqForm
+    ranges: dict[str, tuple[float, float]]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(Tiny(ORT, uint8_ranges), id="uint8, per channel, INT32 bias"),
+        pytest.param(Tiny(SEVEN_BITS, uint8_ranges), id="uint8, 7-bit weights"),
+        pytest.param(Tiny(replace(TENSORRT, scale_dtype="float32"), int8_ranges), id="int8, per channel"),
+        pytest.param(Tiny(replace(RTX, scale_dtype="float32"), int8_ranges), id="int8, per tensor"),
+    ],
+)
+def test_the_simulation_is_the_arithmetic_of_the_definition(case):
+    model, calibration, images = tiny(case.ranges, bits=case.form.weight_bits)
+    data, _ = lower(model, calibration, case.form)
+    found = logits(data, images)
+    assert np.array_equal(found, by_hand(model, images, case.form))  # bit for bit: every number is exact
+    # The twins: the next weight grid, unquantized weights, and images rounded down.
+    other = replace(case.form, per_channel=not case.form.per_channel)
+    assert not np.array_equal(found, by_hand(model, images, other))
+    assert not np.array_equal(found, tiny_logits(model, images))
+    assert not np.array_equal(found, by_hand(model, images - 1 / 128, case.form))
+
+
+@pytest.mark.parametrize("per_channel", [True, False], ids=["per channel", "per tensor"])
+def test_a_bias_beyond_the_accumulator_makes_the_scale_coarser(per_channel):
+    """A channel whose weights all but vanished, as folding a dying BatchNorm leaves it, keeps its bias."""
+    model, calibration, _ = tiny(uint8_ranges)
+    constant = model.graph.initializers["conv1.weight"]
+    weights = constant.const_value.numpy() * np.float32([1e-12, 1, 1, 1]).reshape(-1, 1, 1, 1)
+    if not per_channel:
+        weights *= np.float32(1e-12)
+    constant.const_value = ir.tensor(weights, name="conv1.weight")
+    graph = Graph(lower(model, calibration, replace(ORT, per_channel=per_channel))[0])
+    layer = next(node for node in graph.all("Conv") if node.name == "conv1")
+    integers, scales, _, _ = graph.stored(layer.input[1])
+    steps = np.asarray(scales, np.float64).reshape(-1, 1, 1, 1)
+    assert (np.abs(integers * steps - weights) <= 0.51 * steps).all()
+    bias_integers, bias_scales, _, _ = graph.stored(layer.input[2])
+    bias = Graph(bytes_from_onnx(model)).constants["conv1.bias"]
+    assert np.allclose(bias_integers * bias_scales.astype(np.float64), bias, rtol=1e-6, atol=1e-12 + bias_scales.max())
+    assert abs(int(bias_integers[0])) > 2**30 or not per_channel  # it was the bias that made the scale
