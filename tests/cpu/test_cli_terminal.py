@@ -71,7 +71,7 @@ def test_build_is_never_silent_for_long(invoke, workplace, monkeypatch):
         monkeypatch.setattr(module, name, watched)
 
     watch(backends, "choose_backend")
-    for name in ("read_source", "find_calibration_images", "_cache_key", "_cached"):
+    for name in ("read_source", "find_material", "_cache_key", "_cached"):
         watch(building, name)
     result = invoke("build", "engines/resnet18.onnx", "--int8", "--calib", "calibration", "--backend", "onnxruntime")
     assert result.exit_code == 0, result.output
