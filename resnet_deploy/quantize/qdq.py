@@ -6,6 +6,7 @@
 which halves the file and spares the compiler the rounding. One calibration serves every form.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -83,8 +84,16 @@ class QdqReport:
     shortcuts: tuple[str, ...]
 
 
-def insert_qdq(model: ir.Model, calibration: Calibration, form: QdqForm) -> tuple[ir.Model, QdqReport]:
+def insert_qdq(
+    model: ir.Model, calibration: Calibration, form: QdqForm, in_float: Collection[str] = ()
+) -> tuple[ir.Model, QdqReport]:
     """Return a copy of the FP32 ``model`` with Q/DQ in the given form, and what was done.
+
+    Args:
+        model: The graph that was calibrated.
+        calibration: Ranges of its activations.
+        form: How the target wants it.
+        in_float: Names of nodes that are to stay in floating point: layers, residual sums, pooling.
 
     Raises:
         ModelError: If the calibration is of another model, or a tensor has values that no scale covers.
@@ -93,15 +102,17 @@ def insert_qdq(model: ir.Model, calibration: Calibration, form: QdqForm) -> tupl
     lowered = model.clone()
     graph = lowered.graph
     writer = _Writer(graph, form)
-    layers = [node for node in weighted_nodes(graph) if node.op_type == "Conv" or form.classifier]
-    adds = residual_adds(graph)
-    shortcuts = [(add.node, add.shortcut_index) for add in adds] if form.shortcut else []
-    # Decided for all tensors before the first is rewired, since the decisions read the graph.
-    plan = [
-        (tensor, calibration.range_of(tensor_name(grid_source(tensor))), _edges(tensor, layers, shortcuts, form))
-        for tensor in activations(graph)
+    integer = [node for node in graph if node.name not in in_float]
+    layers = [node for node in weighted_nodes(graph) if node in integer and (node.op_type == "Conv" or form.classifier)]
+    shortcuts = [
+        (add.node, add.shortcut_index) for add in residual_adds(graph) if form.shortcut and add.node in integer
     ]
-    plan = [(tensor, chosen, edges) for tensor, chosen, edges in plan if edges]
+    # Decided for all tensors before the first is rewired, since the decisions read the graph.
+    plan = []
+    for tensor in activations(graph):
+        edges = _edges(tensor, integer) if form.everywhere else _edges_read(tensor, layers, shortcuts)
+        if edges:
+            plan.append((tensor, calibration.range_of(tensor_name(grid_source(tensor))), edges))
     for tensor, chosen, edges in plan:
         writer.quantize_activation(tensor, chosen, edges)
     for layer in layers:
@@ -109,9 +120,9 @@ def insert_qdq(model: ir.Model, calibration: Calibration, form: QdqForm) -> tupl
     ir_passes.RemoveUnusedNodesPass()(lowered)
     done = tuple(str(layer.name) for layer in layers)
     left = {
-        str(node.name): "the classifier stays in floating point for this target"
+        str(node.name): _KEPT if node.name in in_float else _NOT_IN_FORM
         for node in weighted_nodes(graph)
-        if node.name not in done
+        if node not in layers
     }
     tensors = tuple(tensor_name(tensor) for tensor, _, _ in plan)
     return lowered, QdqReport(done, left, tensors, tuple(str(node.name) for node, _ in shortcuts))
@@ -129,13 +140,24 @@ def _refuse_other_model(model: ir.Model, calibration: Calibration) -> None:
     raise ModelError(f"the calibration is of another model: {reason}", hint="calibrate this very model")
 
 
-def _edges(
-    tensor: ir.Value, layers: list[ir.Node], shortcuts: list[tuple[ir.Node, int]], form: QdqForm
-) -> list[tuple[ir.Node, int]]:
-    """Choose the uses of ``tensor`` that are to read its quantized form."""
+_KEPT: Final = "kept there for accuracy"
+_NOT_IN_FORM: Final = "the classifier stays in floating point for this target"
+
+
+def _edges(tensor: ir.Value, integer: list[ir.Node]) -> list[tuple[ir.Node, int]]:
+    """Choose the uses of ``tensor`` that are to read its quantized form: all, if one of them runs on integers.
+
+    A tensor that were needed in floating point too would be written twice.
+    """
     uses = [(use.node, use.idx) for use in tensor.uses()]
-    if form.everywhere:
-        return uses
+    return uses if any(node in integer for node, _ in uses) else []
+
+
+def _edges_read(
+    tensor: ir.Value, layers: list[ir.Node], shortcuts: list[tuple[ir.Node, int]]
+) -> list[tuple[ir.Node, int]]:
+    """Choose the uses of ``tensor`` that are to read its quantized form, where sums stay in floating point."""
+    uses = [(use.node, use.idx) for use in tensor.uses()]
     return [(node, index) for node, index in uses if (index == 0 and node in layers) or (node, index) in shortcuts]
 
 

@@ -1,0 +1,130 @@
+"""One way to calibrate and quantize a model, timed, in a process of its own: `calibration.py` starts one for each turn.
+
+    python benchmarks/calibration_arms.py ARM MODEL.onnx IMAGES.npy OUT.onnx
+
+Prints seconds, and the peak of resident memory, as JSON. Every arm gets the same file of prepared images, read one at a
+time from the disk, and may use as many threads as the others.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_deploy import environment
+from resnet_deploy.ort_session import open_session
+
+Images = NDArray[np.generic]
+
+
+def one_by_one(images: Images) -> Iterator[Images]:
+    """Yield batches of one, in memory."""
+    for index in range(len(images)):
+        yield np.ascontiguousarray(images[index : index + 1])
+
+
+def plain(model: Path, images: Images, out: Path) -> None:
+    """Run the FP32 model over the images and look at nothing: the bound."""
+    session = open_session(model)
+    for image in one_by_one(images):
+        session.run(None, {"images": image})
+
+
+def own(method: str) -> Callable[[Path, Images, Path], None]:
+    """Quantize with this package, as `build --int8 --backend onnxruntime` does."""
+
+    def run(model: Path, images: Images, out: Path) -> None:
+        from resnet_deploy.onnx_files import bytes_from_onnx
+        from resnet_deploy.pipeline import calibrating, lowering
+        from resnet_deploy.pipeline.source import read_source
+        from resnet_deploy.quantize import calibrate, observations
+        from resnet_deploy.quantize.qdq import insert_qdq
+        from resnet_deploy.specs import BuildSpec, CalibrationSpec
+
+        source = read_source(model)
+        spec = CalibrationSpec(method=method)  # type: ignore[arg-type]
+        form = lowering.find_form(
+            BuildSpec(backend="onnxruntime", precision="int8", calibration=spec), environment.collect().cpu
+        )
+        histograms, count = calibrate.observe(source.model, one_by_one(images))
+        nothing = observations.Observed(
+            onnx_sha256=source.sha256,
+            weights_sha256=source.card.weights_sha256,
+            preprocess_sha256="",
+            graph_sha256="",
+        )
+        seen = observations.Observations(nothing, "images", {}, count, (), histograms)
+        trial = calibrating.Trial(form, one_by_one(images[:16])) if method == "auto" else None
+        quantized, _ = insert_qdq(source.model, calibrating.calibrate(source.model, seen, spec, trial), form)
+        out.write_bytes(bytes_from_onnx(quantized))
+
+    return run
+
+
+def onnxruntime(method: str) -> Callable[[Path, Images, Path], None]:
+    """Quantize with ONNX Runtime's own tool: U8S8, per channel, 7-bit weights where the CPU has no dot product."""
+
+    def run(model: Path, images: Images, out: Path) -> None:
+        from onnxruntime import quantization as ort
+
+        class Reader(ort.CalibrationDataReader):  # type: ignore[misc]
+            def __init__(self) -> None:
+                self.images = one_by_one(images)
+
+            def get_next(self) -> dict[str, Images] | None:
+                image = next(self.images, None)
+                return None if image is None else {"images": image}
+
+        ort.quantize_static(
+            model,
+            out,
+            Reader(),
+            calibrate_method=ort.CalibrationMethod[method],
+            quant_format=ort.QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=not environment.collect().cpu.has_vnni,
+            activation_type=ort.QuantType.QUInt8,
+            weight_type=ort.QuantType.QInt8,
+        )
+
+    return run
+
+
+def nncf(model: Path, images: Images, out: Path) -> None:
+    """Quantize with NNCF's post-training quantization, defaults but for the number of images."""
+    import nncf as library
+    import onnx
+
+    data = library.Dataset(one_by_one(images), lambda image: {"images": image})
+    onnx.save(library.quantize(onnx.load(model), data, subset_size=len(images)), out)
+
+
+ARMS: dict[str, Callable[[Path, Images, Path], None]] = {
+    "plain inference": plain,
+    "resnet-deploy percentile": own("percentile"),
+    "resnet-deploy auto": own("auto"),
+    "onnxruntime MinMax": onnxruntime("MinMax"),
+    "onnxruntime Percentile": onnxruntime("Percentile"),
+    "onnxruntime Entropy": onnxruntime("Entropy"),
+    "nncf": nncf,
+}
+
+
+def main() -> None:
+    """Run one arm and print what it took."""
+    arm, model, images, out = sys.argv[1:]
+    run, data = ARMS[arm], np.load(images, mmap_mode="r")
+    start = time.perf_counter()
+    run(Path(model), data, Path(out))
+    seconds = time.perf_counter() - start
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes}))
+
+
+if __name__ == "__main__":
+    main()
