@@ -7,6 +7,7 @@
         lowered.onnx              what the plan was compiled from, for rebuilding elsewhere (plans only)
         calibration.json          the observed and chosen ranges (INT8 only)
         observations.safetensors  the histograms that they were chosen from (INT8 only)
+        search.json               what was given back its precision to keep to a limit, and what that cost
         golden.npz                a few inputs and the outputs expected of this engine
         build.log                 what the compiler said
         manifest.json             all of the above by digest, everything below, and its own digest as ``sha256``
@@ -28,6 +29,7 @@ SCHEMA_VERSION: Final = 1
 MANIFEST: Final = "manifest.json"
 GOLDEN: Final = "golden.npz"
 CALIBRATION: Final = "calibration.json"
+SEARCH: Final = "search.json"
 OBSERVATIONS: Final = "observations.safetensors"
 LOG: Final = "build.log"
 _DIGEST: Final = "sha256"

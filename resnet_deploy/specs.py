@@ -292,15 +292,18 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         precision: Precision of the convolutions and of the classifier.
         batch: Batch sizes the engine accepts.
         calibration: How INT8 ranges are chosen; absent for the other precisions.
+        max_drop: Points of accuracy that INT8 may lose: layers keep their precision until it does; absent for no limit.
 
     Raises:
-        SpecError: If there is no such precision, INT8 lacks a calibration, or another precision has one.
+        SpecError: If there is no such precision, INT8 lacks a calibration, another precision has one or a limit, or
+            the limit is no number of points.
     """
 
     backend: str
     precision: Precision
     batch: BatchRange = BatchRange()
     calibration: CalibrationSpec | None = None
+    max_drop: float | None = None
 
     def __post_init__(self) -> None:
         _require_choice("precision", self.precision, PRECISIONS)
@@ -308,6 +311,10 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise SpecError("INT8 needs calibration data", hint="add --calib DIR with a few hundred real images")
         if self.precision != "int8" and self.calibration is not None:
             raise SpecError(f"{self.precision} takes no calibration data", hint="drop --calib, or build with --int8")
+        if self.max_drop is not None and self.precision != "int8":
+            raise SpecError(f"{self.precision} takes no limit of accuracy", hint="drop --max-drop, or use --int8")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise SpecError(f"a drop of {self.max_drop} points", hint="give --max-drop in points, such as 0.5")
 
 
 class BenchSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -38,6 +38,11 @@ DEFAULT_MODEL: Final = ENGINES / "resnet50.onnx"
     help="Real images to calibrate INT8 on, or what `calibrate` wrote; `random` for noise, to try it out.",
 )
 @calibration_options
+@click.option(
+    "--max-drop", type=float, metavar="POINTS", help="Keep layers in floating point until INT8 loses no more."
+)
+@click.option("--data", type=PATH, metavar="DIR", help="Images to hold --max-drop against; labelled, for top-1.")
+@click.option("--labels-file", type=PATH, help="Labels of --data, where the folder does not tell.")
 @click.option("--samples", type=PATH, metavar="DIR", help="Images whose answers are kept.  [default: of --calib]")
 @skip_corrupt_option
 @click.option("-o", "--output", type=PATH, help="The bundle.  [default: <model>-<precision>-<backend>/ beside it]")
@@ -48,6 +53,7 @@ def build(model: Path | None, **values: Any) -> None:
     Examples:
       resnet-deploy build --fp16
       resnet-deploy build --int8 --calib imagenet/train-subset
+      resnet-deploy build --int8 --calib imagenet/train-subset --max-drop 0.5 --data imagenet/val
       resnet-deploy build --int8 --calib engines/resnet50-observed.safetensors --calib-method mse
       resnet-deploy build engines/resnet18.onnx --fp16 --backend tensorrt-rtx --batch 1:8:64
     """
@@ -79,13 +85,15 @@ def build_spec(values: dict[str, Any], backend: str) -> BuildSpec:
     observed = str(values["calib"]).endswith(OBSERVATIONS_SUFFIX)
     if values["calib"] == "random" or observed:
         refuse_idle(f"--calib {values['calib']}", "max_images", hint="drop it, or give --calib a folder of images")
-    if (values["calib"] in (None, "random") or observed) and values["samples"] is None:
+    reads_images = values["samples"] or values["data"] or (values["calib"] not in (None, "random") and not observed)
+    if not reads_images:
         refuse_idle("a build that reads no images", "skip_corrupt", hint="drop it, or give --calib or --samples")
     return BuildSpec(
         backend=backend,
         precision=asked[0],
         batch=BatchRange.parse(values.pop("batch")),
         calibration=calibration if asked[0] == "int8" else None,
+        max_drop=values.pop("max_drop"),
     )
 
 

@@ -14,29 +14,30 @@ from resnet_deploy.bundle import (
     LOG,
     MANIFEST,
     OBSERVATIONS,
+    SEARCH,
     Bundle,
     HashChain,
     Manifest,
     open_bundle,
     write_manifest,
 )
-from resnet_deploy.errors import BackendError, BundleError, FileError
+from resnet_deploy.errors import BackendError, BundleError, FileError, SpecError
 from resnet_deploy.pipeline import golden, lowering
-from resnet_deploy.pipeline.calibrating import RANDOM, Material, calibrate, find_material, find_trial, observe
+from resnet_deploy.pipeline.calibrating import RANDOM, Material, find_material
+from resnet_deploy.pipeline.quantizing import Quantized, Request, quantize
 from resnet_deploy.pipeline.source import Source, read_source
 from resnet_deploy.specs import BuildSpec
 from resnet_deploy.version import __version__
 
 if TYPE_CHECKING:
+    from resnet_deploy.datasets import BatchReader
     from resnet_deploy.environment import Environment
-    from resnet_deploy.pipeline.lowering import Lowered
     from resnet_deploy.protocols import Progress
-    from resnet_deploy.quantize.calibrate import Calibration
-    from resnet_deploy.quantize.observations import Observations
 
 LOWERED: Final = "lowered.onnx"
 _CACHE_SCHEMA: Final = 1
-_OWN_FILES: Final = {MANIFEST, GOLDEN, CALIBRATION, OBSERVATIONS, LOG, LOWERED, "model.onnx", "model.plan"}
+_EVALUATION_BATCH: Final = 32
+_OWN_FILES: Final = {MANIFEST, GOLDEN, CALIBRATION, OBSERVATIONS, SEARCH, LOG, LOWERED, "model.onnx", "model.plan"}
 _BUILD_LIBRARIES: Final = (
     *("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"),
     *("numpy", "pillow", "protobuf", "ml-dtypes", "msgspec"),
@@ -52,6 +53,8 @@ class BuildInputs:
         output: Folder of the bundle; None names it ``<model>-<precision>-<backend>`` beside the model, less its .onnx.
         calib: What to calibrate INT8 on: a folder of real images, observations of them, or ``random`` for noise.
         samples: Folder of images whose answers the bundle keeps; None takes the calibration's folder, or makes some.
+        data: Folder of images to hold the accuracy against its limit on, where there is one.
+        labels_file: Labels of those images, where their folder does not tell.
         skip_corrupt: Leave damaged images out instead of stopping.
     """
 
@@ -59,6 +62,8 @@ class BuildInputs:
     output: Path | None = None
     calib: str | None = None
     samples: Path | None = None
+    data: Path | None = None
+    labels_file: Path | None = None
     skip_corrupt: bool = False
 
 
@@ -95,22 +100,26 @@ def build(inputs: BuildInputs, spec: BuildSpec, progress: "Progress") -> Built:
             material = find_material(inputs.calib, spec.calibration, contract, skip_corrupt=skip)
         folder = inputs.samples or (material.reader.dataset.root if material.reader is not None else None)
         samples = golden.find_samples(folder, material, contract, skip_corrupt=skip)
+        data = _find_data(inputs, spec, source)
+        images: list[str | bool] = [inputs.calib == RANDOM, skip, material.digest, samples.digest, *_identify(data)]
         here = environment.collect()
-        key = _cache_key(source, spec, [inputs.calib == RANDOM, skip, material.digest, samples.digest], here)
+        key = _cache_key(source, spec, images, here)
         existing = _cached(output, key)
     if existing is not None:
         return Built(existing, cache_hit=True)
     # The folder first: where there is no writing, nobody should wait for a calibration to learn it.
     with artifact.atomic_folder(output) as folder, artifact.translate_os_errors(output):
-        graph, calibration, observations = source.model, None, None
         if spec.calibration is not None:
-            form = lowering.find_form(spec, here.cpu)
-            observations = observe(source, graph, material, progress)
-            trial = find_trial(spec.calibration, form, material, source.card, progress)
-            calibration = calibrate(graph, observations, spec.calibration, trial)
-        with progress.task(f"lowering to {spec.precision}"):
-            lowered = lowering.lower(graph, spec, calibration, here.cpu)
-        job = _Job(source, spec, samples, lowered, calibration, observations, here, key)
+            request = Request(source, spec, material, data, here.cpu)
+            # What a search measures does not depend on the limit: another limit can go on from it.
+            unlimited = _cache_key(source, msgspec.structs.replace(spec, max_drop=None), images, here)
+            notes = output.resolve().with_name(f"{output.resolve().name}.search")
+            quantized = quantize(request, notes, unlimited, progress)
+        else:
+            with progress.task(f"lowering to {spec.precision}"):
+                lowered = lowering.lower(source.model, spec, None, here.cpu)
+            quantized = Quantized(lowered, "", {})
+        job = _Job(source, spec, samples, quantized, here, key)
         _fill(folder, output.resolve().name, job, progress)
     return Built(open_bundle(output), cache_hit=False)
 
@@ -120,9 +129,7 @@ class _Job:
     source: Source
     spec: BuildSpec
     samples: golden.Samples
-    lowered: "Lowered"
-    calibration: "Calibration | None"
-    observations: "Observations | None"
+    quantized: Quantized
     here: "Environment"
     key: str
 
@@ -134,18 +141,17 @@ def _fill(folder: Path, name: str, job: _Job, progress: "Progress") -> None:
     from resnet_deploy.builders import find_builder
     from resnet_deploy.onnx_files import bytes_from_onnx, check_onnx
 
-    data = bytes_from_onnx(job.lowered.model)
+    lowered = job.quantized.lowered
+    data = bytes_from_onnx(lowered.model)
     if data != job.source.data:  # which was checked when it was read
         check_onnx(data, name=f"the graph lowered to {job.spec.precision}")
     with progress.task(f"compiling for {job.spec.backend}"):
         engine = find_builder(job.spec.backend)(data, job.spec, folder)
     if engine.file != "model.onnx":
         (folder / LOWERED).write_bytes(data)
-    if job.calibration is not None:
-        (folder / CALIBRATION).write_bytes(job.calibration.to_json())
-    if job.observations is not None:
-        (folder / OBSERVATIONS).write_bytes(job.observations.to_bytes())
-    (folder / LOG).write_text("".join(f"{line}\n" for line in (*job.lowered.notes, *engine.log)), encoding="utf-8")
+    for kept, content in job.quantized.files.items():
+        (folder / kept).write_bytes(content)
+    (folder / LOG).write_text("".join(f"{line}\n" for line in (*lowered.notes, *engine.log)), encoding="utf-8")
     with progress.task("recording answers"):
         answers = golden.answer(folder / engine.file, data, job.spec, job.source.card, job.samples)
         golden.write(folder / GOLDEN, answers)
@@ -153,8 +159,8 @@ def _fill(folder: Path, name: str, job: _Job, progress: "Progress") -> None:
     chain = HashChain(
         weights=job.source.card.weights_sha256,
         onnx=job.source.sha256,
-        images=job.calibration.source.dataset_sha256 if job.calibration else "",
-        calibration=artifact.sha256_file(folder / CALIBRATION) if job.calibration else "",
+        images=job.quantized.images,
+        calibration=artifact.sha256_file(folder / CALIBRATION) if job.quantized.files else "",
         lowered=artifact.sha256_bytes(data),
         engine=artifact.sha256_file(folder / engine.file),
     )
@@ -167,13 +173,39 @@ def _fill(folder: Path, name: str, job: _Job, progress: "Progress") -> None:
         files={path.name: artifact.sha256_file(path) for path in sorted(folder.iterdir())},
         chain=chain,
         cache_key=job.key,
-        requires=msgspec.structs.replace(requires, int8_dot_product=job.lowered.int8_dot_product),
+        requires=msgspec.structs.replace(requires, int8_dot_product=lowered.int8_dot_product),
         toolchain={"resnet-deploy": __version__, "onnx": onnx.__version__, **engine.toolchain},
         environment=job.here,
         measured=measured,
-        notes=(*job.lowered.notes, *engine.notes),
+        notes=(*lowered.notes, *engine.notes),
     )
     write_manifest(folder, manifest)
+
+
+def _find_data(inputs: BuildInputs, spec: BuildSpec, source: Source) -> "BatchReader | None":
+    """Find the images that a limit of accuracy is held against.
+
+    Raises:
+        DataError, FileError: If there are none, or their labels do not fit the model.
+        SpecError: If there is a limit and no data, or data and no limit.
+    """
+    from resnet_deploy.datasets import BatchReader, find_dataset
+
+    if (inputs.data is None) != (spec.max_drop is None):
+        raise SpecError("--max-drop and --data go together", hint="say how much may be lost, and on which images")
+    if inputs.data is None:
+        if inputs.labels_file is not None:
+            raise SpecError("--labels-file has no effect without --data", hint="add --data DIR, or drop it")
+        return None
+    dataset = find_dataset(inputs.data, source.card, labels_file=inputs.labels_file)
+    return BatchReader(dataset, source.card.preprocess, _EVALUATION_BATCH, skip_corrupt=inputs.skip_corrupt)
+
+
+def _identify(data: "BatchReader | None") -> list[str]:
+    """What of the data a search depends on: images and labels."""
+    if data is None:
+        return []
+    return [data.dataset.digest, artifact.sha256_bytes(json.dumps(data.dataset.labels).encode())]
 
 
 def _require(spec: BuildSpec) -> None:

@@ -1,6 +1,7 @@
 """The exported FP32 graph, lowered to a precision in the form that the target runs fastest."""
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -33,8 +34,14 @@ class Lowered:
     notes: tuple[str, ...]
 
 
-def lower(model: "ir.Model", spec: BuildSpec, calibration: "Calibration | None", cpu: "Cpu") -> Lowered:
-    """Lower ``model`` as ``spec`` asks.
+def lower(
+    model: "ir.Model",
+    spec: BuildSpec,
+    calibration: "Calibration | None",
+    cpu: "Cpu",
+    in_float: Collection[str] = (),
+) -> Lowered:
+    """Lower ``model`` as ``spec`` asks, but for the nodes that are to stay ``in_float``.
 
     Raises:
         BackendError: If the backend has no INT8 form.
@@ -52,15 +59,25 @@ def lower(model: "ir.Model", spec: BuildSpec, calibration: "Calibration | None",
         if form.weight_bits == 7:
             notes.append("this CPU has no INT8 dot product: weights are 7-bit, so that its kernels do not saturate")
         notes += _calibration_notes(calibration)
-        model, report = insert_qdq(model, calibration, form)
+        model, report = insert_qdq(model, calibration, form, in_float)
         notes.append(f"{len(report.quantized)} layers and {len(report.activations)} activations quantized")
-        notes += [f"{name} stays in floating point: {reason}" for name, reason in report.left_in_float.items()]
+        notes += _left_in_words(report.left_in_float)
     if spec.precision == "fp16" or (spec.precision == "int8" and form.scale_dtype == "float16"):
         model, halved = lower_to_float16(model)
         lost = sum(halved.flushed.values())
         if lost:
             notes.append(f"{lost} weights in {len(halved.flushed)} tensors were too small for FP16 and became 0")
     return Lowered(model, full_range, tuple(notes))
+
+
+def _left_in_words(left: dict[str, str]) -> list[str]:
+    """Say which layers stay in floating point, a line for each reason."""
+    lines = []
+    for reason in dict.fromkeys(left.values()):
+        names = [name for name in left if left[name] == reason]
+        listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        lines.append(f"{listed} {'stays' if len(names) == 1 else 'stay'} in floating point: {reason}")
+    return lines
 
 
 def find_form(spec: BuildSpec, cpu: "Cpu") -> "QdqForm":

@@ -18,18 +18,27 @@ class OrtRunner:
     """Runs one ONNX file in a session of its own.
 
     Args:
-        engine: The ONNX file.
+        engine: The ONNX file, or its bytes.
         card: The model it holds.
         batch: Batch sizes to accept.
         threads: Threads for one call; 0 leaves the choice to ONNX Runtime.
+        as_written: Simulate a graph meant for another backend, as ``open_session`` does.
     """
 
-    def __init__(self, engine: "Path", card: "ModelCard", batch: "BatchRange", *, threads: int = 0) -> None:
+    def __init__(
+        self,
+        engine: "Path | bytes",
+        card: "ModelCard",
+        batch: "BatchRange",
+        *,
+        threads: int = 0,
+        as_written: bool = False,
+    ) -> None:
         self.input: TensorSpec
         self.output: TensorSpec
         self.input, self.output = tensor_specs(card)
         self.batch = batch
-        self._session = open_session(engine, threads=threads)
+        self._session = open_session(engine, threads=threads, as_written=as_written)
         self.device: str = self._session.get_providers()[0]
         self._feed: dict[str, Array] = {}
         self._outputs: list[Array] = []

@@ -1,0 +1,95 @@
+"""An exported graph to INT8: calibrate, search where a limit is set, lower."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from resnet_deploy.bundle import CALIBRATION, OBSERVATIONS, SEARCH
+from resnet_deploy.pipeline import lowering, searching
+from resnet_deploy.pipeline.calibrating import Material, calibrate, find_trial, observe
+
+if TYPE_CHECKING:
+    from resnet_deploy.datasets import BatchReader
+    from resnet_deploy.environment import Cpu
+    from resnet_deploy.pipeline.lowering import Lowered
+    from resnet_deploy.pipeline.source import Source
+    from resnet_deploy.protocols import Progress
+    from resnet_deploy.quantize.search import Search
+    from resnet_deploy.specs import BuildSpec
+
+
+@dataclass(frozen=True)
+class Request:
+    """What INT8 is made from.
+
+    Attributes:
+        source: The exported model.
+        spec: What the engine is to be.
+        material: What to calibrate on.
+        data: The images that the accuracy is measured on where ``spec`` limits its drop.
+        cpu: What this machine can do.
+    """
+
+    source: "Source"
+    spec: "BuildSpec"
+    material: Material
+    data: "BatchReader | None"
+    cpu: "Cpu"
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A graph on integers and how it came to be.
+
+    Attributes:
+        lowered: The graph.
+        images: Digest of the images that it was calibrated on; empty for noise.
+        files: What a bundle keeps of it, by file name.
+    """
+
+    lowered: "Lowered"
+    images: str
+    files: dict[str, bytes]
+
+
+def quantize(request: Request, notes: Path, key: str, progress: "Progress") -> Quantized:
+    """Take the graph to INT8.
+
+    Args:
+        request: From what.
+        notes: Where a search keeps what it has measured, until it has ended.
+        key: Digest of everything that the measurements depend on.
+        progress: Shows what takes longer than a moment.
+
+    Raises:
+        UserError: If the images or the observations are at fault.
+        AccuracyError: If the drop cannot be kept within its limit.
+    """
+    source, spec, graph = request.source, request.spec, request.source.model
+    assert spec.calibration is not None
+    form = lowering.find_form(spec, request.cpu)
+    observations = observe(source, graph, request.material, progress)
+    trial = find_trial(spec.calibration, form, request.material, source.card, progress)
+    calibration = calibrate(graph, observations, spec.calibration, trial)
+    files = {CALIBRATION: calibration.to_json(), OBSERVATIONS: observations.to_bytes()}
+    in_float: tuple[str, ...] = ()
+    outcome: tuple[str, ...] = ()
+    if spec.max_drop is not None:
+        assert request.data is not None
+        subject = searching.Subject(source, graph, spec, calibration, request.cpu, request.data)
+        notebook = searching.Notebook(notes, key)
+        found = searching.search_precision(subject, spec.max_drop, notebook, progress)
+        notebook.close()
+        files[SEARCH] = msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n"
+        in_float, outcome = found.in_float, (_in_words(found, request.data),)
+    with progress.task("lowering to int8"):
+        lowered = lowering.lower(graph, spec, calibration, request.cpu, in_float)
+    lowered = lowering.Lowered(lowered.model, lowered.int8_dot_product, (*outcome, *lowered.notes))
+    return Quantized(lowered, observations.dataset_digest, files)
+
+
+def _in_words(found: "Search", reader: "BatchReader") -> str:
+    images = f"{len(reader.dataset)} images of {reader.dataset.root.name}"
+    return f"{found.steps[-1].drop:.2f} points of {found.metric} lost on {images}, {found.max_drop:g} allowed"
