@@ -267,6 +267,7 @@ class CalibrationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             well-behaved tensor and still drops the few values that would stretch it.
         percentile: Share of values kept by ``percentile``, in percent.
         max_images: Calibrate on at most this many images, spread evenly over the data set.
+        equalize: Rescale channels first, where those of a tensor differ by orders of magnitude.
 
     Raises:
         SpecError: If there is no such method, or a number is out of range.
@@ -275,6 +276,7 @@ class CalibrationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     method: CalibrationMethod = "percentile"
     percentile: float = 99.999
     max_images: int = 512
+    equalize: bool = True
 
     def __post_init__(self) -> None:
         _require_choice("calibration method", self.method, CALIBRATION_METHODS)

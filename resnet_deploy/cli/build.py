@@ -81,7 +81,9 @@ def build_spec(values: dict[str, Any], backend: str) -> BuildSpec:
     if asked[0] != "int8" and values["calib"]:
         raise SpecError(f"{asked[0]} takes no calibration data", hint="drop --calib, or build with --int8")
     if asked[0] != "int8":
-        refuse_idle(f"--{asked[0]}", "method", "percentile", "max_images", hint="drop it, or build with --int8")
+        refuse_idle(
+            f"--{asked[0]}", "method", "percentile", "max_images", "equalize", hint="drop it, or build with --int8"
+        )
     observed = str(values["calib"]).endswith(OBSERVATIONS_SUFFIX)
     if values["calib"] == "random" or observed:
         refuse_idle(f"--calib {values['calib']}", "max_images", hint="drop it, or give --calib a folder of images")

@@ -139,6 +139,16 @@ def calibration_images_option(function: Any) -> Any:
     )(function)
 
 
+def equalize_option(function: Any) -> Any:
+    """Add ``--equalize/--no-equalize``."""
+    return click.option(
+        "--equalize/--no-equalize",
+        default=CalibrationSpec().equalize,
+        show_default=True,
+        help="Rescale channels that are out of balance before INT8; the network computes the same.",
+    )(function)
+
+
 def calibration_options(function: Any) -> Any:
     """Add the options that say how INT8 ranges are chosen."""
     defaults = CalibrationSpec()
@@ -161,6 +171,7 @@ def calibration_options(function: Any) -> Any:
                 help="Share of values kept by --calib-method percentile.",
             ),
             calibration_images_option,
+            equalize_option,
         )
     ):
         function = option(function)
@@ -174,7 +185,7 @@ def calibration_spec(values: dict[str, Any]) -> CalibrationSpec:
         SpecError: If a value is out of range, or a percentile is given to a method that has none.
     """
     spec = CalibrationSpec(
-        method=values.pop("method"), percentile=values.pop("percentile"), max_images=values.pop("max_images")
+        **{name: values.pop(name) for name in ("method", "percentile", "max_images", "equalize")},
     )
     if spec.method != "percentile":
         refuse_idle(f"--calib-method {spec.method}", "percentile", hint="drop it, or use --calib-method percentile")

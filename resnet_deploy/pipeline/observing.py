@@ -47,6 +47,7 @@ class ObserveInputs:
         max_images: Take at most this many images of the folder, spread evenly over it, before they are parted.
         shard: Which part of them to run.
         skip_corrupt: Leave damaged images out instead of stopping.
+        equalize: Observe the graph with its channels rescaled, as `build` has it unless told otherwise.
     """
 
     model: Path
@@ -55,6 +56,7 @@ class ObserveInputs:
     max_images: int = 512
     shard: Shard = Shard()
     skip_corrupt: bool = False
+    equalize: bool = True
 
 
 def observe_images(inputs: ObserveInputs, progress: "Progress") -> "tuple[Observations, Path]":
@@ -71,10 +73,11 @@ def observe_images(inputs: ObserveInputs, progress: "Progress") -> "tuple[Observ
     _require_suffix(output)
     with progress.task("reading the model and the images"):
         source = read_source(inputs.model)
+        graph, _ = source.graph_to_quantize(equalize=inputs.equalize)
         images = find_images(inputs.calib).subset(inputs.max_images).shard(shard.number, shard.count)
     reader = read_images(images, len(images), source.card.preprocess, skip_corrupt=inputs.skip_corrupt)
     with artifact.atomic_file(output) as temporary:
-        observations = observe(source, source.model, Material(reader=reader), progress)
+        observations = observe(source, graph, Material(reader=reader), progress)
         with artifact.translate_os_errors(output):
             temporary.write_bytes(observations.to_bytes())
     return observations, output

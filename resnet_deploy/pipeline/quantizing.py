@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from resnet_deploy.pipeline.lowering import Lowered
     from resnet_deploy.pipeline.source import Source
     from resnet_deploy.protocols import Progress
+    from resnet_deploy.quantize.equalize import EqualizationReport
     from resnet_deploy.quantize.search import Search
     from resnet_deploy.specs import BuildSpec
 
@@ -54,12 +55,12 @@ class Quantized:
     files: dict[str, bytes]
 
 
-def quantize(request: Request, notes: Path, key: str, progress: "Progress") -> Quantized:
+def quantize(request: Request, measured: Path, key: str, progress: "Progress") -> Quantized:
     """Take the graph to INT8.
 
     Args:
         request: From what.
-        notes: Where a search keeps what it has measured, until it has ended.
+        measured: Where a search keeps what it has measured, until it has ended.
         key: Digest of everything that the measurements depend on.
         progress: Shows what takes longer than a moment.
 
@@ -67,27 +68,38 @@ def quantize(request: Request, notes: Path, key: str, progress: "Progress") -> Q
         UserError: If the images or the observations are at fault.
         AccuracyError: If the drop cannot be kept within its limit.
     """
-    source, spec, graph = request.source, request.spec, request.source.model
+    source, spec = request.source, request.spec
     assert spec.calibration is not None
+    with progress.task("equalizing"):
+        graph, report = source.graph_to_quantize(equalize=spec.calibration.equalize)
     form = lowering.find_form(spec, request.cpu)
     observations = observe(source, graph, request.material, progress)
     trial = find_trial(spec.calibration, form, request.material, source.card, progress)
     calibration = calibrate(graph, observations, spec.calibration, trial)
     files = {CALIBRATION: calibration.to_json(), OBSERVATIONS: observations.to_bytes()}
     in_float: tuple[str, ...] = ()
-    outcome: tuple[str, ...] = ()
+    notes = _equalization_in_words(report)
     if spec.max_drop is not None:
         assert request.data is not None
         subject = searching.Subject(source, graph, spec, calibration, request.cpu, request.data)
-        notebook = searching.Notebook(notes, key)
+        notebook = searching.Notebook(measured, key)
         found = searching.search_precision(subject, spec.max_drop, notebook, progress)
         notebook.close()
         files[SEARCH] = msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n"
-        in_float, outcome = found.in_float, (_in_words(found, request.data),)
+        in_float = found.in_float
+        notes.append(_in_words(found, request.data))
     with progress.task("lowering to int8"):
         lowered = lowering.lower(graph, spec, calibration, request.cpu, in_float)
-    lowered = lowering.Lowered(lowered.model, lowered.int8_dot_product, (*outcome, *lowered.notes))
+    lowered = lowering.Lowered(lowered.model, lowered.int8_dot_product, (*notes, *lowered.notes))
     return Quantized(lowered, observations.dataset_digest, files)
+
+
+def _equalization_in_words(report: "EqualizationReport | None") -> list[str]:
+    if report is None or not report.groups:
+        return []
+    factor = 2 ** max(max(-group.smallest, group.largest) for group in report.groups)
+    count = len(report.groups)
+    return [f"channels of {count} groups of tensors rescaled by factors up to {factor}: they were out of balance"]
 
 
 def _in_words(found: "Search", reader: "BatchReader") -> str:

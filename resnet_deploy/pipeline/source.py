@@ -11,6 +11,8 @@ from resnet_deploy.specs import ModelCard
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from resnet_deploy.quantize.equalize import EqualizationReport
+
 
 @dataclass(frozen=True)
 class Source:
@@ -30,6 +32,12 @@ class Source:
     def sha256(self) -> str:
         """Digest of the file."""
         return artifact.sha256_bytes(self.data)
+
+    def graph_to_quantize(self, *, equalize: bool) -> "tuple[ir.Model, EqualizationReport | None]":
+        """Return the FP32 graph that INT8 is made of: this one, or the same function with its channels rescaled."""
+        from resnet_deploy.quantize.equalize import equalize as rescale
+
+        return rescale(self.model) if equalize else (self.model, None)
 
 
 def read_source(path: Path) -> Source:
