@@ -76,6 +76,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
         sqnr_db: Power of the FP32 logits over the power of the difference, in decibels; capped at 200.
         max_difference: Largest absolute difference of a logit.
         latency_s: Median seconds per call at the smallest batch; absent when the engine did not run.
+        speedup: What the FP32 model takes over that; absent for FP32 itself.
     """
 
     by: str
@@ -85,6 +86,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     sqnr_db: float
     max_difference: float
     latency_s: float | None = None
+    speedup: float | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,8 @@
     │   ├── BackendError         a backend is unknown, not installed, or cannot do what was asked
     │   └── BundleError          an engine bundle is damaged, altered, or not for this machine
     ├── BuildError               a backend's compiler failed
-    └── AccuracyError            a measured difference is beyond its tolerance
+    ├── AccuracyError            a measured difference is beyond its tolerance
+    └── SpeedError               a measured speed-up is below what was asked for
 
 Each carries a ``hint``: what to do next. The command line prints both, one line each, without a traceback; anything
 else that reaches the user is a bug and keeps its traceback.
@@ -80,3 +81,7 @@ class BuildError(ResnetDeployError):
 
 class AccuracyError(ResnetDeployError):
     """A measured difference is beyond its tolerance."""
+
+
+class SpeedError(ResnetDeployError):
+    """A measured speed-up is below what was asked for."""

@@ -43,6 +43,7 @@ DEFAULT_MODEL: Final = ENGINES / "resnet50.onnx"
 )
 @click.option("--data", type=PATH, metavar="DIR", help="Images to hold --max-drop against; labelled, for top-1.")
 @click.option("--labels-file", type=PATH, help="Labels of --data, where the folder does not tell.")
+@click.option("--require-speedup", type=float, metavar="X", help="Fail unless it is X times as fast as FP32, here.")
 @click.option("--samples", type=PATH, metavar="DIR", help="Images whose answers are kept.  [default: of --calib]")
 @skip_corrupt_option
 @click.option("-o", "--output", type=PATH, help="The bundle.  [default: <model>-<precision>-<backend>/ beside it]")
@@ -77,6 +78,8 @@ def build_spec(values: dict[str, Any], backend: str) -> BuildSpec:
         raise SpecError(
             f"{len(asked)} precisions asked for, one is needed", hint="give one of --fp32, --fp16 and --int8"
         )
+    if asked[0] == "fp32":
+        refuse_idle("--fp32", "require_speedup", hint="drop it: FP32 is what the others are held against")
     calibration = calibration_spec(values)
     if asked[0] != "int8" and values["calib"]:
         raise SpecError(f"{asked[0]} takes no calibration data", hint="drop --calib, or build with --int8")
@@ -119,9 +122,9 @@ def describe(built: Any) -> None:
     click.echo(f"{bundle.path}/: {state}")
     click.echo(f"  {_measured_in_words(measured, manifest.spec.precision)}")
     if measured.latency_s is not None:
-        click.echo(
-            f"  {measured.latency_s * 1e3:.2f} ms a call at batch {manifest.spec.batch.min} (indication; see bench)"
-        )
+        pace = "" if measured.speedup is None else f", {measured.speedup:.2f} times as fast as FP32"
+        call = f"{measured.latency_s * 1e3:.2f} ms a call at batch {manifest.spec.batch.min}"
+        click.echo(f"  {call}{pace} (indication; see bench)")
     for note in manifest.notes:
         click.echo(f"  {note}")
 

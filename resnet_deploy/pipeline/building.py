@@ -1,6 +1,7 @@
 """An exported model to an engine bundle: calibrate, lower, compile, measure, and only then put it in place."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -24,6 +25,7 @@ from resnet_deploy.bundle import (
 from resnet_deploy.errors import BackendError, BundleError, FileError, SpecError
 from resnet_deploy.pipeline import golden, lowering
 from resnet_deploy.pipeline.calibrating import RANDOM, Material, find_material
+from resnet_deploy.pipeline.guarding import measure_pace, require_speedup
 from resnet_deploy.pipeline.quantizing import Quantized, Request, quantize
 from resnet_deploy.pipeline.source import Source, read_source
 from resnet_deploy.specs import BuildSpec
@@ -56,6 +58,10 @@ class BuildInputs:
         data: Folder of images to hold the accuracy against its limit on, where there is one.
         labels_file: Labels of those images, where their folder does not tell.
         skip_corrupt: Leave damaged images out instead of stopping.
+        require_speedup: Least speed over the FP32 model's, measured here, below which the build fails.
+
+    Raises:
+        SpecError: If the speed-up is no positive number.
     """
 
     model: Path
@@ -65,6 +71,11 @@ class BuildInputs:
     data: Path | None = None
     labels_file: Path | None = None
     skip_corrupt: bool = False
+    require_speedup: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.require_speedup is not None and not 0 < self.require_speedup < math.inf:
+            raise SpecError(f"a speed-up of {self.require_speedup}", hint="give --require-speedup such as 1.2")
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,8 @@ def build(inputs: BuildInputs, spec: BuildSpec, progress: "Progress") -> Built:
     Raises:
         UserError: If the request, the model or the images are at fault, or the backend is missing.
         BuildError: If the backend's compiler failed.
-        AccuracyError: If the engine's answers are not numbers.
+        AccuracyError: If the engine's answers are not numbers, or lose more than they may.
+        SpeedError: If the engine is not as much faster than FP32 as it must be.
     """
     _require(spec)
     model = inputs.model.name.removesuffix(".onnx")  # not its stem: m.v1 and m.v2 are two models
@@ -106,6 +118,7 @@ def build(inputs: BuildInputs, spec: BuildSpec, progress: "Progress") -> Built:
         key = _cache_key(source, spec, images, here)
         existing = _cached(output, key)
     if existing is not None:
+        require_speedup(existing.manifest.measured.speedup, inputs.require_speedup)
         return Built(existing, cache_hit=True)
     # The folder first: where there is no writing, nobody should wait for a calibration to learn it.
     with artifact.atomic_folder(output) as folder, artifact.translate_os_errors(output):
@@ -119,7 +132,7 @@ def build(inputs: BuildInputs, spec: BuildSpec, progress: "Progress") -> Built:
             with progress.task(f"lowering to {spec.precision}"):
                 lowered = lowering.lower(source.model, spec, None, here.cpu)
             quantized = Quantized(lowered, "", {})
-        job = _Job(source, spec, samples, quantized, here, key)
+        job = _Job(source, spec, samples, quantized, here, key, inputs.require_speedup)
         _fill(folder, output.resolve().name, job, progress)
     return Built(open_bundle(output), cache_hit=False)
 
@@ -132,6 +145,7 @@ class _Job:
     quantized: Quantized
     here: "Environment"
     key: str
+    require_speedup: float | None
 
 
 def _fill(folder: Path, name: str, job: _Job, progress: "Progress") -> None:
@@ -142,6 +156,7 @@ def _fill(folder: Path, name: str, job: _Job, progress: "Progress") -> None:
     from resnet_deploy.onnx_files import bytes_from_onnx, check_onnx
 
     lowered = job.quantized.lowered
+    notes = lowered.notes
     data = bytes_from_onnx(lowered.model)
     if data != job.source.data:  # which was checked when it was read
         check_onnx(data, name=f"the graph lowered to {job.spec.precision}")
@@ -156,6 +171,12 @@ def _fill(folder: Path, name: str, job: _Job, progress: "Progress") -> None:
         answers = golden.answer(folder / engine.file, data, job.spec, job.source.card, job.samples)
         golden.write(folder / GOLDEN, answers)
         measured = golden.compare(answers, job.source.data, job.samples.kind)
+    if answers.by_engine:
+        with progress.task("timing"):
+            pace = measure_pace(folder / engine.file, job.source, job.spec, answers.images)
+        measured = msgspec.structs.replace(measured, latency_s=pace.latency_s, speedup=pace.speedup)
+        notes = (*pace.notes, *notes)
+    require_speedup(measured.speedup, job.require_speedup)
     chain = HashChain(
         weights=job.source.card.weights_sha256,
         onnx=job.source.sha256,
@@ -177,7 +198,7 @@ def _fill(folder: Path, name: str, job: _Job, progress: "Progress") -> None:
         toolchain={"resnet-deploy": __version__, "onnx": onnx.__version__, **engine.toolchain},
         environment=job.here,
         measured=measured,
-        notes=(*lowered.notes, *engine.notes),
+        notes=(*notes, *engine.notes),
     )
     write_manifest(folder, manifest)
 

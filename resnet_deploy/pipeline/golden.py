@@ -1,7 +1,5 @@
 """Golden vectors: a few inputs and the answers expected of an engine, and how far these are from the FP32 model's."""
 
-import statistics
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -9,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from resnet_deploy import environment
-from resnet_deploy.batching import infer, run_once
+from resnet_deploy.batching import infer
 from resnet_deploy.bundle import Measured
 from resnet_deploy.errors import AccuracyError, DataError
 from resnet_deploy.pipeline.calibrating import Material, read_images
@@ -19,20 +17,19 @@ from resnet_deploy.verify import compare_logits
 
 if TYPE_CHECKING:
     from resnet_deploy.datasets import BatchReader
-    from resnet_deploy.protocols import Array, Runner
+    from resnet_deploy.protocols import Array
 
 IMAGES: Final = 8
-_LATENCY_CALLS: Final = 20
 _MOST_DECIBELS: Final = 200.0  # either way: equal outputs have no noise, and JSON has no infinity
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Inputs, the engine's logits, and its latency where the engine itself ran."""
+    """Inputs and logits, of the engine itself where it could run."""
 
     images: "Array"
     logits: "Array"
-    latency_s: float | None
+    by_engine: bool
 
 
 @dataclass(frozen=True)
@@ -87,11 +84,10 @@ def answer(engine: Path, lowered: bytes, spec: BuildSpec, card: ModelCard, sampl
     from resnet_deploy.runners.ort import OrtRunner
 
     images = _images(samples.reader, card)
-    latency_s = None
     if spec.backend == "onnxruntime":
         runner = OrtRunner(engine, card, spec.batch, threads=environment.compute_threads())
         with translate_refusals():
-            logits, latency_s = infer(runner, images), _median_latency(runner, images)
+            logits = infer(runner, images)
         runner.close()
     else:
         session = open_session(lowered, as_written=True)
@@ -102,7 +98,7 @@ def answer(engine: Path, lowered: bytes, spec: BuildSpec, card: ModelCard, sampl
             f"the {spec.precision} engine gives logits that are not finite",
             hint="the model's activations do not fit this precision; build with --fp32",
         )
-    return Answers(images, logits, latency_s)
+    return Answers(images, logits, by_engine=spec.backend == "onnxruntime")
 
 
 def write(path: Path, answers: Answers) -> None:
@@ -117,13 +113,12 @@ def compare(answers: Answers, exported: bytes, kind: str) -> Measured:
     (expected,) = open_session(exported).run([OUTPUT_NAME], {INPUT_NAME: answers.images})
     difference = compare_logits(expected, answers.logits)
     return Measured(
-        by="engine" if answers.latency_s is not None else "simulation",
+        by="engine" if answers.by_engine else "simulation",
         inputs=kind,
         images=len(answers.images),
         agreement=difference.agreement,
         sqnr_db=max(-_MOST_DECIBELS, min(difference.sqnr_db, _MOST_DECIBELS)),
         max_difference=float(difference.max_difference.max()),
-        latency_s=answers.latency_s,
     )
 
 
@@ -134,14 +129,3 @@ def _images(samples: "BatchReader | None", card: ModelCard) -> "Array":
     if not batches:
         raise DataError(f"{samples.dataset.root}: every image is damaged", hint="give sound images")
     return np.concatenate(batches)
-
-
-def _median_latency(runner: "Runner", images: "Array") -> float:
-    """Median seconds of a few calls at the engine's smallest batch: an indication, not a benchmark."""
-    batch = np.resize(images, (runner.batch.min, *images.shape[1:]))
-    taken = []
-    for _ in range(_LATENCY_CALLS):
-        start = time.perf_counter()
-        run_once(runner, batch)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)

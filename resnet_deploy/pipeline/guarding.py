@@ -1,0 +1,118 @@
+"""Is an engine faster than the model it was made from, on this machine? And if not, which layers cost it?"""
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from resnet_deploy import environment
+from resnet_deploy.batching import run_once
+from resnet_deploy.errors import SpeedError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from resnet_deploy.pipeline.source import Source
+    from resnet_deploy.protocols import Array, Runner
+    from resnet_deploy.specs import BuildSpec
+
+_CALLS: Final = 20
+_PROFILED_CALLS: Final = 10
+_FASTER: Final = 1.05  # less than that is within what a machine's mood makes of equal engines
+_NAMED: Final = 3
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast an engine is: an indication, not a benchmark.
+
+    Attributes:
+        latency_s: Median seconds per call, at the smallest batch.
+        speedup: What the FP32 model takes over that, timed in turns; absent for FP32 itself.
+        slower: Layers that take longer in the engine, the worst first, and the seconds that each costs; empty where
+            the engine is faster.
+    """
+
+    latency_s: float
+    speedup: float | None = None
+    slower: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Say that the engine is no faster than FP32, and why; nothing where it is."""
+        if self.speedup is None or self.speedup >= _FASTER:
+            return ()
+        layers = ", ".join(f"{name} by {cost * 1e6:.0f} us" for name, cost in self.slower)
+        reason = f"; slower than in FP32: {layers}" if layers else ""
+        return (f"not faster than FP32 on this machine ({self.speedup:.2f} times its speed){reason}",)
+
+
+def measure_pace(engine: "Path", source: "Source", spec: "BuildSpec", images: "Array") -> Pace:
+    """Time an ONNX Runtime engine, at its smallest batch, in turns with the FP32 model it was made from."""
+    from resnet_deploy.runners.ort import OrtRunner
+
+    threads, batch = environment.compute_threads(), spec.batch
+    feed = np.ascontiguousarray(np.resize(images, (batch.min, *images.shape[1:])))
+    models: list[Path | bytes] = [engine] if spec.precision == "fp32" else [engine, source.data]
+    runners = [OrtRunner(model, source.card, batch, threads=threads) for model in models]
+    for runner in runners:
+        run_once(runner, feed)
+    taken: list[list[float]] = [[] for _ in runners]
+    for _ in range(_CALLS):
+        for runner, seconds in zip(runners, taken, strict=True):
+            seconds.append(_time(runner, feed))
+    for runner in runners:
+        runner.close()
+    own, *exported = map(statistics.median, taken)
+    if not exported:
+        return Pace(own)
+    speedup = exported[0] / own
+    return Pace(own, speedup, () if speedup >= _FASTER else _slower_layers(engine, source, feed))
+
+
+def require_speedup(speedup: float | None, least: float | None) -> None:
+    """Hold a measured speed-up against what was asked for.
+
+    Raises:
+        SpeedError: If it is less, or the engine cannot run here to be measured.
+    """
+    if least is None or (speedup is not None and speedup >= least):
+        return
+    found = "it cannot run here to be measured" if speedup is None else f"it is {speedup:.2f} times as fast as FP32"
+    raise SpeedError(
+        f"{found}, {least:g} is required", hint="ask for less, or build without --require-speedup to see why"
+    )
+
+
+def _time(runner: "Runner", feed: "Array") -> float:
+    start = time.perf_counter()
+    run_once(runner, feed)
+    return time.perf_counter() - start
+
+
+def _slower_layers(engine: "Path", source: "Source", feed: "Array") -> tuple[tuple[str, float], ...]:
+    """Name the layers that take longest over what they take in the exported model."""
+    from resnet_deploy.ort_session import profile_nodes
+
+    layers = [str(node.name) for node in source.model.graph if node.op_type in ("Conv", "Gemm")]
+    own, exported = (
+        seconds_by_layer(profile_nodes(model, feed, calls=_PROFILED_CALLS), layers) for model in (engine, source.data)
+    )
+    costs = {name: own[name] - exported[name] for name in layers}
+    worst = sorted(costs.items(), key=lambda cost: cost[1], reverse=True)
+    return tuple((name, cost) for name, cost in worst[:_NAMED] if cost > 0)
+
+
+def seconds_by_layer(kernels: dict[str, float], layers: list[str]) -> dict[str, float]:
+    """Add up the kernels that a layer became, by their names, which begin with the layer's.
+
+    What belongs to no layer (sums, pooling, quantization on its own) is left out.
+    """
+    found = dict.fromkeys(layers, 0.0)
+    for kernel, seconds in kernels.items():
+        owners = [name for name in layers if kernel == name or kernel.startswith((f"{name}.", f"{name}_"))]
+        if owners:
+            found[max(owners, key=len)] += seconds
+    return found

@@ -1,0 +1,95 @@
+"""The guard over speed: what is measured, what is said, and what fails a build."""
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import assert_refused
+
+from resnet_deploy.errors import SpeedError
+from resnet_deploy.onnx_files import onnx_from_bytes
+from resnet_deploy.ort_session import profile_nodes
+from resnet_deploy.pipeline import guarding
+from resnet_deploy.pipeline.guarding import Pace, measure_pace, require_speedup, seconds_by_layer
+from resnet_deploy.pipeline.source import read_source
+from resnet_deploy.pipeline.synthetic import synthetic_images
+
+INT8 = "build engines/resnet18.onnx --int8 --backend onnxruntime --calib calibration -o engine"
+FP16 = "build engines/resnet18.onnx --fp16 --backend onnxruntime -o engine"
+
+
+def test_kernels_belong_to_the_layer_with_the_longest_name():
+    kernels = {"conv1.relu_nchwc": 1.0, "layer1.0.conv1_token_7": 2.0, "layer1.0.conv10": 4.0, "fc": 8.0, "add": 16.0}
+    layers = ["conv1", "layer1.0.conv1", "layer1.0.conv10", "fc", "layer1"]
+    assert seconds_by_layer(kernels, layers) == {
+        "conv1": 1.0,
+        "layer1.0.conv1": 2.0,
+        "layer1.0.conv10": 4.0,
+        "fc": 8.0,
+        "layer1": 0.0,
+    }
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_every_layer_is_found_in_the_profile(deployment, precision):
+    feed = synthetic_images(deployment.card.preprocess, 1)
+    engine = deployment.engines[precision] / "model.onnx"
+    graph = onnx_from_bytes(deployment.model.read_bytes(), name="model").graph
+    layers = [str(node.name) for node in graph if node.op_type in ("Conv", "Gemm")]
+    found = seconds_by_layer(profile_nodes(engine, feed, calls=2), layers)
+    assert len(found) == 21
+    assert min(found.values()) > 0
+
+
+def test_an_engine_is_held_against_the_model_it_was_made_from(deployment):
+    source, images = read_source(deployment.model), synthetic_images(deployment.card.preprocess, 1)
+    spec = deployment.int8_spec
+    pace = measure_pace(deployment.engines["int8"] / "model.onnx", source, spec, images)
+    assert pace.latency_s > 0
+    assert 0.2 < pace.speedup < 10  # of either kind of kernel, whatever the machine
+    assert pace.notes == () or pace.speedup < 1.05
+
+
+def test_a_slow_engine_is_named_with_its_layers(deployment, monkeypatch):
+    source, images = read_source(deployment.model), synthetic_images(deployment.card.preprocess, 1)
+    monkeypatch.setattr(guarding, "_FASTER", 1000.0)
+    profiles = [{"conv1_token": 5e-6, "fc_quant": 9e-6, "layer1.0.conv1": 1e-6}, {"conv1": 3e-6, "fc": 1e-6}]
+    monkeypatch.setattr("resnet_deploy.ort_session.profile_nodes", lambda *_, **__: profiles.pop(0))
+    pace = measure_pace(deployment.engines["int8"] / "model.onnx", source, deployment.int8_spec, images)
+    (said,) = pace.notes
+    assert "slower than in FP32: fc by 8 us, conv1 by 2 us, layer1.0.conv1 by 1 us" in said
+    assert f"({pace.speedup:.2f} times its speed)" in said
+
+
+def test_fp32_is_held_against_nothing():
+    assert Pace(1.0).notes == ()
+    with pytest.raises(SpeedError, match="cannot run here"):
+        require_speedup(None, 1.2)
+    with pytest.raises(SpeedError, match=r"it is 1\.19 times as fast as FP32, 1\.2 is required"):
+        require_speedup(1.19, 1.2)
+    require_speedup(1.2, 1.2)
+    require_speedup(None, None)
+
+
+def test_too_slow_an_engine_is_not_kept(workplace, invoke):
+    result = invoke(*f"{INT8} --require-speedup 1000".split())
+    assert result.exit_code == 1
+    assert "times as fast as FP32, 1000 is required" in result.stderr
+    assert not Path("engine").exists()
+    assert invoke(*f"{INT8} --require-speedup 0.001".split()).exit_code == 0
+    measured = json.loads(Path("engine/manifest.json").read_text())["measured"]
+    assert measured["speedup"] > 0.001
+    again = invoke(*f"{INT8} --require-speedup 1000".split())
+    assert again.exit_code == 1
+    assert f"it is {measured['speedup']:.2f} times as fast" in again.stderr
+    assert Path("engine").exists()  # it was there before, and is what was asked for then
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf"])
+def test_speeds_that_are_none_are_refused(workplace, invoke, value):
+    assert_refused(invoke(*f"{FP16} --require-speedup {value}".split()), "a speed-up of", "1.2")
+
+
+def test_fp32_takes_no_speedup(workplace, invoke):
+    command = "build engines/resnet18.onnx --fp32 --backend onnxruntime --require-speedup 1"
+    assert_refused(invoke(*command.split()), "--require-speedup has no effect with --fp32", "FP32")
