@@ -1,0 +1,168 @@
+"""What INT8 leaves of a trained network: every method, per tensor and per channel, with and without equalization.
+
+    python benchmarks/int8_quality.py [FOLDER]
+
+FOLDER is what `make demo` made (its digits, weights and exported model); `demo` by default. The network is taken as it
+was trained, and in two forms that compute the same with channels rescaled by factors over four decades. Graphs are run
+as written: what is measured is the graph and not this CPU's kernels. Writes every figure to benchmarks/results/.
+"""
+
+import json
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import numpy as np
+import onnx_ir as ir
+from hostile import make_hostile
+from numpy.typing import NDArray
+
+from resnet_deploy import environment
+from resnet_deploy.cli.terminal import TerminalProgress
+from resnet_deploy.datasets import BatchReader, find_dataset, find_images
+from resnet_deploy.errors import ModelError
+from resnet_deploy.export import export_onnx
+from resnet_deploy.models import load_model
+from resnet_deploy.onnx_files import bytes_from_onnx
+from resnet_deploy.ort_session import open_session
+from resnet_deploy.pipeline.source import Source, read_source
+from resnet_deploy.precision import lower_to_float16
+from resnet_deploy.quantize.calibrate import CalibrationSource, calibration_from, observe
+from resnet_deploy.quantize.equalize import equalize
+from resnet_deploy.quantize.output_error import measure_output_sqnr
+from resnet_deploy.quantize.qdq import FORMS, QdqForm, insert_qdq
+from resnet_deploy.quantize.ranges import choose_ranges
+from resnet_deploy.specs import CALIBRATION_METHODS, CalibrationSpec
+from resnet_deploy.verify import best_classes, compare_logits
+
+RESULTS = Path(__file__).parent / "results"
+IMAGES = 256
+TRIAL_IMAGES = 16
+WEIGHTS = ("trained", "hostile", "hostile, shortcuts too")
+
+Images = NDArray[np.generic]
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True), default=Path("demo"))
+def main(folder: Path) -> None:
+    """Measure, print tables, keep the record."""
+    source = read_source(folder / "resnet50.onnx")
+    contract = source.card.preprocess
+    calibration = read(BatchReader(find_images(folder / "digits/train").subset(IMAGES), contract, 32))
+    dataset = find_dataset(folder / "digits/val", source.card)
+    images, labels = read(BatchReader(dataset, contract, 32)), np.array(dataset.labels)
+    expected = logits(source.data, images)
+    cases = list(all_cases())
+    rows = []
+    for weights, equalized in TerminalProgress().track(cases, "quantizing", len(cases)):
+        model = graph(source, folder / "resnet50.safetensors", weights)
+        if equalized:
+            model, _ = equalize(model)
+        for case, quantized in lowered(model, source, calibration):
+            quality = {} if quantized is None else compare(expected, logits(quantized, images), labels)
+            rows.append({"weights": weights, "equalized": equalized} | case | quality)
+    record = {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "environment": msgspec.to_builtins(environment.collect()),
+        "model": {"architecture": source.card.architecture, "weights_sha256": source.card.weights_sha256},
+        "calibration_images": IMAGES,
+        "images": len(images),
+        "fp32_top1": float((best_classes(expected, 1)[:, 0] == labels).mean()),
+        "rows": rows,
+    }
+    stamp = str(record["created"])[:19].replace(":", "").replace("-", "") + "Z"
+    (RESULTS / f"int8-quality-{stamp}.json").write_text(json.dumps(record, indent=1) + "\n")
+    print_tables(rows, float(str(record["fp32_top1"])))
+
+
+def all_cases() -> list[tuple[str, bool]]:
+    """Weights, and whether they are equalized."""
+    return [(weights, equalized) for weights in WEIGHTS for equalized in (False, True)]
+
+
+def graph(source: Source, weights: Path, kind: str) -> ir.Model:
+    """The exported network, or one that computes the same with hostile weights."""
+    if kind == "trained":
+        return source.model
+    network = load_model(source.card.architecture, str(weights)).module.eval()
+    return export_onnx(make_hostile(network, stream=kind != "hostile"), source.card)
+
+
+def all_forms() -> dict[tuple[str, str], QdqForm]:
+    """Each target's form, per channel and per tensor; ONNX Runtime's with the 7 bits that any CPU computes rightly."""
+    forms = FORMS | {"onnxruntime": replace(FORMS["onnxruntime"], weight_bits=7)}
+    return {
+        (target, scales): replace(form, per_channel=scales == "per channel")
+        for target, form in forms.items()
+        for scales in ("per channel", "per tensor")
+    }
+
+
+def lowered(model: ir.Model, source: Source, images: Images) -> list[tuple[dict[str, str], bytes | None]]:
+    """Quantize by every method in every form; None where the values do not fit the form's number format."""
+    histograms, count = observe(model, [images])
+    origin = CalibrationSource(
+        dataset="train",
+        dataset_sha256="",
+        images=count,
+        preprocess_sha256="",
+        weights_sha256=source.card.weights_sha256,
+        onnx_sha256="",
+    )
+    ranges = {name: choose_ranges(histogram, CalibrationSpec()) for name, histogram in histograms.items()}
+    found: list[tuple[dict[str, str], bytes | None]] = []
+    for (target, scales), form in all_forms().items():
+        for method in CALIBRATION_METHODS:
+            spec, quality = CalibrationSpec(method=method), None
+            case = {"target": target, "scales": scales, "method": method}
+            try:
+                if method == "auto":
+                    quality = measure_output_sqnr(model, ranges, form, [images[:TRIAL_IMAGES]])
+                quantized, _ = insert_qdq(model, calibration_from(histograms, spec, origin, quality), form)
+                if form.scale_dtype == "float16":
+                    quantized, _ = lower_to_float16(quantized)
+                found.append((case, bytes_from_onnx(quantized)))
+            except ModelError:
+                found.append((case, None))
+    return found
+
+
+def read(reader: BatchReader) -> Images:
+    """Read all images at once."""
+    return np.concatenate([batch.images for batch in reader])
+
+
+def logits(model: bytes, images: Images) -> NDArray[np.float32]:
+    """Answer all images, every node as written."""
+    found: NDArray[np.float32] = open_session(model, as_written=True).run(["logits"], {"images": images})[0]
+    return found
+
+
+def compare(expected: NDArray[np.float32], answers: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
+    """Accuracy, and what is left of the FP32 network's logits."""
+    difference = compare_logits(expected, answers)
+    top1 = float((best_classes(answers, 1)[:, 0] == labels).mean())
+    return {"top1": top1, "agreement": difference.agreement, "sqnr_db": difference.sqnr_db}
+
+
+def print_tables(rows: list[dict[str, Any]], fp32: float) -> None:
+    """Print top-1 and SQNR as Markdown, a row for each combination and a column for each method."""
+    click.echo(f"Top-1 in percent, SQNR in dB; FP32 has {fp32:.2%}.\n")
+    click.echo("| weights | equalized | form | weight scales | " + " | ".join(CALIBRATION_METHODS) + " |")
+    click.echo("|" + "---|" * (4 + len(CALIBRATION_METHODS)))
+    for start in range(0, len(rows), len(CALIBRATION_METHODS)):
+        line = rows[start : start + len(CALIBRATION_METHODS)]
+        first = line[0]
+        cells = [f"{100 * row['top1']:.2f}, {row['sqnr_db']:.1f}" if "top1" in row else "refused" for row in line]
+        equalized = "yes" if first["equalized"] else "no"
+        click.echo(
+            f"| {first['weights']} | {equalized} | {first['target']} | {first['scales']} | {' | '.join(cells)} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
