@@ -4,8 +4,7 @@ A step is one node of the FP32 graph, or one activation's way onto its integer g
 the FP32 node is given the very inputs that the lowered node had, so that what differs is this step's doing and nothing
 that came before. *So far*: against the FP32 graph run from the image on, which is what has piled up.
 
-A step diverges when it alone loses more than its number format accounts for by ``MARGIN_DB``, or leaves less than
-``FLOOR_DB``. What the format accounts for is computed from the FP32 numbers: rounding the layer's weights to the grid
+What a step's number format accounts for is computed from the FP32 numbers: rounding the layer's weights to the grid
 it has (``outliers.weight_sqnr_db``); rounding an activation to the levels of 8 bits over the values it takes, a noise
 of step**2 / 12 each (Widrow and Kollar, "Quantization Noise", 2008); the digits of FP16 and FP32.
 """
@@ -21,6 +20,7 @@ import onnx_ir as ir
 from resnet_deploy.errors import ModelError
 from resnet_deploy.onnx_files import bytes_from_onnx
 from resnet_deploy.ort_session import open_session, translate_refusals
+from resnet_deploy.parity import Step
 from resnet_deploy.quantize.graph import tensor_name
 from resnet_deploy.quantize.outliers import weight_sqnr_db
 from resnet_deploy.specs import INPUT_NAME
@@ -31,42 +31,8 @@ if TYPE_CHECKING:
 
     from resnet_deploy.protocols import Array
 
-MARGIN_DB: Final = 15.0
-FLOOR_DB: Final = 10.0
 _FLOAT_DB: Final = {ir.DataType.FLOAT16: 66.0, ir.DataType.FLOAT: 110.0}
 _INTERVALS: Final = 255  # between the levels of 8 bits
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one step loses, over all images.
-
-    Attributes:
-        layer: Name of the tensor that it makes, as in the FP32 graph.
-        kind: ``weights`` for a convolution or the classifier, ``grid`` for an activation onto its integers,
-            ``arithmetic`` for everything else.
-        alone_db: SQNR of its result against FP32 on the same inputs; infinite if equal.
-        so_far_db: SQNR of its result against the FP32 graph run from the image on.
-        expected_db: SQNR that its number format accounts for.
-        clipped: Share of values beyond the ends of the grid; 0 where there is none.
-    """
-
-    layer: str
-    kind: str
-    alone_db: float
-    so_far_db: float
-    expected_db: float
-    clipped: float = 0.0
-
-    @property
-    def diverges(self) -> bool:
-        """Whether it loses more than its format accounts for."""
-        return self.alone_db < max(self.expected_db - MARGIN_DB, FLOOR_DB)
-
-
-def first_divergence(steps: Iterable[Step]) -> Step | None:
-    """Return the first step, in order of execution, that diverges."""
-    return next((step for step in steps if step.diverges), None)
 
 
 def compare_steps(reference: ir.Model, lowered: ir.Model, images: "Iterable[Array]") -> tuple[Step, ...]:

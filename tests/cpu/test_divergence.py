@@ -9,9 +9,10 @@ import pytest
 from resnet_deploy.errors import ModelError
 from resnet_deploy.onnx_files import bytes_from_onnx, onnx_from_bytes
 from resnet_deploy.ort_session import open_session
+from resnet_deploy.parity import first_divergence
 from resnet_deploy.pipeline.lowering import lower
 from resnet_deploy.pipeline.source import read_source
-from resnet_deploy.quantize.divergence import FLOOR_DB, MARGIN_DB, Step, compare_steps, first_divergence
+from resnet_deploy.quantize.divergence import compare_steps
 from resnet_deploy.verify import compare_logits
 
 
@@ -54,31 +55,6 @@ def change(model: ir.Model, name: str, damage) -> ir.Model:
     array = damage(constant.const_value.numpy().copy())
     constant.const_value = ir.tensor(array, name=name)
     return copy
-
-
-# --- the criterion
-
-
-@pytest.mark.parametrize(
-    ("alone_db", "expected_db", "diverges"),
-    [
-        (30.0, 30.0 + MARGIN_DB + 0.5, True),
-        (30.0, 30.0 + MARGIN_DB - 0.5, False),
-        (FLOOR_DB - 0.5, FLOOR_DB, True),  # as expected, and useless
-        (FLOOR_DB + 0.5, FLOOR_DB, False),
-        (float("inf"), float("inf"), False),
-        (float("-inf"), 40.0, True),
-    ],
-)
-def test_a_step_diverges_by_margin_or_floor(alone_db, expected_db, diverges):
-    # What has piled up before is no step's own doing.
-    assert Step("conv1", "weights", alone_db, -20.0, expected_db).diverges == diverges
-
-
-def test_the_first_in_order_is_named():
-    sound, bad = Step("a", "weights", 40, 40, 40), Step("b", "grid", 3, 3, 40)
-    assert first_divergence([sound, bad, Step("c", "weights", 0, 0, 40)]) == bad
-    assert first_divergence([sound]) is None
 
 
 # --- sound graphs
