@@ -53,9 +53,9 @@ class Step:
 
     def __str__(self) -> str:
         clips = f", clipping {self.clipped:.2%} of the values" if self.clipped else ""
-        return f"{self.layer}: {_WHAT[self.kind]} alone leave{'' if self.kind == 'weights' else 's'} " + (
-            f"{self.alone_db:.1f} dB of {self.expected_db:.1f} to be expected{clips}"
-        )
+        verb = "leave" if self.kind == "weights" else "leaves"
+        figures = f"{self.alone_db:.1f} dB of {self.expected_db:.1f} to be expected"
+        return f"{self.layer}: {_WHAT[self.kind]} alone {verb} {figures}{clips}"
 
 
 def first_divergence(steps: Iterable[Step]) -> Step | None:

@@ -216,6 +216,8 @@ NEEDS = (
     Need(("jinja2",), "report record.json --html a.html", "the HTML report needs jinja2", "[bench]"),
     Need(OPTIONAL, "bench net --no-html", "the PyTorch reference needs ", "[export]"),
     Need(OPTIONAL, "bench net --no-html --no-pytorch", "ONNX Runtime cannot be imported", "resnet-deploy doctor"),
+    Need(OPTIONAL, "verify net", "cannot run graphs: onnx and onnx", "[export,cpu]"),
+    Need(("onnxruntime",), "verify net", "cannot run graphs: onnxruntime is not installed", "[cpu]"),
     Need(OPTIONAL, "predict a.png --engine net", "ONNX Runtime cannot be imported", "[cpu]"),
 )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +12,7 @@ import numpy as np
 from resnet_deploy import artifact, environment
 from resnet_deploy.batching import infer
 from resnet_deploy.bundle import Bundle, open_bundle
+from resnet_deploy.capabilities import have_modules
 from resnet_deploy.engine import check_fits
 from resnet_deploy.errors import BackendError, BundleError, DataError, FileError, ModelError, SpecError
 from resnet_deploy.parity import Ladder, Limits, Rung, Step, Tally
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from resnet_deploy.protocols import Array, Progress
 
 DEFAULT_IMAGES: Final = 256
+_LIBRARIES: Final = {"onnx": "export", "onnx_ir": "export", "onnxruntime": "cpu"}  # and the extras with them
 _BATCH: Final = 8
 _STEP_IMAGES: Final = 8
 
@@ -61,7 +63,7 @@ class VerifyInputs:
     reference: Path | None = None
     pytorch: bool = True
     skip_corrupt: bool = False
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if self.data is None:
@@ -84,8 +86,12 @@ def verify(inputs: VerifyInputs, *, threads: int, progress: "Progress") -> Ladde
     Raises:
         UserError: If the engine was altered, the model or the weights are others than its own, or the images are at
             fault. A rung that cannot run here is none: it is left out, with the reason.
+        BackendError: If ONNX or ONNX Runtime is not installed.
         BuildError: If ONNX Runtime refuses a graph.
     """
+    libraries = have_modules(_LIBRARIES)
+    if not libraries.ok:
+        raise BackendError(f"cannot run graphs: {libraries.reason}", hint=libraries.fix)
     path = inputs.engine if inputs.engine.name not in ("", "..") else inputs.engine.resolve()
     bundle = open_bundle(path)
     samples = _Samples(inputs, bundle)
@@ -219,7 +225,7 @@ class _Samples:
     """
 
     def __init__(self, inputs: VerifyInputs, bundle: Bundle) -> None:
-        from resnet_deploy.datasets import BatchReader, find_dataset
+        from resnet_deploy import datasets
 
         self.kept: list[Array] = []
         self._bundle = bundle
@@ -227,10 +233,10 @@ class _Samples:
         if inputs.data is None:
             return
         card = bundle.manifest.card
-        dataset = find_dataset(inputs.data, card, labels_file=inputs.labels_file).subset(inputs.images)
+        dataset = datasets.find_dataset(inputs.data, card, labels_file=inputs.labels_file).subset(inputs.images)
         if inputs.limits.max_drop is not None and dataset.labels is None:
             raise DataError(f"{inputs.data} has no labels to hold --max-drop to", hint="add --labels-file FILE")
-        self._reader = BatchReader(dataset, card.preprocess, _BATCH, skip_corrupt=inputs.skip_corrupt)
+        self._reader = datasets.BatchReader(dataset, card.preprocess, _BATCH, skip_corrupt=inputs.skip_corrupt)
 
     def batches(self, progress: "Progress") -> "Iterator[Batch]":
         """Yield all images in batches."""
@@ -250,7 +256,8 @@ class _Samples:
         if self._reader is None:
             return f"{len(self.kept)} {self._bundle.manifest.measured.inputs}, kept in the bundle"
         dataset = self._reader.dataset
-        return f"{len(dataset) - len(self._reader.skipped)} images of {dataset.root.name or dataset.root}"
+        count = len(dataset) - len(self._reader.skipped)
+        return f"{count} image{'s' if count != 1 else ''} of {dataset.root.name or dataset.root}"
 
     def caveats(self) -> tuple[str, ...]:
         """Say what a reader of the figures must know."""

@@ -10,7 +10,6 @@ of step**2 / 12 each (Widrow and Kollar, "Quantization Noise", 2008); the digits
 """
 
 import math
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +26,8 @@ from resnet_deploy.specs import INPUT_NAME
 from resnet_deploy.verify import sqnr_db
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from numpy.typing import NDArray
 
     from resnet_deploy.protocols import Array
