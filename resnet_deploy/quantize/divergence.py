@@ -21,6 +21,7 @@ from resnet_deploy.onnx_files import bytes_from_onnx
 from resnet_deploy.ort_session import open_session, translate_refusals
 from resnet_deploy.parity import Step
 from resnet_deploy.quantize.graph import tensor_name
+from resnet_deploy.quantize.layers import used_bits
 from resnet_deploy.quantize.outliers import weight_sqnr_db
 from resnet_deploy.specs import INPUT_NAME
 from resnet_deploy.verify import sqnr_db
@@ -181,7 +182,7 @@ def _weights_db(original: ir.Node, node: ir.Node) -> float:
     if producer is None or producer.op_type != "DequantizeLinear":
         return math.inf
     integers, scales = _constant(producer.inputs[0]), _constant(producer.inputs[1])
-    bits = 7 if np.abs(integers.astype(np.int16)).max() <= 63 else 8
+    bits = used_bits(integers)
     return weight_sqnr_db(_constant(original.inputs[1]), bits=bits, per_channel=scales.ndim > 0)
 
 
