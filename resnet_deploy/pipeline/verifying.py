@@ -20,7 +20,7 @@ from resnet_deploy.pipeline.building import LOWERED
 from resnet_deploy.pipeline.references import find_reference, open_reference
 from resnet_deploy.pipeline.source import Source, read_source
 from resnet_deploy.runners import find_runner
-from resnet_deploy.specs import INPUT_NAME, OUTPUT_NAME, BatchRange
+from resnet_deploy.specs import INPUT_NAME, OUTPUT_NAME, BatchRange, BuildSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -104,8 +104,8 @@ def verify(inputs: VerifyInputs, *, threads: int, progress: "Progress") -> Ladde
         with progress.task("opening the rungs"):
             forms, not_run = _open_forms(inputs, bundle, (source.data, lowered), threads, stack)
         rungs = _answer(forms, samples, progress)
-    steps = _steps(compared_graph(source), lowered, samples.kept, progress)
     spec = bundle.manifest.spec
+    steps = _steps(compared_graph(source, spec), lowered, samples.kept, progress)
     return Ladder(
         engine=str(path),
         title=f"{bundle.manifest.card.architecture} {spec.precision} for {spec.backend}",
@@ -117,9 +117,15 @@ def verify(inputs: VerifyInputs, *, threads: int, progress: "Progress") -> Ladde
     )
 
 
-def compared_graph(source: Source) -> "ir.Model":
-    """Return the FP32 graph that was lowered, tensor by tensor: the one that the lowered graph is held against."""
-    return source.model
+def compared_graph(source: Source, spec: BuildSpec) -> "ir.Model":
+    """Return the FP32 graph that was lowered, which the lowered one is held against tensor by tensor.
+
+    Where channels were rescaled for INT8, tensors differ from the exported model's, and logits do not.
+    """
+    if spec.calibration is None:
+        return source.model
+    graph, _ = source.graph_to_quantize(equalize=spec.calibration.equalize)
+    return graph
 
 
 def find_source(bundle: Bundle, model: Path | None) -> Source:

@@ -16,6 +16,13 @@ pytest.importorskip("torch", reason="PyTorch is the first rung")
 import resnet_deploy
 from resnet_deploy import artifact
 from resnet_deploy.bundle import MANIFEST, seal
+from resnet_deploy.onnx_files import initializers_digest, onnx_from_bytes
+from resnet_deploy.parity import first_divergence
+from resnet_deploy.pipeline.building import BuildInputs, build
+from resnet_deploy.pipeline.source import read_source
+from resnet_deploy.pipeline.verifying import compared_graph, read_lowered
+from resnet_deploy.protocols import Silent
+from resnet_deploy.quantize.divergence import compare_steps
 from resnet_deploy.report.wording import NOTHING
 
 ENGINE = "engines/resnet18-int8-onnxruntime"
@@ -140,6 +147,43 @@ def test_lost_top1_fails_where_that_is_asked(invoke, workplace, deployment, rese
     assert result.exit_code == 1
     assert "points below exported ONNX, FP32, more than --max-drop 50" in result.stderr
     assert "hint: the first layer to diverge is logits: its weights" in result.stderr
+
+
+# --- channels that were rescaled
+
+
+def unbalanced(path):
+    """The bytes of a model of the same function, every third channel between two convolutions 256 times as large."""
+    model = onnx.load(path)
+    constants = {one.name: one for one in model.graph.initializer}
+    nodes = {node.name: node for node in model.graph.node}
+    factors = np.where(np.arange(64) % 3 == 0, 256, 1).astype(np.float32)
+    made, read = nodes["layer1.0.conv1"].input, nodes["layer1.0.conv2"].input
+    scaled = [(made[1], factors[:, None, None, None]), (read[1], 1 / factors[:, None, None])]
+    for name, by in scaled + [(bias, factors) for bias in made[2:]]:
+        array = numpy_helper.to_array(constants[name]) * by
+        constants[name].CopyFrom(numpy_helper.from_array(array, name))
+    card = json.loads(model.metadata_props[0].value)
+    graph = onnx_from_bytes(model.SerializeToString(), name="it").graph
+    model.metadata_props[0].value = json.dumps(card | {"initializers_sha256": initializers_digest(graph)})
+    return model.SerializeToString()
+
+
+def test_rescaled_channels_are_compared_with_rescaled_ones(invoke, workplace, deployment):
+    Path("unbalanced.onnx").write_bytes(unbalanced("engines/resnet18.onnx"))
+    inputs = BuildInputs(Path("unbalanced.onnx"), calib="calibration")
+    engine = build(inputs, deployment.int8_spec, Silent()).bundle
+    assert any("rescaled" in note for note in engine.manifest.notes)
+    result = invoke("verify", engine.path, "--no-pytorch", "--model", "unbalanced.onnx")
+    assert result.exit_code == 0, result.output
+    assert "no layer diverges" in result.output
+    # Against the graph as it was exported, the layer would be blamed that is the first to be rescaled.
+    source, lowered = read_source(Path("unbalanced.onnx")), onnx_from_bytes(read_lowered(engine), name="it")
+    images = np.load(engine.golden_path)["images"][:1]
+    wrong = first_divergence(compare_steps(source.model, lowered, [images]))
+    assert wrong is not None
+    assert wrong.layer == "layer1.0.conv1"
+    assert first_divergence(compare_steps(compared_graph(source, deployment.int8_spec), lowered, [images])) is None
 
 
 # --- refusals
