@@ -34,11 +34,18 @@ class LogitDifference:
 
         Minus infinity when the difference drowns the reference: it is infinite, or the reference is all zeros.
         """
-        noise = float(self.noise.sum())
-        if noise == 0:
-            return math.inf
-        ratio = float(self.signal.sum()) / noise
-        return -math.inf if ratio == 0 else 10 * math.log10(ratio)
+        return sqnr_db(float(self.signal.sum()), float(self.noise.sum()))
+
+
+def sqnr_db(signal: float, noise: float) -> float:
+    """Ratio of two powers in decibels: infinite without noise, minus infinity where the noise is infinite or no number.
+
+    Minus infinity too where there is noise and no signal.
+    """
+    if noise == 0:
+        return math.inf
+    ratio = signal / noise
+    return 10 * math.log10(ratio) if 0 < ratio < math.inf else -math.inf
 
 
 def compare_logits(reference: "Array", candidate: "Array") -> LogitDifference:

@@ -216,6 +216,9 @@ NEEDS = (
     Need(("jinja2",), "report record.json --html a.html", "the HTML report needs jinja2", "[bench]"),
     Need(OPTIONAL, "bench net --no-html", "the PyTorch reference needs ", "[export]"),
     Need(OPTIONAL, "bench net --no-html --no-pytorch", "ONNX Runtime cannot be imported", "resnet-deploy doctor"),
+    Need(OPTIONAL, "verify net", "cannot run graphs: onnx and onnx", "[export,cpu]"),
+    Need(("onnxruntime",), "verify net", "cannot run graphs: onnxruntime is not installed", "[cpu]"),
+    Need(OPTIONAL, "inspect net --layers", "cannot read graphs: onnx and onnx-ir are not installed", "[export]"),
     Need(OPTIONAL, "predict a.png --engine net", "ONNX Runtime cannot be imported", "[cpu]"),
 )
 
@@ -259,6 +262,17 @@ def test_missing_library_is_two_lines_with_the_cure(without, tmp_path, need):
     assert hint.startswith("hint: ")
     assert need.hint in hint
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("small_bundle")
+def test_a_manifest_is_shown_without_any_extra(without):
+    done = without(OPTIONAL, "inspect", "net")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "fp32 for onnxruntime" in done.stdout
+    assert (
+        'layers are not shown: onnx and onnx-ir are not installed; pip install "resnet-deploy[export]"' in done.stdout
+    )
+    assert without(OPTIONAL, "inspect", "net", "--json").returncode == 0
 
 
 # --- names

@@ -18,7 +18,19 @@ from resnet_deploy.cli import output, signals
 from resnet_deploy.errors import FileError, ResnetDeployError, SpecError, UserError
 from resnet_deploy.version import __version__
 
-COMMANDS: Final = ("export", "calibrate", "merge", "build", "bench", "predict", "run", "report", "doctor")
+COMMANDS: Final = (
+    "export",
+    "calibrate",
+    "merge",
+    "build",
+    "bench",
+    "verify",
+    "inspect",
+    "predict",
+    "run",
+    "report",
+    "doctor",
+)
 
 
 class _ReportedError(click.ClickException):

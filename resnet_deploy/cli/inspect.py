@@ -1,0 +1,88 @@
+"""``resnet-deploy inspect``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from resnet_deploy.cli.options import PATH, refuse_idle
+
+
+@click.command()
+@click.argument("path", type=PATH, metavar="ENGINE|MODEL.onnx")
+@click.option("--layers", is_flag=True, help="List the layers and the precision of their weights.")
+@click.option("--scales", is_flag=True, help="List an engine's activations: ranges, scales, zero points, clipping.")
+@click.option("--outliers", is_flag=True, help="List how a model's weights will fare on integers, worst first.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def inspect(path: Path, as_json: bool, **shown: bool) -> None:
+    """Say what an engine or an exported model is, without running it.
+
+    \b
+    Examples:
+      resnet-deploy inspect engines/resnet50-int8-onnxruntime
+      resnet-deploy inspect engines/resnet50-int8-onnxruntime --layers --scales
+      resnet-deploy inspect engines/resnet50.onnx --outliers
+    """
+    from resnet_deploy.cli.terminal import TerminalProgress
+    from resnet_deploy.pipeline import inspecting
+
+    progress = TerminalProgress()
+    if inspecting.is_engine(path):
+        refuse_idle("an engine", "outliers", hint="name the exported model, or drop it")
+        engine = inspecting.inspect_engine(path, need_graph=shown["layers"] or shown["scales"], progress=progress)
+        if as_json:
+            click.echo(inspecting.to_json(engine))
+        else:
+            _describe_engine(engine, shown)
+        return
+    refuse_idle("an exported model", "scales", hint="name an engine, or drop it")
+    model = inspecting.inspect_model(path, outliers=shown["outliers"], progress=progress)
+    if as_json:
+        click.echo(inspecting.to_json(model))
+    else:
+        _describe_model(model, shown)
+
+
+def _describe_engine(engine: Any, shown: dict[str, bool]) -> None:
+    from resnet_deploy.cli.terminal import stdout_console
+    from resnet_deploy.report import details
+
+    console = stdout_console()
+    facts = details.manifest_facts(engine.manifest, engine.size_bytes)
+    facts.append(("layers", engine.unread or details.layers_in_words(engine.layers)))
+    if engine.activations:
+        facts.append(("activations", f"{len(engine.activations)} quantized"))
+    details.print_facts(engine.path, facts, console)
+    if shown["layers"] or (shown["scales"] and engine.activations):
+        details.print_layers(engine.layers, console)
+    if shown["scales"] and engine.activations:
+        details.print_scales([_scale_row(one) for one in engine.activations], console)
+    elif shown["scales"]:
+        click.echo("no scales: nothing in this engine is quantized")
+
+
+def _scale_row(activation: Any) -> tuple[str, ...]:
+    from resnet_deploy.report import details
+
+    grid = activation.grid
+    ranges = details.interval(activation.observed), details.interval(activation.chosen)
+    clipped = details.share(activation.clipped)
+    return grid.tensor, *ranges, activation.method, clipped, grid.dtype, f"{grid.scale:.6g}", str(grid.zero_point)
+
+
+def _describe_model(model: Any, shown: dict[str, bool]) -> None:
+    from resnet_deploy.cli.terminal import stdout_console
+    from resnet_deploy.report import details
+
+    console = stdout_console()
+    facts = [
+        *details.card_facts(model.card),
+        ("file", f"{model.size_bytes / 1e6:.1f} MB, SHA-256 {model.sha256[:12]}"),
+        ("graph", f"{model.nodes} nodes"),
+        ("layers", details.layers_in_words(model.layers)),
+    ]
+    details.print_facts(model.path, facts, console)
+    if shown["layers"]:
+        details.print_layers(model.layers, console)
+    if shown["outliers"]:
+        details.print_spreads(model.spreads, console)

@@ -1,0 +1,228 @@
+"""What an exported model or an engine is, read from its files; nothing is run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from resnet_deploy import artifact
+from resnet_deploy.bundle import CALIBRATION, OBSERVATIONS, Bundle, Manifest, open_bundle
+from resnet_deploy.capabilities import have_modules
+from resnet_deploy.errors import BackendError, BundleError, FileError, ModelError
+from resnet_deploy.pipeline.source import read_source
+from resnet_deploy.pipeline.verifying import read_lowered
+from resnet_deploy.specs import ModelCard
+
+if TYPE_CHECKING:
+    from resnet_deploy.protocols import Progress
+    from resnet_deploy.quantize.layers import Grid, Layer
+    from resnet_deploy.quantize.outliers import WeightSpread
+
+_LIBRARIES: Final = {"onnx": "export", "onnx_ir": "export"}  # and the extra with them
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A quantized activation: its grid in the graph, and the range that it was given in the calibration.
+
+    Attributes:
+        grid: Scale and zero point as they are in the lowered graph.
+        observed: Smallest and largest value seen; None where the calibration does not know the tensor.
+        chosen: Range that the method chose.
+        method: Its name; empty where unknown.
+        clipped: Share of the observed values beyond the chosen range; None where their histogram is not kept.
+    """
+
+    grid: "Grid"
+    observed: tuple[float, float] | None = None
+    chosen: tuple[float, float] | None = None
+    method: str = ""
+    clipped: float | None = None
+
+
+@dataclass(frozen=True)
+class InspectedEngine:
+    """An engine bundle, whole.
+
+    Attributes:
+        path: The bundle, as it was named.
+        size_bytes: Of the engine.
+        manifest: What it says of itself.
+        layers: Of the graph that the engine was compiled from, or is; empty where it could not be read.
+        activations: Those that are quantized.
+        unread: Why the graph could not be read; empty if it was.
+    """
+
+    path: str
+    size_bytes: int
+    manifest: Manifest
+    layers: "tuple[Layer, ...]" = ()
+    activations: tuple[Activation, ...] = ()
+    unread: str = ""
+
+
+@dataclass(frozen=True)
+class InspectedModel:
+    """An exported model.
+
+    Attributes:
+        path: The file, as it was named.
+        size_bytes: Of the file.
+        sha256: Of the file, as engines name it in ``chain.onnx``.
+        card: What it says of itself.
+        nodes: How many the graph has.
+        layers: Convolutions and classifier.
+        spreads: How evenly their weights fill an integer grid, worst first; empty unless asked for.
+    """
+
+    path: str
+    size_bytes: int
+    sha256: str
+    card: ModelCard
+    nodes: int
+    layers: "tuple[Layer, ...]"
+    spreads: "tuple[WeightSpread, ...]" = ()
+
+
+def is_engine(path: Path) -> bool:
+    """Whether ``path`` is to be read as an engine bundle: it is a folder.
+
+    Raises:
+        FileError: If there is nothing at ``path``.
+    """
+    if not artifact.is_folder(path) and not artifact.is_file(path):
+        raise FileError(f"{path} does not exist", hint="give an engine bundle or an exported model")
+    return artifact.is_folder(path)
+
+
+def inspect_engine(path: Path, *, need_graph: bool, progress: "Progress") -> InspectedEngine:
+    """Read a bundle and the graph of its engine; without ONNX, and unless ``need_graph``, the manifest alone.
+
+    Raises:
+        FileError, BundleError: If there is no bundle at ``path``, or it is damaged or was altered.
+        BackendError: If the graph is needed and ONNX is not installed.
+    """
+    path = path if path.name not in ("", "..") else path.resolve()
+    bundle = open_bundle(path)
+    with progress.task("reading the engine"):
+        bundle.verify_files()
+        size = bundle.engine_path.stat().st_size
+        libraries = have_modules(_LIBRARIES)
+        if not libraries.ok:
+            if need_graph:
+                raise BackendError(f"cannot read graphs: {libraries.reason}", hint=libraries.fix)
+            unread = f"layers are not shown: {libraries.reason}; {libraries.fix}"
+            return InspectedEngine(str(path), size, bundle.manifest, unread=unread)
+        layers, activations = _read_graph(bundle)
+    return InspectedEngine(str(path), size, bundle.manifest, layers, activations)
+
+
+def inspect_model(path: Path, *, outliers: bool, progress: "Progress") -> InspectedModel:
+    """Read an exported model and, if asked for, measure how evenly its weights fill an integer grid.
+
+    Raises:
+        FileError, ModelError: If it is missing, damaged, or not a model that `export` wrote.
+        BackendError: If ONNX is not installed.
+    """
+    libraries = have_modules(_LIBRARIES)
+    if not libraries.ok:
+        raise BackendError(f"cannot read graphs: {libraries.reason}", hint=libraries.fix)
+    from resnet_deploy.quantize.layers import read_layers
+
+    with progress.task("reading the model"):
+        source = read_source(path)
+        layers = read_layers(source.model)
+    spreads: list[WeightSpread] = []
+    if outliers:
+        spreads = _spreads(source.model.graph, progress)
+    nodes = sum(1 for _ in source.model.graph)
+    return InspectedModel(str(path), len(source.data), source.sha256, source.card, nodes, layers, tuple(spreads))
+
+
+def to_json(found: InspectedEngine | InspectedModel) -> str:
+    """Serialize what was found; a figure that is infinite is null."""
+    fields: dict[str, Any] = msgspec.to_builtins(found)
+    if isinstance(found, InspectedModel):
+        for written, spread in zip(fields["spreads"], found.spreads, strict=True):
+            written["verdict"] = spread.verdict
+    return msgspec.json.format(msgspec.json.encode(fields), indent=2).decode()
+
+
+def _read_graph(bundle: Bundle) -> "tuple[tuple[Layer, ...], tuple[Activation, ...]]":
+    from resnet_deploy.onnx_files import onnx_from_bytes
+    from resnet_deploy.quantize.layers import read_grids, read_layers
+
+    model = onnx_from_bytes(read_lowered(bundle), name=f"the graph of {bundle.path}")
+    calibration = _read_calibration(bundle)
+    grids = read_grids(model, calibration.tensors if calibration is not None else ())
+    if calibration is None:
+        return read_layers(model), tuple(map(Activation, grids))
+    clipped = _clipped(bundle, calibration)
+    activations = []
+    for grid in grids:
+        tensor = calibration.tensors.get(grid.source)
+        if tensor is None:
+            activations.append(Activation(grid))
+            continue
+        method = tensor.method or calibration.spec.method
+        chosen = tensor.ranges[method]
+        activations.append(Activation(grid, tensor.observed, chosen, method, clipped.get(grid.source)))
+    return read_layers(model), tuple(activations)
+
+
+class _Tensor(msgspec.Struct, frozen=True):
+    observed: tuple[float, float]
+    ranges: dict[str, tuple[float, float]]
+    method: str = ""  # the first schema had one for all tensors
+
+
+class _Method(msgspec.Struct, frozen=True):
+    method: str
+
+
+class _Calibration(msgspec.Struct, frozen=True):
+    """What is shown of a calibration, of any schema so far."""
+
+    spec: _Method
+    tensors: dict[str, _Tensor]
+
+
+def _read_calibration(bundle: Bundle) -> _Calibration | None:
+    if CALIBRATION not in bundle.manifest.files:
+        return None
+    try:
+        return msgspec.json.decode(artifact.read_bytes(bundle.path / CALIBRATION), type=_Calibration)
+    except msgspec.DecodeError as error:
+        reason = f"{bundle.path}: {CALIBRATION} is damaged: {error}"
+        raise BundleError(reason, hint="build the engine again with `resnet-deploy build`") from error
+
+
+def _clipped(bundle: Bundle, calibration: _Calibration) -> dict[str, float]:
+    if OBSERVATIONS not in bundle.manifest.files or not have_modules({"safetensors": "export"}).ok:
+        return {}
+    from resnet_deploy.quantize.layers import clipped_shares
+    from resnet_deploy.quantize.observations import read_observations
+    from resnet_deploy.quantize.ranges import Range
+
+    chosen = {
+        name: Range(*tensor.ranges[tensor.method or calibration.spec.method])
+        for name, tensor in calibration.tensors.items()
+    }
+    return clipped_shares(read_observations(bundle.path / OBSERVATIONS).histograms, chosen)
+
+
+def _spreads(graph: Any, progress: "Progress") -> "list[WeightSpread]":
+    import numpy as np
+
+    from resnet_deploy.quantize.graph import weighted_nodes
+    from resnet_deploy.quantize.outliers import weight_spread
+
+    spreads = []
+    nodes = weighted_nodes(graph)
+    for node in progress.track(nodes, "measuring weights", len(nodes)):
+        weights = node.inputs[1].const_value.numpy()  # type: ignore[union-attr]
+        if not np.isfinite(weights).all():
+            raise ModelError(f"{node.name} has weights that are not finite", hint="check the weights for NaN")
+        spreads.append(weight_spread(str(node.name), weights))
+    return sorted(spreads, key=lambda spread: spread.per_tensor_db)

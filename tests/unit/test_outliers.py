@@ -1,0 +1,99 @@
+"""Weights on integer grids; every number here is worked by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from resnet_deploy.quantize.outliers import (
+    SOUND_DB,
+    channel_magnitudes,
+    median_channel_sqnr_db,
+    weight_spread,
+    weight_sqnr_db,
+)
+
+# Under one scale, 127 levels are steps of 1: the quarter becomes 0. Under its own, the second channel is exact.
+WEIGHTS = np.array([[127.0, 0.25], [1.0, 0.0]], np.float32)
+POWER = 127**2 + 0.25**2 + 1
+EXACT = 1e-9  # double precision, and a logarithm
+
+
+@pytest.mark.parametrize(
+    ("bits", "per_channel", "noise"),
+    [
+        (8, False, 0.25**2),
+        (8, True, 0.25**2),
+        (7, False, 0.25**2 + 1),  # 63 levels are steps of 2.016: the 1 becomes 0 too
+        (7, True, 0.25**2),
+    ],
+)
+def test_sqnr_of_weights(bits, per_channel, noise):
+    found = weight_sqnr_db(WEIGHTS, bits=bits, per_channel=per_channel)
+    assert found == pytest.approx(10 * math.log10(POWER / noise), abs=EXACT)
+
+
+def test_rounding_goes_to_the_nearest_and_both_ways():
+    """A twin: cutting off instead of rounding would leave 0.7 and -0.7 as noise, not 0.3."""
+    weights = np.array([[127.0, 0.7, -0.7]], np.float32)
+    noise = 2 * (1 - float(np.float32(0.7))) ** 2
+    power = 127**2 + 2 * float(np.float32(0.7)) ** 2
+    assert weight_sqnr_db(weights, bits=8, per_channel=True) == pytest.approx(10 * math.log10(power / noise), abs=EXACT)
+
+
+def test_weights_on_the_grid_lose_nothing():
+    assert weight_sqnr_db(np.array([[127.0, -3.0]], np.float32), bits=8, per_channel=True) == math.inf
+    assert weight_sqnr_db(np.zeros((2, 3), np.float32), bits=8, per_channel=False) == math.inf
+
+
+def test_channels_of_a_convolution_are_its_first_dimension():
+    kernel = np.zeros((2, 3, 3, 3), np.float32)
+    kernel[0, 2, 1, 1], kernel[1, 0, 0, 0] = -5, 2
+    np.testing.assert_array_equal(channel_magnitudes(kernel), [5, 2])
+
+
+def test_spread_of_channels():
+    spread = weight_spread("fc", np.diag([100.0, 20.0, 10.0, 1.0, 0.0]).astype(np.float32))
+    assert (spread.layer, spread.channels, spread.empty) == ("fc", 5, 1)
+    # Of the four that are used: the median lies between 20 and 10; 100 to 1 is two decades; the last two get 12.7
+    # levels and 1.27, the second 25.4.
+    assert spread.max_over_median == pytest.approx(100 / 15, abs=EXACT)
+    assert spread.decades == pytest.approx(2, abs=EXACT)
+    assert spread.wasting == 0.5
+
+
+def test_spread_of_even_channels_is_none():
+    spread = weight_spread("fc", np.eye(4, dtype=np.float32))
+    assert (spread.max_over_median, spread.decades, spread.wasting) == (1, 0, 0)
+    assert weight_spread("fc", np.zeros((2, 2), np.float32)).empty == 2
+
+
+NOISE = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("weights", "verdict"),
+    [
+        (NOISE, "sound on any grid"),
+        # One channel a hundred times the others: a scale per tensor leaves them about one level each.
+        (NOISE * np.where(np.arange(64) == 0, 100, 1)[:, None].astype(np.float32) / 10, "a scale per channel"),
+        # One weight of 4,096 in every channel fifty times the others: little of the power, and all of the range.
+        (np.concatenate([NOISE.ravel()[1:], [50]]).astype(np.float32)[None], "outliers within channels"),
+    ],
+)
+def test_verdicts(weights, verdict):
+    assert verdict in weight_spread("conv1", weights).verdict
+
+
+def test_a_verdict_rests_on_its_figures():
+    even, one_large = weight_spread("a", NOISE), weight_spread("b", np.concatenate([NOISE, 30 * NOISE[:1]]))
+    assert min(even.per_tensor_7_db, even.per_channel_7_db) > SOUND_DB
+    assert one_large.per_channel_db == pytest.approx(even.per_channel_db, abs=0.5)  # one channel more of 65
+    assert one_large.per_tensor_db < even.per_tensor_db - 20  # the grid is 30 times as coarse: 29 dB
+
+
+def test_a_loud_channel_does_not_hide_what_the_others_lose():
+    weights = np.concatenate([np.full((3, 4), 0.3), [[127.0, 127, 127, 127]]]).astype(np.float32)
+    assert weight_sqnr_db(weights, bits=8, per_channel=False) > 40
+    # The others all become zero: as much noise as there was signal.
+    assert median_channel_sqnr_db(weights, bits=8, per_channel=False) == pytest.approx(0, abs=EXACT)
