@@ -66,6 +66,41 @@ class Outputs(msgspec.Struct, frozen=True, kw_only=True):
     max_difference: tuple[float | None, ...] = ()
 
 
+class TensorHistogram(msgspec.Struct, frozen=True, kw_only=True):
+    """What calibration saw of one tensor, and the range it chose.
+
+    Attributes:
+        tensor: Its name.
+        first: Lower edge of the first bin.
+        width: Width of a bin.
+        counts: Values in each bin.
+        low, high: The range that the 8-bit grid covers.
+        sqnr_db: Power of the tensor over that of rounding and clipping it, as the histogram has it.
+    """
+
+    tensor: str
+    first: float
+    width: float
+    counts: tuple[int, ...]
+    low: float
+    high: float
+    sqnr_db: float
+
+
+class SearchStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of the search that kept an engine to a limit of accuracy.
+
+    Attributes:
+        layers: How many layers were in floating point.
+        drop: Points of accuracy lost.
+        cost: Of a call, over that with everything on integers; of multiply-adds, where the backend could not run.
+    """
+
+    layers: int
+    drop: float
+    cost: float
+
+
 class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One engine, as measured in one run.
 
@@ -79,6 +114,8 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
         latency: One entry per batch size.
         outputs: Answers on the data set; absent when the run had none.
         in_sample: Whether its calibration chose ranges on this very data set.
+        histograms: The tensors that its 8-bit grid serves worst, the worst first; empty where it has none.
+        search: The steps of the search that kept it to a limit; empty where there was none.
     """
 
     name: str
@@ -90,6 +127,8 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
     latency: Annotated[tuple[Samples, ...], msgspec.Meta(min_length=1)]
     outputs: Outputs | None = None
     in_sample: bool = False
+    histograms: tuple[TensorHistogram, ...] = ()
+    search: tuple[SearchStep, ...] = ()
 
 
 class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,6 +20,7 @@ from resnet_deploy.bundle import Bundle, find_bundles, open_bundle
 from resnet_deploy.datasets import BatchReader, ImageDataset, find_dataset
 from resnet_deploy.engine import check_fits
 from resnet_deploy.errors import BackendError, BundleError, DataError, FileError, SpecError
+from resnet_deploy.pipeline.diagnosing import search_steps, worst_histograms
 from resnet_deploy.pipeline.references import REFERENCE, find_reference, open_reference
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.runners import find_runner
@@ -189,7 +190,7 @@ def _run(lineup: _Lineup, reader: BatchReader | None, spec: BenchSpec, progress:
 def _engine_record(
     candidate: _Candidate, latency: dict[str, tuple[Samples, ...]], outputs: dict[str, Outputs]
 ) -> EngineRecord:
-    name = candidate.entrant.name
+    name, bundle = candidate.entrant.name, candidate.bundle
     return EngineRecord(
         name=name,
         backend=candidate.backend,
@@ -199,6 +200,8 @@ def _engine_record(
         device=candidate.entrant.runner.device,
         latency=latency[name],
         outputs=outputs.get(name),
+        histograms=worst_histograms(bundle) if bundle is not None else (),
+        search=search_steps(bundle) if bundle is not None else (),
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from resnet_deploy.quantize.observers import Histogram
+from resnet_deploy.quantize.observers import HALF, Histogram
 from resnet_deploy.specs import RANGE_METHODS, CalibrationSpec, RangeMethod
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+_MOST_DECIBELS: Final = 100.0
 _LEVELS: Final = 128  # magnitudes that symmetric INT8 can tell apart
 _CANDIDATE_STEP: Final = 16  # bins between the thresholds that entropy tries: under 1 % of the range
 
@@ -75,6 +76,21 @@ def mse_range(histogram: Histogram) -> Range:
     Values in the first bin count as zeros, which any scale keeps.
     """
     return _best_range(histogram, _squared_error)
+
+
+def expected_sqnr_db(histogram: Histogram, chosen: Range, levels: int) -> float:
+    """Power of the observed values over that of rounding them to ``levels`` steps in ``chosen`` and clipping beyond.
+
+    Values stand for their bin's centre, those in the bin of zero for zero; capped at 100 dB.
+    """
+    index = np.arange(len(histogram.counts)) - HALF
+    values = (index + np.sign(index) * 0.5) * histogram.width
+    step = (chosen.high - chosen.low) / levels
+    if step == 0:
+        return _MOST_DECIBELS
+    rounded = np.clip(np.rint(values / step), round(chosen.low / step), round(chosen.high / step)) * step
+    signal, noise = ((histogram.counts * power).sum() for power in (values**2, (values - rounded) ** 2))
+    return _MOST_DECIBELS if noise == 0 else min(float(10 * np.log10(signal / noise)), _MOST_DECIBELS)
 
 
 def _best_range(histogram: Histogram, loss: "Callable[[NDArray[np.float64], int], float]") -> Range:

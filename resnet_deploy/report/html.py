@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from resnet_deploy.bench import statistics
 from resnet_deploy.bench.records import BenchRecord, EngineRecord, Samples
 from resnet_deploy.bench.statistics import Summary
-from resnet_deploy.report import plots, wording
+from resnet_deploy.report import plots, quantization_plots, wording
 from resnet_deploy.report.columns import Cell, Column, columns
 
 
@@ -89,6 +89,24 @@ def _plots(record: BenchRecord, rows: tuple[Summary, ...]) -> list[_Plot]:
     if accuracy is not None:
         title = f"{_capital(plots.accuracy_name(record))} against throughput"
         drawn.insert(0, _Plot("plot-accuracy", title, _accuracy_caption(rows), accuracy))
+    return drawn + _quantization_plots(record)
+
+
+def _quantization_plots(record: BenchRecord) -> list[_Plot]:
+    drawn = []
+    if any(len(engine.search) > 1 for engine in record.engines):
+        caption = "Each step gives layers back their precision; the line joins the steps that no other beats in both."
+        title = "What the limit of accuracy cost"
+        drawn.append(_Plot("plot-search", title, caption, quantization_plots.plot_searches(record)))
+    for number, (engine, style) in enumerate(zip(record.engines, plots.styles(record), strict=True)):
+        if engine.histograms:
+            title = f"{wording.printable(engine.name)}: the activations that 8 bits serve worst"
+            caption = (
+                "Values seen in calibration, on a logarithmic axis of counts; dashed lines: the range that is covered; "
+                "decibels: the tensor's power over that of rounding and clipping it, expected from the histogram."
+            )
+            figure = quantization_plots.plot_histograms(engine, style)
+            drawn.append(_Plot(f"plot-histograms-{number}", title, caption, figure))
     return drawn
 
 

@@ -1,4 +1,4 @@
-"""The page's three plots. Text and grid take their colours from the page's style sheet, light or dark."""
+"""The page's plots of speed and accuracy. Text and grid take their colours from its style sheet, light or dark."""
 
 import html
 import math
@@ -57,7 +57,7 @@ def plot_accuracy(record: BenchRecord, rows: Sequence[Summary]) -> go.Figure | N
     ]
     if not points:
         return None
-    figure = _figure("images per second (best batch)", accuracy_name(record))
+    figure = new_figure("images per second (best batch)", accuracy_name(record))
     front = pareto_front([(x, y) for x, y, _, _ in points])
     figure.add_scatter(
         x=[x for x, _ in front],
@@ -83,7 +83,7 @@ def plot_accuracy(record: BenchRecord, rows: Sequence[Summary]) -> go.Figure | N
 
 def plot_latency(record: BenchRecord) -> go.Figure:
     """Plot which share of the calls took at least so long, on axes that stretch the tail."""
-    figure = _figure("milliseconds per call", "percentile of the calls")
+    figure = new_figure("milliseconds per call", "percentile of the calls")
     samples = [statistics.smallest_samples(engine) for engine in record.engines]
     for engine, own, style in zip(record.engines, samples, styles(record), strict=True):
         curve = tail_curve(own)
@@ -111,7 +111,7 @@ def plot_latency(record: BenchRecord) -> go.Figure:
 
 def plot_batches(record: BenchRecord) -> go.Figure:
     """Plot throughput over batch size, with 95 % intervals."""
-    figure = _figure("batch size", "images per second")
+    figure = new_figure("batch size", "images per second")
     batches = sorted({samples.batch for engine in record.engines for samples in engine.latency})
     rates: list[float] = []
     for engine, style in zip(record.engines, styles(record), strict=True):
@@ -245,7 +245,8 @@ def _padded(percents: Sequence[float]) -> list[float]:
     return [low - room, min(high + room, 100 + 0.16 * room)]
 
 
-def _figure(x_title: str, y_title: str) -> go.Figure:
+def new_figure(x_title: str, y_title: str) -> go.Figure:
+    """Make an empty figure that takes text and grid colours from the page."""
     # Ticks without colour keep the labels of the two axes apart in the corner.
     axis = {"showgrid": True, "zeroline": False, "automargin": True, "ticks": "outside", "tickcolor": _NO_COLOUR}
     return go.Figure(

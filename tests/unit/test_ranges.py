@@ -254,3 +254,22 @@ def test_mse_clips_a_thin_tail_and_keeps_a_thick_one():
     thin, thick = np.append(body, np.full(1, 12.0)), np.append(body, np.full(2_000, 12.0))
     assert mse_range(observed(thin)).high < 6
     assert mse_range(observed(thick)).high > 11.9
+
+
+# --- what a grid is expected to leave
+
+
+@pytest.mark.parametrize(("low", "high", "levels"), [(-4.0, 4.0, 254), (-1.0, 1.0, 254), (0.0, 3.0, 255)])
+def test_expected_decibels_are_those_of_the_values(low, high, levels):
+    values = gaussian(200_000) if low < 0 else np.abs(gaussian(200_000))
+    step = (high - low) / levels
+    rounded = np.clip(np.rint(values / step), round(low / step), round(high / step)) * step
+    exact = 10 * np.log10((values.astype(np.float64) ** 2).sum() / ((values - rounded) ** 2).sum())
+    found = ranges.expected_sqnr_db(observed(values), Range(low, high), levels)
+    # A bin is a sixteenth of a step at most, and stands for its centre.
+    assert found == pytest.approx(exact, abs=0.3)
+    assert ranges.expected_sqnr_db(observed(values), Range(low / 2, high / 2), levels) != pytest.approx(exact, abs=1)
+
+
+def test_a_tensor_of_zeros_loses_nothing():
+    assert ranges.expected_sqnr_db(observed(np.zeros(10)), Range(0, 0), 255) == 100

@@ -1,0 +1,68 @@
+"""What a bundle keeps of its calibration and its search, in the few figures that a report draws."""
+
+import math
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from resnet_deploy import artifact
+from resnet_deploy.bench.records import SearchStep, TensorHistogram
+from resnet_deploy.bundle import CALIBRATION, OBSERVATIONS, SEARCH, Bundle
+
+WORST: Final = 6
+_DRAWN_BINS: Final = 128
+
+
+def worst_histograms(bundle: Bundle) -> tuple[TensorHistogram, ...]:
+    """Pick the tensors that the 8-bit grid serves worst, by what the histograms expect; nothing for other precisions.
+
+    Raises:
+        DataError: If the bundle's observations are damaged, which its manifest would have told.
+    """
+    files = bundle.manifest.files
+    if OBSERVATIONS not in files or CALIBRATION not in files:
+        return ()
+    from resnet_deploy.quantize.calibrate import Calibration
+    from resnet_deploy.quantize.observations import read_observations
+    from resnet_deploy.quantize.qdq import FORMS
+    from resnet_deploy.quantize.ranges import Range, expected_sqnr_db
+
+    observations = read_observations(bundle.path / OBSERVATIONS)
+    calibration = msgspec.json.decode(artifact.read_bytes(bundle.path / CALIBRATION), type=Calibration)
+    is_symmetric = FORMS[bundle.manifest.spec.backend].activation == "int8"
+    found = []
+    for name, histogram in observations.histograms.items():
+        chosen = calibration.range_of(name)
+        grid, levels = (Range(-chosen.magnitude, chosen.magnitude), 254) if is_symmetric else (chosen, 255)
+        occupied = np.flatnonzero(histogram.counts)
+        span = int(occupied[-1] - occupied[0]) + 1
+        together = math.ceil(span / _DRAWN_BINS)
+        counts = np.pad(histogram.counts[occupied[0] : occupied[-1] + 1], (0, -span % together))
+        found.append(
+            TensorHistogram(
+                tensor=name,
+                first=float(occupied[0] - len(histogram.counts) // 2) * histogram.width,
+                width=together * histogram.width,
+                counts=tuple(counts.reshape(-1, together).sum(1).tolist()),
+                low=grid.low,
+                high=grid.high,
+                sqnr_db=expected_sqnr_db(histogram, grid, levels),
+            )
+        )
+    return tuple(sorted(found, key=lambda one: one.sqnr_db)[:WORST])
+
+
+def search_steps(bundle: Bundle) -> tuple[SearchStep, ...]:
+    """Read the steps of the bundle's search; nothing where there was none."""
+    if SEARCH not in bundle.manifest.files:
+        return ()
+    from resnet_deploy.quantize.search import Search
+
+    search = msgspec.json.decode(artifact.read_bytes(bundle.path / SEARCH), type=Search)
+    whole = search.steps[0].cost or 1.0
+    layers = {node for point in search.sensitivity.values() for node in point.in_float if len(point.in_float) == 1}
+    return tuple(
+        SearchStep(layers=len(layers & set(point.in_float)), drop=point.drop or 0.0, cost=point.cost / whole)
+        for point in search.steps
+    )
