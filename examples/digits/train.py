@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from resnet_deploy.artifact import translate_os_errors
 from resnet_deploy.checkpoints import write_state_dict
 from resnet_deploy.errors import ResnetDeployError
-from resnet_deploy.models import Bottleneck, ResNet, create_model
+from resnet_deploy.models import Block, Bottleneck, ResNet, create_model
 from resnet_deploy.specs import Preprocess
 
 PREPROCESS = Preprocess(image_size=32, resize=32)
@@ -148,13 +148,14 @@ def shift(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
     return padded[torch.arange(count)[:, None, None], rows, columns]
 
 
-def train(images: Images, labels: Labels, recipe: Recipe) -> ResNet:
+def train(images: Images, labels: Labels, recipe: Recipe, *, architecture: str = "resnet50") -> ResNet:
     """Train from scratch; the same recipe gives the same weights on the same machine."""
     generator = torch.Generator().manual_seed(recipe.seed)
-    module = create_model("resnet50", 10, seed=recipe.seed)
+    module = create_model(architecture, 10, seed=recipe.seed)
     for part in module.modules():
-        if isinstance(part, Bottleneck):
-            nn.init.zeros_(part.bn3.weight)  # each block starts as the identity, which shortens the warm-up
+        if isinstance(part, Block):
+            last = part.bn3 if isinstance(part, Bottleneck) else part.bn2
+            nn.init.zeros_(last.weight)  # each block starts as the identity, which shortens the warm-up
     optimizer = torch.optim.SGD(
         module.parameters(), lr=recipe.peak_rate, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=True
     )
@@ -164,7 +165,7 @@ def train(images: Images, labels: Labels, recipe: Recipe) -> ResNet:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as progress:
         batches = draw_batches(len(images), recipe, generator)
-        for batch in progress.track(batches, total=steps, description="training ResNet-50 on digits"):
+        for batch in progress.track(batches, total=steps, description=f"training {architecture} on digits"):
             feed = normalise(shift(pixels[batch], recipe.shift_pixels, generator))
             loss = nn.functional.cross_entropy(module(feed), targets[batch])
             optimizer.zero_grad()

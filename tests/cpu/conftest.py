@@ -82,6 +82,16 @@ def resnet18():
     return make("resnet18")
 
 
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """A ResNet-18 trained on handwritten digits, and those that were held out."""
+    pytest.importorskip("torch", reason="it trains the network")
+    pytest.importorskip("sklearn", reason="the digits are in scikit-learn")
+    from digits import train_digits
+
+    return train_digits(tmp_path_factory.mktemp("digits"))
+
+
 @pytest.fixture
 def copy_engine(deployment, tmp_path, rewrite):
     """Copy one of the engines, its files as links to the same content, with changes to its manifest."""
