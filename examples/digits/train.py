@@ -155,6 +155,7 @@ def train(images: Images, labels: Labels, recipe: Recipe, *, architecture: str =
     for part in module.modules():
         if isinstance(part, Block):
             last = part.bn3 if isinstance(part, Bottleneck) else part.bn2
+            assert isinstance(last, nn.BatchNorm2d)
             nn.init.zeros_(last.weight)  # each block starts as the identity, which shortens the warm-up
     optimizer = torch.optim.SGD(
         module.parameters(), lr=recipe.peak_rate, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=True
