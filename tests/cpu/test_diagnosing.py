@@ -23,7 +23,7 @@ def test_the_worst_tensors_come_with_all_their_values(deployment):
         histogram, tensor = observations.histograms[one.tensor], calibration[one.tensor]
         assert sum(one.counts) == histogram.total
         assert len(one.counts) <= 129
-        # Below zero a histogram's bins end where they are counted from: one of its bins, at most a tenth of a drawn one.
+        # Below zero, bins end where they are counted from: one of the fine ones, a tenth of a drawn one at most.
         assert one.first - histogram.width <= histogram.low
         assert one.first + len(one.counts) * one.width >= histogram.high
         assert [one.low, one.high] == tensor["ranges"][tensor["method"]]
