@@ -7,6 +7,7 @@ are; only `bench` is told to measure for a shorter time.
 
 import hashlib
 import http.server
+import json
 import re
 import shlex
 import threading
@@ -149,10 +150,24 @@ def test_demo_table_is_filled_in() -> None:
 
 def test_benchmark_table_is_what_its_record_gives() -> None:
     page = (ROOT / "benchmarks/README.md").read_text()
-    (record,) = set(re.findall(r"\]\((results/[^)]+\.json)\)", page))
+    (record,) = set(re.findall(r"\]\((results/resnet50[^)]+\.json)\)", page))
     (table,) = re.findall(r"```\n(.*?)```", page, re.DOTALL)
     result = CliRunner().invoke(main, ["report", str(ROOT / "benchmarks" / record)])
     assert result.exit_code == 0, result.output
     printed = [line.rstrip() for line in result.stdout.splitlines()]
     assert len(table.splitlines()) == 7
     assert set(table.splitlines()) <= set(printed)
+
+
+def test_int8_table_is_what_its_record_gives() -> None:
+    page = (ROOT / "benchmarks/README.md").read_text()
+    (name,) = re.findall(r"\]\((results/int8-quality[^)]+\.json)\)", page)
+    rows = json.loads((ROOT / "benchmarks" / name).read_text())["rows"]
+    by_case: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        case = (row["weights"], "yes" if row["equalized"] else "no", row["target"], row["scales"])
+        by_case.setdefault(case, []).append(f"{100 * row['top1']:.2f}, {row['sqnr_db']:.1f}")
+    printed = re.findall(r"^\| (trained|hostile.*?) \| (\w+) \| (\S+) \| (per \w+) \| (.*) \|$", page, re.MULTILINE)
+    assert len(printed) == 24
+    for *case, cells in printed:
+        assert cells.split(" | ") == by_case[tuple(case)], case
