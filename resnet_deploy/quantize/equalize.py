@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import onnx_ir as ir
 
+from resnet_deploy.errors import ModelError
 from resnet_deploy.quantize.graph import tensor_name
 
 if TYPE_CHECKING:
@@ -79,6 +80,9 @@ def equalize(model: ir.Model) -> tuple[ir.Model, EqualizationReport]:
     """Return a copy of the FP32 ``model`` with its channels rescaled, and what was done.
 
     The copy keeps the model card: it is the same network of the same weights, written differently.
+
+    Raises:
+        ModelError: If a weight is not finite.
     """
     equalized = model.clone()
     groups, skipped = _find_groups(equalized.graph)
@@ -100,6 +104,11 @@ class _Layer:
     """Ranges of a convolution or classifier, as binary logarithms, with the factors so far taken into account."""
 
     def __init__(self, node: ir.Node) -> None:
+        for value in node.inputs[1:]:
+            assert value is not None
+            assert value.const_value is not None
+            if not np.isfinite(value.const_value.numpy()).all():
+                raise ModelError(f"{value.name} has a value that is not finite", hint="check the weights")
         weights = np.abs(_constant(node, 1).astype(np.float64))
         with np.errstate(divide="ignore"):
             self._weights = np.log2(weights.reshape(*weights.shape[:2], -1).max(2))  # (out, in)
@@ -164,6 +173,8 @@ def _find_groups(graph: ir.Graph) -> tuple[list[_Group], dict[str, str]]:
         makers = [node for node in (tensor.producer() for tensor in tensors) if node and node.op_type in _WEIGHTED]
         readers = [use.node for tensor in tensors for use in tensor.uses() if use.node.op_type in _WEIGHTED]
         reason = _reason_against(tensors, makers, readers)
+        if not reason and not (_any_nonzero(makers, 1, 2) and _any_nonzero(readers, 1)):
+            reason = "its channels are all zero, or read by zeros"
         if not reason:
             groups.append(_Group(tensor_name(tensors[0]), makers, readers))
         elif makers or readers:
@@ -198,6 +209,10 @@ def _reason_against(tensors: list[ir.Value], makers: list[ir.Node], readers: lis
     if any(use.node.op_type not in (*_HOMOGENEOUS, *_WEIGHTED) for tensor in tensors for use in tensor.uses()):
         return "it is read by something that a factor does not pass through"
     return "" if readers else "nothing reads it"
+
+
+def _any_nonzero(layers: list[ir.Node], *indices: int) -> bool:
+    return any(_constant(layer, index).any() for layer in layers for index in indices if index < len(layer.inputs))
 
 
 def _relative(exponents: "Exponents") -> "Exponents":

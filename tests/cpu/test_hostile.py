@@ -7,19 +7,17 @@ import onnx_ir as ir
 import pytest
 import torch
 from hostile import make_hostile
+from int8_subjects import SEVEN_BITS, UINT8, logits, lower, source
 from torch import nn
 
 from resnet_deploy.export import example_images, export_onnx, reference_logits
 from resnet_deploy.models import create_model
 from resnet_deploy.onnx_files import bytes_from_onnx
-from resnet_deploy.ort_session import open_session
-from resnet_deploy.precision import lower_to_float16
-from resnet_deploy.quantize.calibrate import CalibrationSource, calibration_from, observe
+from resnet_deploy.quantize.calibrate import Calibration, calibration_from, observe
 from resnet_deploy.quantize.equalize import equalize
-from resnet_deploy.quantize.qdq import FORMS, QdqForm, insert_qdq
-from resnet_deploy.specs import CalibrationSpec, ModelCard, Preprocess
+from resnet_deploy.quantize.qdq import FORMS, QdqForm
+from resnet_deploy.specs import CalibrationSpec, ModelCard
 
-PREPROCESS = Preprocess(image_size=32, resize=32)
 # FP32 products and sums round by 6e-8 each, up to 53 layers deep; a factor left out anywhere shows at 1e-2 and above.
 RELATIVE_TOLERANCE = 1e-4
 
@@ -33,8 +31,8 @@ def two_threads():
 
 
 def relative_difference(network, other):
-    images = example_images(PREPROCESS, batch=4)
-    expected, found = (reference_logits(one, PREPROCESS, images) for one in (network, other))
+    images = example_images(UINT8, batch=4)
+    expected, found = (reference_logits(one, UINT8, images) for one in (network, other))
     return np.abs(found - expected).max() / np.abs(expected).max()
 
 
@@ -86,32 +84,20 @@ class Trained:
     """An exported network and its ranges by plain `max`."""
 
     model: ir.Model
-    calibration: object
+    calibration: Calibration
 
     def int8(self, form: QdqForm, images: np.ndarray) -> np.ndarray:
-        quantized, _ = insert_qdq(self.model, self.calibration, form)
-        if form.scale_dtype == "float16":
-            quantized, _ = lower_to_float16(quantized)
-        return logits(quantized, images)
-
-
-def logits(model: ir.Model, images: np.ndarray) -> np.ndarray:
-    (found,) = open_session(bytes_from_onnx(model), threads=2, as_written=True).run(["logits"], {"images": images})
-    return found
+        return logits(lower(self.model, self.calibration, form)[0], images)
 
 
 def calibrated(model: ir.Model, images: np.ndarray) -> Trained:
     histograms, count = observe(model, [images])
-    blank = dict.fromkeys(("dataset", "dataset_sha256", "preprocess_sha256", "weights_sha256", "onnx_sha256"), "")
-    source = CalibrationSource(images=count, **blank)
-    return Trained(model, calibration_from(histograms, CalibrationSpec(method="max"), source))
+    return Trained(model, calibration_from(histograms, CalibrationSpec(method="max"), source(count, "")))
 
 
 @pytest.fixture(scope="module")
 def plain(digits) -> Trained:
-    card = ModelCard(
-        architecture="resnet18", num_classes=10, weights="digits", weights_sha256="", preprocess=PREPROCESS
-    )
+    card = ModelCard(architecture="resnet18", num_classes=10, weights="digits", weights_sha256="", preprocess=UINT8)
     return calibrated(export_onnx(make_hostile(digits.network, stream=True), card), digits.calibration)
 
 
@@ -122,19 +108,19 @@ def equalized(digits, plain) -> Trained:
 
 @pytest.fixture(scope="module")
 def fp32_top1(digits, plain) -> float:
-    return digits.top1(logits(plain.model, digits.images))
+    return digits.top1(logits(bytes_from_onnx(plain.model), digits.images))
 
 
 def test_the_trained_network_has_an_accuracy_to_lose(digits, fp32_top1):
     assert len(digits.labels) == 360
     assert fp32_top1 >= 0.95
-    original = reference_logits(digits.network, PREPROCESS, torch.from_numpy(digits.images))
+    original = reference_logits(digits.network, UINT8, torch.from_numpy(digits.images))
     assert digits.top1(original) == pytest.approx(fp32_top1, abs=1 / 360)  # rounding may turn a tie
 
 
 CASES = {
     f"{name}, per {'channel' if per_channel else 'tensor'}": replace(form, per_channel=per_channel)
-    for name, form in {**FORMS, "onnxruntime 7-bit": replace(FORMS["onnxruntime"], weight_bits=7)}.items()
+    for name, form in {**FORMS, "onnxruntime 7-bit": SEVEN_BITS}.items()
     for per_channel in (True, False)
 }
 
