@@ -19,7 +19,9 @@ def plot_histograms(engine: EngineRecord, style: Style) -> go.Figure:
     titles = [f"{html.escape(wording.printable(one.tensor))}: {one.sqnr_db:.0f} dB" for one in engine.histograms]
     grid = make_subplots(rows, _COLUMNS, subplot_titles=titles, vertical_spacing=0.5 / rows, horizontal_spacing=0.1)
     figure = new_figure("", "")
-    figure.layout.update({name: grid.layout[name] for name in grid.layout if name.startswith(("xaxis", "yaxis"))})
+    figure.layout.update(
+        {name: grid.layout[name] for name in sorted(grid.layout) if name.startswith(("xaxis", "yaxis"))}
+    )
     figure.layout.annotations = grid.layout.annotations
     for number, one in enumerate(engine.histograms):
         suffix = "" if number == 0 else str(number + 1)
