@@ -116,6 +116,8 @@ def build(inputs: BuildInputs, spec: BuildSpec, progress: "Progress") -> Built:
         images: list[str | bool] = [inputs.calib == RANDOM, skip, material.digest, samples.digest, *_identify(data)]
         here = environment.collect()
         key = _cache_key(source, spec, images, here)
+        # What a search measures does not depend on the limit: another limit can go on from it.
+        unlimited = _cache_key(source, msgspec.structs.replace(spec, max_drop=None), images, here)
         existing = _cached(output, key)
     if existing is not None:
         require_speedup(existing.manifest.measured.speedup, inputs.require_speedup)
@@ -124,8 +126,6 @@ def build(inputs: BuildInputs, spec: BuildSpec, progress: "Progress") -> Built:
     with artifact.atomic_folder(output) as folder, artifact.translate_os_errors(output):
         if spec.calibration is not None:
             request = Request(source, spec, material, data, here.cpu)
-            # What a search measures does not depend on the limit: another limit can go on from it.
-            unlimited = _cache_key(source, msgspec.structs.replace(spec, max_drop=None), images, here)
             notes = output.resolve().with_name(f"{output.resolve().name}.search")
             quantized = quantize(request, notes, unlimited, progress)
         else:

@@ -82,7 +82,7 @@ def equalize(model: ir.Model) -> tuple[ir.Model, EqualizationReport]:
     The copy keeps the model card: it is the same network of the same weights, written differently.
 
     Raises:
-        ModelError: If a weight is not finite.
+        ModelError: If a weight is not finite, or a bias has another length than its layer has channels.
     """
     equalized = model.clone()
     groups, skipped = _find_groups(equalized.graph)
@@ -110,6 +110,9 @@ class _Layer:
             if not np.isfinite(value.const_value.numpy()).all():
                 raise ModelError(f"{value.name} has a value that is not finite", hint="check the weights")
         weights = np.abs(_constant(node, 1).astype(np.float64))
+        if len(node.inputs) > 2 and _constant(node, 2).shape != weights.shape[:1]:  # ONNX's checker lets that pass
+            values, hint = _constant(node, 2).size, "write the model again with `resnet-deploy export`"
+            raise ModelError(f"{node.name} has a bias of {values} values for {len(weights)} channels", hint=hint)
         with np.errstate(divide="ignore"):
             self._weights = np.log2(weights.reshape(*weights.shape[:2], -1).max(2))  # (out, in)
             self._bias = np.log2(np.abs(_constant(node, 2).astype(np.float64))) if len(node.inputs) > 2 else None
