@@ -7,6 +7,8 @@ import numpy as np
 from resnet_deploy.errors import FeedError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from resnet_deploy.protocols import Array, Runner
 
 
@@ -45,6 +47,13 @@ def check_images(images: "Array", runner: "Runner") -> None:
             f"input {expected.name} has shape {images.shape}, the engine takes (N, {wanted})",
             hint="resize and crop the images to the engine's input, or give file paths",
         )
+
+
+def one_by_one(batches: "Iterable[Array]") -> "Iterator[Array]":
+    """Yield batches of one image."""
+    for batch in batches:
+        for index in range(len(batch)):
+            yield batch[index : index + 1]
 
 
 def run_once(runner: "Runner", feed: "Array") -> "Array":

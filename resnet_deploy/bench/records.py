@@ -113,7 +113,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
         device: What it ran on, in the backend's words, such as ``CPUExecutionProvider``.
         latency: One entry per batch size.
         outputs: Answers on the data set; absent when the run had none.
-        in_sample: Whether its calibration chose ranges on this very data set.
+        in_sample: Whether its ranges, or the layers it keeps in floating point, were chosen on this very data set.
         histograms: The tensors that its 8-bit grid serves worst, the worst first; empty where it has none.
         search: The steps of the search that kept it to a limit; empty where there was none.
     """

@@ -218,7 +218,7 @@ def _summary(engine: EngineRecord, reference: EngineRecord | None, dataset: Data
         noun = "round" if rounds == 1 else "rounds"
         warnings.append(f"intervals rest on {rounds} {noun} at batch {best.batch}: they are too narrow")
     if engine.in_sample:
-        warnings.append("its INT8 ranges were chosen on these very images: measure accuracy on others")
+        warnings.append("its INT8 form was chosen on these very images: measure accuracy on others")
     if counted is not None and counted.not_finite:
         warnings.append(f"{counted.not_finite} of {counted.images} images gave logits that are NaN or infinite")
     return Summary(

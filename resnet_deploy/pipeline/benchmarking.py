@@ -20,7 +20,7 @@ from resnet_deploy.bundle import Bundle, find_bundles, open_bundle
 from resnet_deploy.datasets import BatchReader, ImageDataset, find_dataset
 from resnet_deploy.engine import check_fits
 from resnet_deploy.errors import BackendError, BundleError, DataError, FileError, SpecError
-from resnet_deploy.pipeline.diagnosing import search_steps, worst_histograms
+from resnet_deploy.pipeline.diagnosing import read_search, search_steps, worst_histograms
 from resnet_deploy.pipeline.references import REFERENCE, find_reference, open_reference
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.runners import find_runner
@@ -77,12 +77,18 @@ class _Candidate:
     sha256: str
     bundle: Bundle | None = None
 
-    def was_calibrated_on(self, dataset: ImageDataset) -> bool:
-        """Whether a build that calibrates on ``dataset`` would take just the images that this engine was built with."""
+    def was_fitted_to(self, dataset: ImageDataset) -> bool:
+        """Whether a build that is given ``dataset`` would take just the images that this engine was built with.
+
+        To calibrate on, or to choose on which layers to keep in floating point.
+        """
         if self.bundle is None:
             return False
         spec, images = self.bundle.manifest.spec.calibration, self.bundle.manifest.chain.images
-        return spec is not None and images != "" and dataset.subset(spec.max_images).digest == images
+        if spec is not None and images != "" and dataset.subset(spec.max_images).digest == images:
+            return True
+        search = read_search(self.bundle)
+        return search is not None and len(search.steps) > 1 and search.dataset_sha256 == dataset.digest
 
 
 def find_engines(folder: Path) -> tuple[Path, ...]:
@@ -166,7 +172,7 @@ def _run(lineup: _Lineup, reader: BatchReader | None, spec: BenchSpec, progress:
     latency = measure_in_turns([*lineup.entrants, null], images, spec, progress)
     with progress.task("hashing the data set"):
         dataset = None if reader is None else _dataset_record(reader)
-        in_sample = [reader is not None and one.was_calibrated_on(reader.dataset) for one in lineup.candidates]
+        in_sample = [reader is not None and one.was_fitted_to(reader.dataset) for one in lineup.candidates]
     return BenchRecord(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
         environment=environment.collect(),

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from resnet_deploy.pipeline.source import Source
     from resnet_deploy.protocols import Array, Progress
     from resnet_deploy.quantize.calibrate import Calibration, OutputQuality
-    from resnet_deploy.quantize.observations import Observations, Observed
+    from resnet_deploy.quantize.observations import Observations
     from resnet_deploy.quantize.qdq import QdqForm
     from resnet_deploy.specs import CalibrationSpec, ModelCard, Preprocess
 
 RANDOM: Final = "random"
 _RANDOM_IMAGES: Final = 32
-_TRIAL_IMAGES: Final = 16  # what `auto` measures on: 16 images decide as 64 do, but for ties
+_TRIAL_IMAGES: Final = 16  # what `auto` measures on
 _BATCH: Final = 8
 
 
@@ -107,7 +107,9 @@ def observe(source: "Source", graph: "ir.Model", material: Material, progress: "
         graph_sha256=initializers_digest(graph.graph),
     )
     if material.observations is not None:
-        _require_same(material.observations.model, model)
+        if field := material.observations.model.difference(model):
+            reason = f"the observations are of another model: {field} differs"
+            raise ModelError(reason, hint="calibrate this very model")
         return material.observations
     reader = material.reader
     batches = _noise(source.card) if reader is None else _images(reader, "calibrating", progress)
@@ -184,15 +186,6 @@ def find_trial(
     few = reader.dataset.subset(_TRIAL_IMAGES)
     images = BatchReader(few, reader.spec, _BATCH, skip_corrupt=reader.skip_corrupt)
     return Trial(form, _images(images, "trying out the methods", progress))
-
-
-def _require_same(observed: "Observed", model: "Observed") -> None:
-    """Refuse observations of another model, naming the field that differs."""
-    for field in model.__struct_fields__:
-        if getattr(observed, field) != getattr(model, field):
-            raise ModelError(
-                f"the observations are of another model: {field} differs", hint="calibrate this very model"
-            )
 
 
 def _images(reader: "BatchReader", what: str, progress: "Progress") -> "Iterator[Array]":

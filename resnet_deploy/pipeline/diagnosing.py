@@ -1,7 +1,7 @@
 """What a bundle keeps of its calibration and its search, in the few figures that a report draws."""
 
 import math
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import numpy as np
@@ -9,6 +9,9 @@ import numpy as np
 from resnet_deploy import artifact
 from resnet_deploy.bench.records import SearchStep, TensorHistogram
 from resnet_deploy.bundle import CALIBRATION, OBSERVATIONS, SEARCH, Bundle
+
+if TYPE_CHECKING:
+    from resnet_deploy.quantize.search import Search
 
 WORST: Final = 6
 _DRAWN_BINS: Final = 128
@@ -53,13 +56,20 @@ def worst_histograms(bundle: Bundle) -> tuple[TensorHistogram, ...]:
     return tuple(sorted(found, key=lambda one: one.sqnr_db)[:WORST])
 
 
-def search_steps(bundle: Bundle) -> tuple[SearchStep, ...]:
-    """Read the steps of the bundle's search; nothing where there was none."""
+def read_search(bundle: Bundle) -> "Search | None":
+    """Read the search that kept the engine to a limit of accuracy; None where there was none."""
     if SEARCH not in bundle.manifest.files:
-        return ()
+        return None
     from resnet_deploy.quantize.search import Search
 
-    search = msgspec.json.decode(artifact.read_bytes(bundle.path / SEARCH), type=Search)
+    return msgspec.json.decode(artifact.read_bytes(bundle.path / SEARCH), type=Search)
+
+
+def search_steps(bundle: Bundle) -> tuple[SearchStep, ...]:
+    """List the steps of that search; nothing where there was none."""
+    search = read_search(bundle)
+    if search is None:
+        return ()
     whole = search.steps[0].cost or 1.0
     layers = {node for point in search.sensitivity.values() for node in point.in_float if len(point.in_float) == 1}
     return tuple(

@@ -12,6 +12,7 @@ from resnet_deploy.batching import run_once
 from resnet_deploy.errors import SpeedError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from resnet_deploy.pipeline.source import Source
@@ -57,15 +58,9 @@ def measure_pace(engine: "Path", source: "Source", spec: "BuildSpec", images: "A
     feed = np.ascontiguousarray(np.resize(images, (batch.min, *images.shape[1:])))
     models: list[Path | bytes] = [engine] if spec.precision == "fp32" else [engine, source.data]
     runners = [OrtRunner(model, source.card, batch, threads=threads) for model in models]
-    for runner in runners:
-        run_once(runner, feed)
-    taken: list[list[float]] = [[] for _ in runners]
-    for _ in range(_CALLS):
-        for runner, seconds in zip(runners, taken, strict=True):
-            seconds.append(_time(runner, feed))
+    own, *exported = median_seconds(runners, feed, _CALLS)
     for runner in runners:
         runner.close()
-    own, *exported = map(statistics.median, taken)
     if not exported:
         return Pace(own)
     speedup = exported[0] / own
@@ -86,10 +81,17 @@ def require_speedup(speedup: float | None, least: float | None) -> None:
     )
 
 
-def _time(runner: "Runner", feed: "Array") -> float:
-    start = time.perf_counter()
-    run_once(runner, feed)
-    return time.perf_counter() - start
+def median_seconds(runners: "Sequence[Runner]", feed: "Array", calls: int) -> list[float]:
+    """Median seconds per call of each runner, in turns, after an untimed call of each."""
+    taken: list[list[float]] = [[] for _ in runners]
+    for runner in runners:
+        run_once(runner, feed)
+    for _ in range(calls):
+        for runner, seconds in zip(runners, taken, strict=True):
+            start = time.perf_counter()
+            run_once(runner, feed)
+            seconds.append(time.perf_counter() - start)
+    return list(map(statistics.median, taken))
 
 
 def _slower_layers(engine: "Path", source: "Source", feed: "Array") -> tuple[tuple[str, float], ...]:

@@ -1,6 +1,6 @@
 """An exported graph to INT8: calibrate, search where a limit is set, lower."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,11 +87,10 @@ def quantize(request: Request, measured: Path, key: str, progress: "Progress") -
         notebook.close()
         files[SEARCH] = msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n"
         in_float = found.in_float
-        notes.append(_in_words(found, request.data))
+        notes.append(_in_words(found))
     with progress.task("lowering to int8"):
         lowered = lowering.lower(graph, spec, calibration, request.cpu, in_float)
-    lowered = lowering.Lowered(lowered.model, lowered.int8_dot_product, (*notes, *lowered.notes))
-    return Quantized(lowered, observations.dataset_digest, files)
+    return Quantized(replace(lowered, notes=(*notes, *lowered.notes)), observations.dataset_digest, files)
 
 
 def _equalization_in_words(report: "EqualizationReport | None") -> list[str]:
@@ -102,6 +101,6 @@ def _equalization_in_words(report: "EqualizationReport | None") -> list[str]:
     return [f"channels of {count} groups of tensors rescaled by factors up to {factor}: they were out of balance"]
 
 
-def _in_words(found: "Search", reader: "BatchReader") -> str:
-    images = f"{len(reader.dataset)} images of {reader.dataset.root.name}"
+def _in_words(found: "Search") -> str:
+    images = f"{found.images} images of {found.dataset}"
     return f"{found.steps[-1].drop:.2f} points of {found.metric} lost on {images}, {found.max_drop:g} allowed"

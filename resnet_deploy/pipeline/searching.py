@@ -1,8 +1,6 @@
 """The search for layers that must keep their precision, measured on the backend that will run them."""
 
 import math
-import statistics
-import time
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,14 +11,17 @@ import msgspec
 import numpy as np
 
 from resnet_deploy import artifact, environment
-from resnet_deploy.batching import infer, run_once
-from resnet_deploy.errors import DataError
+from resnet_deploy.batching import infer
+from resnet_deploy.errors import DataError, FileError
 from resnet_deploy.pipeline import lowering
+from resnet_deploy.pipeline.guarding import median_seconds
+from resnet_deploy.quantize.graph import constant
 from resnet_deploy.quantize.search import Point, Search, find_units, search
 from resnet_deploy.verify import best_classes, compare_logits
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from numpy.typing import NDArray
 
     from resnet_deploy.datasets import BatchReader
     from resnet_deploy.environment import Cpu
@@ -68,10 +69,14 @@ def search_precision(subject: Subject, max_drop: float, notebook: "Notebook", pr
         return known or notebook.note(trial.measure(in_float, with_drop))
 
     sensitivity, steps = search(find_units(subject.graph.graph), measure, max_drop, progress)
+    dataset = subject.reader.dataset
     return Search(
         max_drop=max_drop,
-        metric="top-1" if subject.reader.dataset.labels else "agreement",
+        metric="top-1" if dataset.labels else "agreement",
         cost="seconds" if trial.runs_here else "multiply-adds",
+        dataset=dataset.root.resolve().name,
+        dataset_sha256=dataset.digest,
+        images=len(dataset) - len(subject.reader.skipped),
         sensitivity=sensitivity,
         steps=steps,
     )
@@ -84,6 +89,9 @@ class Notebook:
     Attributes:
         path: The file; it vanishes with ``close``.
         key: Digest of everything that the measurements depend on; others' notes are not read.
+
+    Raises:
+        FileError: If something else lies there.
     """
 
     path: Path
@@ -94,8 +102,9 @@ class Notebook:
         if artifact.is_file(self.path):
             try:
                 kept = msgspec.json.decode(artifact.read_bytes(self.path), type=_Notes)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                return  # not ours, or cut short by something else than us: measured anew
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                hint = "move it away: a search keeps there what it has measured"
+                raise FileError(f"{self.path} holds something else than the notes of a search", hint=hint) from error
             if kept.key == self.key:
                 self.points = list(kept.points)
 
@@ -180,7 +189,7 @@ class _Trial:
     def _pace(self) -> "tuple[Runner, float]":
         """The engine with everything on integers, and its seconds per call: what others are timed against."""
         runner = self._open(())
-        return runner, statistics.median(_times(runner, self._feed))
+        return runner, median_seconds([runner], self._feed, _CALLS)[0]
 
     @property
     def _feed(self) -> "Array":
@@ -189,32 +198,23 @@ class _Trial:
     def _seconds(self, runner: "Runner") -> float:
         """Time ``runner`` in turns with the pace: a slow minute of the machine is then nobody's cost."""
         pace, seconds = self._pace
-        mine, its = [], []
-        for _ in range(_CALLS):
-            mine += _times(runner, self._feed, 1)
-            its += _times(pace, self._feed, 1)
-        return seconds * statistics.median(mine) / statistics.median(its)
+        own, its = median_seconds([runner, pace], self._feed, _CALLS)
+        return seconds * own / its
 
     def _drop(self, runner: "Runner") -> float:
         """Points of accuracy lost against the FP32 model, on all images."""
         lost = total = 0
         for batch in self._progress.track(self.subject.reader, "measuring the accuracy", len(self.subject.reader)):
-            exact, got = (best_classes(infer(one, batch.images), 1)[:, 0] for one in (self._exact, runner))
-            truth = exact if batch.labels is None else batch.labels
-            lost += int((exact == truth).sum()) - int((got == truth).sum())
+            exact, got = (infer(one, batch.images) for one in (self._exact, runner))
+            truth = best_classes(exact, 1)[:, 0] if batch.labels is None else batch.labels
+            lost += _right(exact, truth) - _right(got, truth)
             total += len(batch.images)
         return 100 * lost / total
 
 
-def _times(runner: "Runner", feed: "Array", calls: int = _CALLS) -> list[float]:
-    """Seconds of each call, after an untimed one."""
-    run_once(runner, feed)
-    taken = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        run_once(runner, feed)
-        taken.append(time.perf_counter() - start)
-    return taken
+def _right(logits: "Array", truth: "NDArray[np.int64]") -> int:
+    """Count the images whose best class is the true one; what is not a number is no answer."""
+    return int(((best_classes(logits, 1)[:, 0] == truth) & np.isfinite(logits).all(1)).sum())
 
 
 def _multiply_adds(graph: "ir.Model", nodes: Collection[str]) -> float:
@@ -222,10 +222,8 @@ def _multiply_adds(graph: "ir.Model", nodes: Collection[str]) -> float:
     total = 0
     for node in graph.graph:
         if node.name in nodes and node.op_type in ("Conv", "Gemm"):
-            weights, output = node.inputs[1], node.outputs[0]
-            assert weights is not None
-            assert weights.const_value is not None
-            assert output.shape is not None
-            places = math.prod(side for side in output.shape.dims[2:] if isinstance(side, int))
-            total += weights.const_value.size * places
+            shape = node.outputs[0].shape
+            assert shape is not None
+            places = math.prod(side for side in shape.dims[2:] if isinstance(side, int))
+            total += constant(node.inputs[1]).size * places
     return float(total)

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import msgspec
 import onnx_ir as ir
 
+from resnet_deploy.batching import one_by_one
 from resnet_deploy.environment import compute_threads
 from resnet_deploy.errors import DataError, ModelError
 from resnet_deploy.onnx_files import bytes_from_onnx
 from resnet_deploy.ort_session import open_session, translate_refusals
-from resnet_deploy.quantize.graph import observed_names
+from resnet_deploy.quantize.graph import observed_names, with_outputs
 from resnet_deploy.quantize.observers import Histogram
 from resnet_deploy.quantize.ranges import Range, choose_ranges
 from resnet_deploy.specs import INPUT_NAME, RANGE_METHODS, CalibrationSpec, RangeMethod
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from concurrent.futures import Future
 
     import numpy as np
@@ -118,12 +119,12 @@ def observe(model: ir.Model, images: "Iterable[Array]") -> tuple[dict[str, Histo
         BuildError: If ONNX Runtime refuses the model.
     """
     names = observed_names(model.graph)
-    session = open_session(bytes_from_onnx(_with_outputs(model, names)))
+    session = open_session(bytes_from_onnx(with_outputs(model, names)))
     histograms = {name: Histogram() for name in names}
     count = 0
     with ThreadPoolExecutor(compute_threads(), thread_name_prefix="observe") as pool:
         pending: list[Future[None]] = []
-        for image in _one_by_one(images):
+        for image in one_by_one(images):
             with translate_refusals():
                 tensors = session.run(names, {INPUT_NAME: image})
             _wait(pending)
@@ -148,12 +149,6 @@ def _count(histogram: Histogram, values: "NDArray[np.float32]", what: str) -> No
 def _wait(pending: "Iterable[Future[None]]") -> None:
     for future in pending:
         future.result()
-
-
-def _one_by_one(batches: "Iterable[Array]") -> "Iterator[Array]":
-    for batch in batches:
-        for index in range(len(batch)):
-            yield batch[index : index + 1]
 
 
 def calibration_from(
@@ -183,14 +178,3 @@ def calibration_from(
             histogram_sha256=histogram.digest,
         )
     return Calibration(source=source, spec=spec, tensors=tensors)
-
-
-def _with_outputs(model: ir.Model, names: list[str]) -> ir.Model:
-    """Copy ``model`` with the named tensors as its outputs."""
-    tapped = model.clone()
-    # With normalised tensors as its input, the network's input is itself an activation to observe.
-    values = {value.name: value for value in tapped.graph.inputs}
-    values |= {output.name: output for node in tapped.graph for output in node.outputs}
-    tapped.graph.outputs.clear()
-    tapped.graph.outputs.extend(values[name] for name in names)
-    return tapped

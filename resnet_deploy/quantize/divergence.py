@@ -16,20 +16,19 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import onnx_ir as ir
 
+from resnet_deploy.batching import one_by_one
 from resnet_deploy.errors import ModelError
 from resnet_deploy.onnx_files import bytes_from_onnx
 from resnet_deploy.ort_session import open_session, translate_refusals
 from resnet_deploy.parity import Step
-from resnet_deploy.quantize.graph import tensor_name
+from resnet_deploy.quantize.graph import all_tensors, constant, tensor_name, with_outputs
 from resnet_deploy.quantize.layers import used_bits
 from resnet_deploy.quantize.outliers import weight_sqnr_db
 from resnet_deploy.specs import INPUT_NAME
 from resnet_deploy.verify import sqnr_db
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from numpy.typing import NDArray
+    from collections.abc import Iterable
 
     from resnet_deploy.protocols import Array
 
@@ -51,11 +50,11 @@ def compare_steps(reference: ir.Model, lowered: ir.Model, images: "Iterable[Arra
     """
     pairs = _pairs(reference.graph, lowered.graph)
     fed = {name for pair in pairs for name in pair.inputs.values()}
-    run_reference = _Tapped(_with_outputs(reference, {pair.reference for pair in pairs}))
+    run_reference = _Tapped(with_outputs(reference, {pair.reference for pair in pairs}))
     compared = {name for pair in pairs for name in (pair.result, pair.source)}
-    run_lowered = _Tapped(_with_outputs(lowered, fed | compared))
+    run_lowered = _Tapped(with_outputs(lowered, fed | compared))
     run_alone = _Tapped(_one_step_each(reference, pairs))
-    for image in _one_by_one(images):
+    for image in one_by_one(images):
         whole, found = run_reference({INPUT_NAME: image}), run_lowered({INPUT_NAME: image})
         alone = run_alone({_fed(name): _as_fed(found[name]) for name in fed})
         for pair in pairs:
@@ -135,7 +134,7 @@ def _pairs(reference: ir.Graph, lowered: ir.Graph) -> list[_Pair]:
         if node.name in originals:
             pairs.append(_node_pair(originals[node.name], node))
         elif node.op_type == "QuantizeLinear":
-            pairs.append(_grid_pair(node, {tensor_name(value) for value in _tensors(reference)}))
+            pairs.append(_grid_pair(node, {tensor_name(value) for value in all_tensors(reference)}))
     return pairs
 
 
@@ -159,7 +158,7 @@ def _grid_pair(quantize: ir.Node, names: set[str]) -> _Pair:
     original, producer = source, source.producer() if source is not None else None
     if tensor_name(original) not in names and producer is not None and producer.op_type == "Cast":
         original = producer.inputs[0]
-    scale, zero_point = _constant(quantize.inputs[1]).astype(np.float64), _constant(quantize.inputs[2])
+    scale, zero_point = constant(quantize.inputs[1]).astype(np.float64), constant(quantize.inputs[2])
     limits = np.iinfo(zero_point.dtype.name)
     zero = int(zero_point)
     ends = (float((limits.min - zero - 0.5) * scale), float((limits.max - zero + 0.5) * scale))
@@ -181,38 +180,18 @@ def _weights_db(original: ir.Node, node: ir.Node) -> float:
     producer = node.inputs[1].producer() if node.inputs[1] is not None else None
     if producer is None or producer.op_type != "DequantizeLinear":
         return math.inf
-    integers, scales = _constant(producer.inputs[0]), _constant(producer.inputs[1])
+    integers, scales = constant(producer.inputs[0]), constant(producer.inputs[1])
     bits = used_bits(integers)
-    return weight_sqnr_db(_constant(original.inputs[1]), bits=bits, per_channel=scales.ndim > 0)
+    return weight_sqnr_db(constant(original.inputs[1]), bits=bits, per_channel=scales.ndim > 0)
 
 
 def _float_db(value: ir.Value) -> float:
     return _FLOAT_DB.get(value.dtype or ir.DataType.FLOAT, math.inf)
 
 
-def _constant(value: ir.Value | None) -> "NDArray[np.float32]":
-    assert value is not None
-    assert value.const_value is not None
-    array: NDArray[np.float32] = value.const_value.numpy()
-    return array
-
-
-def _tensors(graph: ir.Graph) -> list[ir.Value]:
-    return [*graph.inputs, *(output for node in graph for output in node.outputs)]
-
-
-def _with_outputs(model: ir.Model, names: set[str]) -> ir.Model:
-    """Copy ``model`` with the named tensors as its outputs."""
-    tapped = model.clone()
-    outputs = [value for value in _tensors(tapped.graph) if value.name in names]
-    tapped.graph.outputs.clear()
-    tapped.graph.outputs.extend(outputs)
-    return tapped
-
-
 def _one_step_each(reference: ir.Model, pairs: list[_Pair]) -> ir.Model:
     """Copy ``reference`` with every node reading inputs of the graph, so that none depends on another."""
-    cut = _with_outputs(reference, {pair.reference for pair in pairs if not pair.source})
+    cut = with_outputs(reference, {pair.reference for pair in pairs if not pair.source})
     operands = {pair.reference: pair.inputs for pair in pairs if not pair.source}
     inputs: dict[str, ir.Value] = {}
     for node in cut.graph:
@@ -245,9 +224,3 @@ class _Tapped:
     def __call__(self, feed: "dict[str, Array]") -> "dict[str, Array]":
         with translate_refusals():
             return dict(zip(self._names, self._session.run(self._names, feed), strict=True))
-
-
-def _one_by_one(images: "Iterable[Array]") -> "Iterator[Array]":
-    for batch in images:
-        for index in range(len(batch)):
-            yield batch[index : index + 1]

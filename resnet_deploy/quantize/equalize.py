@@ -30,7 +30,7 @@ import numpy as np
 import onnx_ir as ir
 
 from resnet_deploy.errors import ModelError
-from resnet_deploy.quantize.graph import tensor_name
+from resnet_deploy.quantize.graph import constant, tensor_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -106,16 +106,17 @@ class _Layer:
     def __init__(self, node: ir.Node) -> None:
         for value in node.inputs[1:]:
             assert value is not None
-            assert value.const_value is not None
-            if not np.isfinite(value.const_value.numpy()).all():
+            if not np.isfinite(constant(value)).all():
                 raise ModelError(f"{value.name} has a value that is not finite", hint="check the weights")
-        weights = np.abs(_constant(node, 1).astype(np.float64))
-        if len(node.inputs) > 2 and _constant(node, 2).shape != weights.shape[:1]:  # ONNX's checker lets that pass
-            values, hint = _constant(node, 2).size, "write the model again with `resnet-deploy export`"
+        weights = np.abs(constant(node.inputs[1]).astype(np.float64))
+        if (
+            len(node.inputs) > 2 and constant(node.inputs[2]).shape != weights.shape[:1]
+        ):  # ONNX's checker lets that pass
+            values, hint = constant(node.inputs[2]).size, "write the model again with `resnet-deploy export`"
             raise ModelError(f"{node.name} has a bias of {values} values for {len(weights)} channels", hint=hint)
         with np.errstate(divide="ignore"):
             self._weights = np.log2(weights.reshape(*weights.shape[:2], -1).max(2))  # (out, in)
-            self._bias = np.log2(np.abs(_constant(node, 2).astype(np.float64))) if len(node.inputs) > 2 else None
+            self._bias = np.log2(np.abs(constant(node.inputs[2]).astype(np.float64))) if len(node.inputs) > 2 else None
         self.divided: Exponents = np.zeros(weights.shape[0])
         self.multiplied: Exponents = np.zeros(weights.shape[1])
 
@@ -139,7 +140,7 @@ class _Group:
 
     def __init__(self, name: str, makers: list[ir.Node], readers: list[ir.Node]) -> None:
         self.name, self.makers, self.readers = name, makers, readers
-        self.exponents: Exponents = np.zeros(_constant(makers[0], 1).shape[0])
+        self.exponents: Exponents = np.zeros(constant(makers[0].inputs[1]).shape[0])
 
     def settle(self, layers: dict[ir.Node, _Layer]) -> float:
         """Move the factors to where both sides have the same ranges; return the largest move."""
@@ -215,7 +216,9 @@ def _reason_against(tensors: list[ir.Value], makers: list[ir.Node], readers: lis
 
 
 def _any_nonzero(layers: list[ir.Node], *indices: int) -> bool:
-    return any(_constant(layer, index).any() for layer in layers for index in indices if index < len(layer.inputs))
+    return any(
+        constant(layer.inputs[index]).any() for layer in layers for index in indices if index < len(layer.inputs)
+    )
 
 
 def _relative(exponents: "Exponents") -> "Exponents":
@@ -228,17 +231,9 @@ def _largest(ranges: "list[Exponents]") -> "Exponents":
     return most
 
 
-def _constant(node: ir.Node, index: int) -> "NDArray[np.float32]":
-    value = node.inputs[index]
-    assert value is not None
-    assert value.const_value is not None
-    array: NDArray[np.float32] = value.const_value.numpy()
-    return array
-
-
 def _rescale(node: ir.Node, index: int, exponents: "NDArray[np.int64]", *, axis: int) -> None:
     """Multiply a constant by powers of two along an axis; exact, short of overflow and underflow."""
-    value, array = node.inputs[index], _constant(node, index)
+    value, array = node.inputs[index], constant(node.inputs[index])
     assert value is not None
     shape = [1] * array.ndim
     shape[axis] = -1

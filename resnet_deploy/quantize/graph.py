@@ -1,12 +1,16 @@
 """Reading an exported ResNet: which tensors are activations worth observing, and what each of them is for."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import onnx_ir as ir
 
 from resnet_deploy.errors import ModelError
 from resnet_deploy.specs import INPUT_NAME
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _MAKES_ACTIVATIONS: Final = ("Conv", "Relu", "Add", "MaxPool", "GlobalAveragePool", "Flatten")
 
@@ -72,6 +76,36 @@ def tensor_name(value: ir.Value | None) -> str:
     assert value is not None
     assert value.name is not None
     return value.name
+
+
+def constant(value: ir.Value | None) -> "NDArray[Any]":
+    """Content of a value that must be a constant."""
+    assert value is not None
+    assert value.const_value is not None
+    array: NDArray[Any] = value.const_value.numpy()
+    return array
+
+
+def add_constant(graph: ir.Graph, name: str, array: "NDArray[Any]") -> ir.Value:
+    """Give ``graph`` a constant."""
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def with_outputs(model: ir.Model, names: Collection[str]) -> ir.Model:
+    """Copy ``model`` with the named tensors as its outputs, in order of execution."""
+    tapped = model.clone()
+    outputs = [value for value in all_tensors(tapped.graph) if value.name in names]
+    tapped.graph.outputs.clear()
+    tapped.graph.outputs.extend(outputs)
+    return tapped
+
+
+def all_tensors(graph: ir.Graph) -> list[ir.Value]:
+    """List what is computed, in order of execution, after the inputs: with normalised images these are activations."""
+    return [*graph.inputs, *(output for node in graph for output in node.outputs)]
 
 
 def _feeds_relu(value: ir.Value) -> bool:

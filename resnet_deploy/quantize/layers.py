@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from resnet_deploy.quantize.graph import constant, tensor_name, weighted_nodes
+
 if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
@@ -74,8 +76,6 @@ class Grid:
 
 def read_layers(model: "ir.Model") -> tuple[Layer, ...]:
     """List the weighted layers in order of execution, exported or lowered."""
-    from resnet_deploy.quantize.graph import weighted_nodes
-
     return tuple(map(_layer, weighted_nodes(model.graph)))
 
 
@@ -113,9 +113,9 @@ def _clipped_share(histogram: "Histogram", chosen: "Range") -> float:
 def _layer(node: "ir.Node") -> Layer:
     producer = node.inputs[1].producer() if node.inputs[1] is not None else None
     if producer is None or producer.op_type != "DequantizeLinear":
-        weights = _constant(node.inputs[1])
+        weights = constant(node.inputs[1])
         return Layer(str(node.name), node.op_type, weights.shape, weights.dtype.name, 8 * weights.dtype.itemsize)
-    weights, scales = _constant(producer.inputs[0]), _constant(producer.inputs[1])
+    weights, scales = constant(producer.inputs[0]), constant(producer.inputs[1])
     return Layer(
         name=str(node.name),
         operator=node.op_type,
@@ -129,9 +129,7 @@ def _layer(node: "ir.Node") -> Layer:
 
 
 def _grid(quantize: "ir.Node", observed: Collection[str]) -> Grid:
-    from resnet_deploy.quantize.graph import tensor_name
-
-    scale, zero_point = float(_constant(quantize.inputs[1])), _constant(quantize.inputs[2])
+    scale, zero_point = float(constant(quantize.inputs[1])), constant(quantize.inputs[2])
     limits = np.iinfo(zero_point.dtype.name)
     return Grid(
         tensor=tensor_name(quantize.inputs[0]),
@@ -154,10 +152,3 @@ def _source(value: "ir.Value | None", observed: Collection[str]) -> str:
             break
         value = producer.inputs[0]
     return ""
-
-
-def _constant(value: "ir.Value | None") -> "NDArray[Any]":
-    assert value is not None
-    assert value.const_value is not None
-    array: NDArray[Any] = value.const_value.numpy()
-    return array

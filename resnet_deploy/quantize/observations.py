@@ -41,6 +41,10 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     preprocess_sha256: str
     graph_sha256: str
 
+    def difference(self, other: "Observed") -> str:
+        """Name the first field in which ``other`` differs; empty if none does."""
+        return next((name for name in self.__struct_fields__ if getattr(self, name) != getattr(other, name)), "")
+
 
 @dataclass(frozen=True)
 class Observations:
@@ -140,9 +144,8 @@ def merge_observations(parts: Sequence[Observations]) -> Observations:
         raise DataError("nothing to merge", hint="name the files that `resnet-deploy calibrate` wrote")
     first = parts[0]
     for other in parts[1:]:
-        for field in Observed.__struct_fields__:
-            if getattr(first.model, field) != getattr(other.model, field):
-                raise ModelError(f"observations of different models: {field} differs", hint="calibrate one model")
+        if field := first.model.difference(other.model):
+            raise ModelError(f"observations of different models: {field} differs", hint="calibrate one model")
         if first.dataset != other.dataset:
             reason = f"observations of different folders: {first.dataset} and {other.dataset}"
             raise DataError(reason, hint="calibrate the shards of one folder")

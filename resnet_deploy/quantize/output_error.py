@@ -14,10 +14,11 @@ import onnx_ir as ir
 
 from resnet_deploy.onnx_files import bytes_from_onnx
 from resnet_deploy.ort_session import open_session, translate_refusals
-from resnet_deploy.quantize.graph import activations, grid_source, tensor_name
+from resnet_deploy.quantize.graph import activations, add_constant, grid_source, tensor_name
 from resnet_deploy.quantize.qdq import QdqForm, activation_grid
 from resnet_deploy.quantize.ranges import Range
 from resnet_deploy.specs import INPUT_NAME, RangeMethod
+from resnet_deploy.verify import sqnr_db
 
 if TYPE_CHECKING:
     from resnet_deploy.protocols import Array
@@ -110,8 +111,8 @@ class _Trial:
         scale, zero_point = activation_grid(chosen, self.form)
         name = f"{tensor.name}.{method}"
         grid = [
-            self._constant(f"{name}.scale", np.array(scale, np.float32)),
-            self._constant(f"{name}.zero_point", np.array(zero_point, self.form.activation)),
+            add_constant(self.graph, f"{name}.scale", np.array(scale, np.float32)),
+            add_constant(self.graph, f"{name}.zero_point", np.array(zero_point, self.form.activation)),
         ]
         return self._add("DequantizeLinear", [self._add("QuantizeLinear", [tensor, *grid]), *grid])
 
@@ -132,15 +133,9 @@ class _Trial:
         self.graph.append(node)
         return node.outputs[0]
 
-    def _constant(self, name: str, array: "np.ndarray[tuple[()], np.dtype[np.generic]]") -> ir.Value:
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self.graph.register_initializer(value)
-        return value
-
 
 def _decibels(powers: list[tuple[float, float]]) -> float:
     """Mean of the relative errors, from (signal, error) pairs, in decibels."""
     relative = [error / signal if signal else float(error > 0) for signal, error in powers]
     mean = sum(relative) / len(relative)
-    return MOST_DECIBELS if mean <= 0 else min(-10 * float(np.log10(mean)), MOST_DECIBELS)
+    return min(sqnr_db(1.0, mean), MOST_DECIBELS)

@@ -19,6 +19,8 @@ from resnet_deploy.onnx_files import read_card
 from resnet_deploy.quantize.calibrate import Calibration
 from resnet_deploy.quantize.graph import (
     activations,
+    add_constant,
+    constant,
     grid_source,
     observed_names,
     residual_adds,
@@ -175,8 +177,8 @@ class _Writer:
         name = tensor_name(tensor)
         scale, zero_point = activation_grid(chosen, self.form)
         self._refuse_infinite(name, scale)
-        scale_value = self._initializer(f"{name}.scale", np.array(scale, self.scale_dtype))
-        zero_value = self._initializer(f"{name}.zero_point", np.array(zero_point, self.form.activation))
+        scale_value = add_constant(self.graph, f"{name}.scale", np.array(scale, self.scale_dtype))
+        zero_value = add_constant(self.graph, f"{name}.zero_point", np.array(zero_point, self.form.activation))
         quantize = self._node("QuantizeLinear", f"{name}.quantize", [tensor, scale_value, zero_value], tensor.shape)
         quantized = quantize.outputs[0]
         quantized.type = zero_value.type
@@ -193,13 +195,13 @@ class _Writer:
     def quantize_weights(self, layer: ir.Node) -> None:
         """Store a layer's weights, and on integer targets its bias, as integers."""
         name = tensor_name(layer.inputs[1])
-        weights = _constant(layer.inputs[1])
+        weights = constant(layer.inputs[1])
         bias_value = layer.inputs[2] if len(layer.inputs) > 2 else None
         input_scale = self.scales.get(tensor_name(layer.inputs[0]))
         scales = weight_scales(weights, self.form)
         if self.form.everywhere and bias_value is not None and input_scale is not None:
             # The bias is an INT32 on the accumulator's grid, which must be coarse enough to hold it.
-            scales = np.maximum(scales, np.abs(_constant(bias_value)) / (input_scale * _INT32_MAX)).astype(scales.dtype)
+            scales = np.maximum(scales, np.abs(constant(bias_value)) / (input_scale * _INT32_MAX)).astype(scales.dtype)
             if not self.form.per_channel:
                 scales[:] = scales.max()
         self._refuse_infinite(name, scales)
@@ -210,7 +212,7 @@ class _Writer:
         self._replace_constant(layer, 1, name, integers, stored)
         if self.form.everywhere and bias_value is not None and input_scale is not None:
             bias_scales = (scales.astype(np.float64) * input_scale).astype(np.float32)
-            bias = np.rint(_constant(bias_value) / bias_scales.astype(np.float64))
+            bias = np.rint(constant(bias_value) / bias_scales.astype(np.float64))
             integers = np.clip(bias, -_INT32_MAX, _INT32_MAX).astype(np.int32)
             self._replace_constant(layer, 2, tensor_name(bias_value), integers, bias_scales)
 
@@ -226,9 +228,9 @@ class _Writer:
         self, layer: ir.Node, index: int, name: str, integers: "NDArray[np.generic]", scales: "NDArray[np.generic]"
     ) -> None:
         """Feed input ``index`` of ``layer`` from integers behind a DequantizeLinear."""
-        quantized = self._initializer(f"{name}.quantized", integers)
-        scale_value = self._initializer(f"{name}.scale", np.asarray(scales))
-        zero_value = self._initializer(f"{name}.zero_point", np.zeros(np.shape(scales), integers.dtype))
+        quantized = add_constant(self.graph, f"{name}.quantized", integers)
+        scale_value = add_constant(self.graph, f"{name}.scale", np.asarray(scales))
+        zero_value = add_constant(self.graph, f"{name}.zero_point", np.zeros(np.shape(scales), integers.dtype))
         dequantize = self._dequantize(name, quantized, scale_value, zero_value, axis=0 if np.ndim(scales) else None)
         self.graph.insert_before(layer, dequantize)
         layer.replace_input_with(index, dequantize.outputs[0])
@@ -247,12 +249,6 @@ class _Writer:
         node.outputs[0].name = f"{name}d"  # x.quantize makes x.quantized
         node.outputs[0].shape = shape
         return node
-
-    def _initializer(self, name: str, array: "NDArray[np.generic]") -> ir.Value:
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self.graph.register_initializer(value)
-        return value
 
 
 def activation_grid(chosen: Range, form: QdqForm) -> tuple[float, int]:
@@ -289,10 +285,3 @@ def _representable(scale: float, form: QdqForm) -> float:
 
 def _weight_limit(form: QdqForm) -> int:
     return 127 if form.weight_bits == 8 else 63
-
-
-def _constant(value: ir.Value | None) -> "NDArray[np.float32]":
-    assert value is not None
-    assert value.const_value is not None
-    array: NDArray[np.float32] = value.const_value.numpy()
-    return array

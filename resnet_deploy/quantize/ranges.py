@@ -9,6 +9,7 @@ import numpy as np
 
 from resnet_deploy.quantize.observers import HALF, Histogram
 from resnet_deploy.specs import RANGE_METHODS, CalibrationSpec, RangeMethod
+from resnet_deploy.verify import sqnr_db
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,7 +91,7 @@ def expected_sqnr_db(histogram: Histogram, chosen: Range, levels: int) -> float:
         return _MOST_DECIBELS
     rounded = np.clip(np.rint(values / step), round(chosen.low / step), round(chosen.high / step)) * step
     signal, noise = ((histogram.counts * power).sum() for power in (values**2, (values - rounded) ** 2))
-    return _MOST_DECIBELS if noise == 0 else min(float(10 * np.log10(signal / noise)), _MOST_DECIBELS)
+    return min(sqnr_db(float(signal), float(noise)), _MOST_DECIBELS)
 
 
 def _best_range(histogram: Histogram, loss: "Callable[[NDArray[np.float64], int], float]") -> Range:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
     from resnet_deploy.protocols import Progress
 
-_LEAST_COST: Final = 0.002  # of the whole; differences below are noise of the clock, and would divide by nothing
+# Of the whole. Medians of a few calls are no better than that: a layer that seems to cost nothing would come first,
+# however little it gains.
+_LEAST_COST: Final = 0.02
 
 
 class Unit(msgspec.Struct, frozen=True):
@@ -50,6 +52,9 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
         max_drop: Points of accuracy that may be lost.
         metric: What is lost: ``top-1``, or ``agreement`` with the FP32 model where images have no labels.
         cost: Unit of the points' cost: ``seconds`` or ``multiply-adds``.
+        dataset: Name of the folder of images that the drop was measured on.
+        dataset_sha256: Their digest, as ``ImageDataset.digest``.
+        images: How many they were, the damaged ones left out.
         sensitivity: Each unit alone in floating point, by name; empty where nothing had to be given back.
         steps: From everything on integers to what keeps to the budget; the last is the engine.
     """
@@ -57,6 +62,9 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
     max_drop: float
     metric: str
     cost: str
+    dataset: str
+    dataset_sha256: str
+    images: int
     sensitivity: dict[str, Point]
     steps: tuple[Point, ...]
 

@@ -25,6 +25,8 @@ def crooked(monkeypatch):
         return calibrate.Range(low / share, high / share)
 
     monkeypatch.setattr(calibrate.Calibration, "range_of", narrow)
+    # Calls of a millisecond, on a machine that others use: what a layer costs would decide by chance.
+    monkeypatch.setattr(searching._Trial, "_seconds", lambda self, runner: 1.0)
 
 
 @pytest.fixture
@@ -65,6 +67,12 @@ def test_the_layer_at_fault_is_given_back(run, flat, crooked):
     worst = min(search["sensitivity"].values(), key=lambda point: point["noise"])
     assert "layer2.0.conv2" in worst["in_float"]
     assert "cache hit" in run(f"{BUILD} --max-drop 10 --data flat")
+    assert (search["dataset"], search["images"]) == ("flat", 40)
+    timing = "--seconds 0.05 --rounds 1 --batches 1 --no-html --no-pytorch"
+    warning = "its INT8 form was chosen on these very images"
+    assert warning in run(f"bench engine --data flat {timing}")
+    Path("flat/00.png").unlink()
+    assert warning not in run(f"bench engine --data flat {timing}")
     assert not list(Path().glob("*.search"))
 
 
@@ -74,6 +82,13 @@ def test_a_limit_that_holds_costs_no_search(run, flat):
     assert (len(search["steps"]), search["sensitivity"]) == (1, {})
     assert kept_in_float("engine/model.onnx") == []
     assert "cache hit" not in run(f"{BUILD} --max-drop 99 --data flat")
+
+
+def test_costs_are_timed(run, flat):
+    run(f"{BUILD} --max-drop 100 --data flat")
+    search = json.loads(Path("engine/search.json").read_text())
+    assert search["cost"] == "seconds"
+    assert 1e-5 < search["steps"][0]["cost"] < 10
 
 
 def test_labels_make_it_top1(run, workplace):
@@ -109,8 +124,14 @@ def test_notes_of_another_search_are_not_taken(run, flat, crooked, tmp_path):
     Path("engine.search").write_text('{"key": "other", "points": [{"in_float": [], "noise": 0, "cost": 1, "drop": 0}]}')
     run(f"{BUILD} --max-drop 10 --data flat")
     assert len(json.loads(Path("engine/search.json").read_text())["steps"]) > 1
-    Path("engine.search").write_text("not json")
-    run(f"{BUILD} --max-drop 11 --data flat")
+
+
+def test_a_file_that_is_no_search_is_not_replaced(invoke, flat):
+    Path("engine.search").write_text("mine")
+    result = invoke(*f"{BUILD} --max-drop 11 --data flat".split())
+    assert_refused(result, "engine.search holds something else", "move it away")
+    assert Path("engine.search").read_text() == "mine"
+    assert not Path("engine").exists()
 
 
 def test_a_limit_that_cannot_be_kept_fails_and_leaves_nothing(invoke, flat, monkeypatch):

@@ -47,6 +47,9 @@ def test_steps_count_layers_and_are_relative(deployment, copy_engine):
         max_drop=1,
         metric="top-1",
         cost="seconds",
+        dataset="val",
+        dataset_sha256="",
+        images=3,
         sensitivity={"a": point("a"), "b": point("b"), "block": point("a", "b", "add")},
         steps=(point(drop=3.0, cost=2.0), point("a", drop=2.0, cost=3.0), point("a", "b", "add", drop=0.0, cost=4.0)),
     )

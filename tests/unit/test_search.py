@@ -76,6 +76,8 @@ def point(cost, drop):
 
 def test_the_front_is_what_no_other_step_beats():
     steps = (point(1.0, 3.0), point(1.2, 3.0), point(1.1, 2.0), point(1.5, 2.5), point(1.3, 0.5))
-    found = Search(max_drop=1, metric="top-1", cost="seconds", sensitivity={}, steps=steps)
+    found = Search(
+        max_drop=1, metric="top-1", cost="seconds", dataset="", dataset_sha256="", images=1, sensitivity={}, steps=steps
+    )
     assert found.front == (steps[0], steps[2], steps[4])
     assert found.in_float == steps[-1].in_float
