@@ -15,7 +15,6 @@ from resnet_deploy.batching import infer
 from resnet_deploy.errors import DataError, FileError
 from resnet_deploy.pipeline import lowering
 from resnet_deploy.pipeline.guarding import median_seconds
-from resnet_deploy.quantize.graph import constant
 from resnet_deploy.quantize.search import Point, Search, find_units, search
 from resnet_deploy.verify import best_classes, compare_logits
 
@@ -219,6 +218,8 @@ def _right(logits: "Array", truth: "NDArray[np.int64]") -> int:
 
 def _multiply_adds(graph: "ir.Model", nodes: Collection[str]) -> float:
     """Multiply-adds per image of the layers among ``nodes``."""
+    from resnet_deploy.quantize.graph import constant
+
     total = 0
     for node in graph.graph:
         if node.name in nodes and node.op_type in ("Conv", "Gemm"):

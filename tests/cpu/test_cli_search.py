@@ -70,9 +70,10 @@ def test_the_layer_at_fault_is_given_back(run, flat, crooked):
     assert (search["dataset"], search["images"]) == ("flat", 40)
     timing = "--seconds 0.05 --rounds 1 --batches 1 --no-html --no-pytorch"
     warning = "its INT8 form was chosen on these very images"
-    assert warning in run(f"bench engine --data flat {timing}")
+    # The table breaks lines where its other warnings, which hang on the clock, make them long.
+    assert warning in " ".join(run(f"bench engine --data flat {timing}").split())
     Path("flat/00.png").unlink()
-    assert warning not in run(f"bench engine --data flat {timing}")
+    assert warning not in " ".join(run(f"bench engine --data flat {timing}").split())
     assert not list(Path().glob("*.search"))
 
 
