@@ -7,6 +7,7 @@
         lowered.onnx              what the plan was compiled from, for rebuilding elsewhere (plans only)
         calibration.json          the observed and chosen ranges (INT8 only)
         observations.safetensors  the histograms that they were chosen from (INT8 only)
+        corrections.safetensors   what was added to the biases, layer by layer (INT8 only, where images allowed it)
         search.json               what was given back its precision to keep to a limit, and what that cost
         golden.npz                a few inputs and the outputs expected of this engine
         build.log                 what the compiler said
@@ -31,6 +32,7 @@ GOLDEN: Final = "golden.npz"
 CALIBRATION: Final = "calibration.json"
 SEARCH: Final = "search.json"
 OBSERVATIONS: Final = "observations.safetensors"
+CORRECTIONS: Final = "corrections.safetensors"
 LOG: Final = "build.log"
 _DIGEST: Final = "sha256"
 

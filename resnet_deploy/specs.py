@@ -268,6 +268,7 @@ class CalibrationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         percentile: Share of values kept by ``percentile``, in percent.
         max_images: Calibrate on at most this many images, spread evenly over the data set.
         equalize: Rescale channels first, where those of a tensor differ by orders of magnitude.
+        correct_biases: Take the mean error of each channel out of it, as measured on a few of the images.
 
     Raises:
         SpecError: If there is no such method, or a number is out of range.
@@ -277,6 +278,7 @@ class CalibrationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     percentile: float = 99.999
     max_images: int = 512
     equalize: bool = True
+    correct_biases: bool = True
 
     def __post_init__(self) -> None:
         _require_choice("calibration method", self.method, CALIBRATION_METHODS)

@@ -7,6 +7,7 @@ import click
 
 from resnet_deploy import artifact
 from resnet_deploy.cli.options import (
+    CALIBRATION_PARAMETERS,
     ENGINES,
     PATH,
     PATH_OR_WORD,
@@ -84,12 +85,11 @@ def build_spec(values: dict[str, Any], backend: str) -> BuildSpec:
     if asked[0] != "int8" and values["calib"]:
         raise SpecError(f"{asked[0]} takes no calibration data", hint="drop --calib, or build with --int8")
     if asked[0] != "int8":
-        refuse_idle(
-            f"--{asked[0]}", "method", "percentile", "max_images", "equalize", hint="drop it, or build with --int8"
-        )
+        refuse_idle(f"--{asked[0]}", *CALIBRATION_PARAMETERS, hint="drop it, or build with --int8")
     observed = str(values["calib"]).endswith(OBSERVATIONS_SUFFIX)
     if values["calib"] == "random" or observed:
-        refuse_idle(f"--calib {values['calib']}", "max_images", hint="drop it, or give --calib a folder of images")
+        idle = ("max_images", "correct_biases")
+        refuse_idle(f"--calib {values['calib']}", *idle, hint="drop it, or give --calib a folder of images")
     reads_images = values["samples"] or values["data"] or (values["calib"] not in (None, "random") and not observed)
     if not reads_images:
         refuse_idle("a build that reads no images", "skip_corrupt", hint="drop it, or give --calib or --samples")

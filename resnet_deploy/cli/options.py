@@ -149,6 +149,9 @@ def equalize_option(function: Any) -> Any:
     )(function)
 
 
+CALIBRATION_PARAMETERS: Final = ("method", "percentile", "max_images", "equalize", "correct_biases")
+
+
 def calibration_options(function: Any) -> Any:
     """Add the options that say how INT8 ranges are chosen."""
     defaults = CalibrationSpec()
@@ -172,6 +175,13 @@ def calibration_options(function: Any) -> Any:
             ),
             calibration_images_option,
             equalize_option,
+            click.option(
+                "--bias-correction/--no-bias-correction",
+                "correct_biases",
+                default=defaults.correct_biases,
+                show_default=True,
+                help="Take out of each channel the mean error that INT8 brings, as a few of the images show it.",
+            ),
         )
     ):
         function = option(function)
@@ -185,7 +195,7 @@ def calibration_spec(values: dict[str, Any]) -> CalibrationSpec:
         SpecError: If a value is out of range, or a percentile is given to a method that has none.
     """
     spec = CalibrationSpec(
-        **{name: values.pop(name) for name in ("method", "percentile", "max_images", "equalize")},
+        **{name: values.pop(name) for name in CALIBRATION_PARAMETERS},
     )
     if spec.method != "percentile":
         refuse_idle(f"--calib-method {spec.method}", "percentile", hint="drop it, or use --calib-method percentile")

@@ -11,6 +11,7 @@ import msgspec
 from resnet_deploy import artifact, environment
 from resnet_deploy.bundle import (
     CALIBRATION,
+    CORRECTIONS,
     GOLDEN,
     LOG,
     MANIFEST,
@@ -39,7 +40,10 @@ if TYPE_CHECKING:
 LOWERED: Final = "lowered.onnx"
 _CACHE_SCHEMA: Final = 1
 _EVALUATION_BATCH: Final = 32
-_OWN_FILES: Final = {MANIFEST, GOLDEN, CALIBRATION, OBSERVATIONS, SEARCH, LOG, LOWERED, "model.onnx", "model.plan"}
+_OWN_FILES: Final = {
+    *(MANIFEST, GOLDEN, CALIBRATION, OBSERVATIONS, CORRECTIONS, SEARCH, LOG),
+    *(LOWERED, "model.onnx", "model.plan"),
+}
 _BUILD_LIBRARIES: Final = (
     *("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"),
     *("numpy", "pillow", "protobuf", "ml-dtypes", "msgspec"),
@@ -130,7 +134,7 @@ def build(inputs: BuildInputs, spec: BuildSpec, progress: "Progress") -> Built:
             quantized = quantize(request, notes, unlimited, progress)
         else:
             with progress.task(f"lowering to {spec.precision}"):
-                lowered = lowering.lower(source.model, spec, None, here.cpu)
+                lowered = lowering.lower(lowering.Recipe(source.model, spec, here.cpu))
             quantized = Quantized(lowered, "", {})
         job = _Job(source, spec, samples, quantized, here, key, inputs.require_speedup)
         _fill(folder, output.resolve().name, job, progress)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from resnet_deploy.errors import BackendError
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from resnet_deploy.environment import Cpu
+    from resnet_deploy.quantize.bias import Corrections
     from resnet_deploy.quantize.calibrate import Calibration
     from resnet_deploy.quantize.qdq import QdqForm
 
@@ -20,54 +21,74 @@ _FEW_IMAGES: Final = 100
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """What a graph is lowered to, and with what.
+
+    Attributes:
+        model: The FP32 graph.
+        spec: What the engine is to be.
+        cpu: What this machine can do.
+        calibration: Ranges of the graph's activations; absent for precisions other than INT8.
+        corrections: What INT8 adds to the biases of the layers that it puts on integers.
+    """
+
+    model: "ir.Model"
+    spec: BuildSpec
+    cpu: "Cpu"
+    calibration: "Calibration | None" = None
+    corrections: "Corrections" = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Lowered:
     """A graph ready for its builder.
 
     Attributes:
         model: The graph.
+        quantized: Layers that run on integers.
         int8_dot_product: Whether its weights use the full 8 bits on a CPU, which then must have a dot product for them.
         notes: What was done, and what a reader of figures should know.
     """
 
     model: "ir.Model"
+    quantized: tuple[str, ...]
     int8_dot_product: bool
     notes: tuple[str, ...]
 
 
-def lower(
-    model: "ir.Model",
-    spec: BuildSpec,
-    calibration: "Calibration | None",
-    cpu: "Cpu",
-    in_float: Collection[str] = (),
-) -> Lowered:
-    """Lower ``model`` as ``spec`` asks, but for the nodes that are to stay ``in_float``.
+def lower(recipe: Recipe, in_float: Collection[str] = ()) -> Lowered:
+    """Lower a graph as ``recipe`` says, but for the nodes that are to stay ``in_float``.
 
     Raises:
         BackendError: If the backend has no INT8 form.
         ModelError: If a weight does not fit FP16, or the calibration is of another model.
     """
     from resnet_deploy.precision import lower_to_float16
+    from resnet_deploy.quantize.bias import correct_biases
     from resnet_deploy.quantize.qdq import insert_qdq
 
+    model, spec, calibration = recipe.model, recipe.spec, recipe.calibration
     notes: list[str] = []
+    quantized: tuple[str, ...] = ()
     full_range = False
     if spec.precision == "int8":
         assert calibration is not None
-        form = find_form(spec, cpu)
+        form = find_form(spec, recipe.cpu)
         full_range = form.activation == "uint8" and form.weight_bits == 8
         if form.weight_bits == 7:
             notes.append("this CPU has no INT8 dot product: weights are 7-bit, so that its kernels do not saturate")
         notes += _calibration_notes(calibration)
-        model, report = insert_qdq(model, calibration, form, in_float)
-        notes.append(f"{len(report.quantized)} layers and {len(report.activations)} activations quantized")
+        corrections = {layer: shift for layer, shift in recipe.corrections.items() if layer not in in_float}
+        model, report = insert_qdq(correct_biases(model, corrections), calibration, form, in_float)
+        quantized = report.quantized
+        notes.append(f"{len(quantized)} layers and {len(report.activations)} activations quantized")
         notes += _left_in_words(report.left_in_float)
     if spec.precision == "fp16" or (spec.precision == "int8" and form.scale_dtype == "float16"):
         model, halved = lower_to_float16(model)
         lost = sum(halved.flushed.values())
         if lost:
             notes.append(f"{lost} weights in {len(halved.flushed)} tensors were too small for FP16 and became 0")
-    return Lowered(model, full_range, tuple(notes))
+    return Lowered(model, quantized, full_range, tuple(notes))
 
 
 def _left_in_words(left: dict[str, str]) -> list[str]:

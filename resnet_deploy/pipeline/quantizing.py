@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from resnet_deploy.bundle import CALIBRATION, OBSERVATIONS, SEARCH
+from resnet_deploy.bundle import CALIBRATION, CORRECTIONS, OBSERVATIONS, SEARCH
 from resnet_deploy.pipeline import lowering, searching
 from resnet_deploy.pipeline.calibrating import Material, calibrate, find_trial, observe
+from resnet_deploy.pipeline.correcting import correct
 
 if TYPE_CHECKING:
     from resnet_deploy.datasets import BatchReader
@@ -68,6 +69,8 @@ def quantize(request: Request, measured: Path, key: str, progress: "Progress") -
         UserError: If the images or the observations are at fault.
         AccuracyError: If the drop cannot be kept within its limit.
     """
+    from resnet_deploy.quantize.bias import bytes_from_corrections
+
     source, spec = request.source, request.spec
     assert spec.calibration is not None
     with progress.task("equalizing"):
@@ -77,11 +80,17 @@ def quantize(request: Request, measured: Path, key: str, progress: "Progress") -
     trial = find_trial(spec.calibration, form, request.material, source.card, progress)
     calibration = calibrate(graph, observations, spec.calibration, trial)
     files = {CALIBRATION: calibration.to_json(), OBSERVATIONS: observations.to_bytes()}
-    in_float: tuple[str, ...] = ()
+    recipe = lowering.Recipe(graph, spec, request.cpu, calibration)
     notes = _equalization_in_words(report)
+    if spec.calibration.correct_biases:
+        recipe, note = correct(recipe, request.material, progress)
+        notes.append(note)
+    if recipe.corrections:
+        files[CORRECTIONS] = bytes_from_corrections(recipe.corrections)
+    in_float: tuple[str, ...] = ()
     if spec.max_drop is not None:
         assert request.data is not None
-        subject = searching.Subject(source, graph, spec, calibration, request.cpu, request.data)
+        subject = searching.Subject(source, recipe, request.data)
         notebook = searching.Notebook(measured, key)
         found = searching.search_precision(subject, spec.max_drop, notebook, progress)
         notebook.close()
@@ -89,7 +98,7 @@ def quantize(request: Request, measured: Path, key: str, progress: "Progress") -
         in_float = found.in_float
         notes.append(_in_words(found))
     with progress.task("lowering to int8"):
-        lowered = lowering.lower(graph, spec, calibration, request.cpu, in_float)
+        lowered = lowering.lower(recipe, in_float)
     return Quantized(replace(lowered, notes=(*notes, *lowered.notes)), observations.dataset_digest, files)
 
 

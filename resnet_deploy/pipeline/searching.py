@@ -23,11 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from resnet_deploy.datasets import BatchReader
-    from resnet_deploy.environment import Cpu
     from resnet_deploy.pipeline.source import Source
     from resnet_deploy.protocols import Array, Progress, Runner
-    from resnet_deploy.quantize.calibrate import Calibration
-    from resnet_deploy.specs import BuildSpec
 
 _NOISE_IMAGES: Final = 64
 _CALLS: Final = 15
@@ -39,18 +36,12 @@ class Subject:
 
     Attributes:
         source: The exported model, which says what is right.
-        graph: What is lowered.
-        spec: What the engine is to be.
-        calibration: Its ranges.
-        cpu: What this machine can do.
+        recipe: What is lowered, and with what.
         reader: The images that the accuracy is measured on.
     """
 
     source: "Source"
-    graph: "ir.Model"
-    spec: "BuildSpec"
-    calibration: "Calibration"
-    cpu: "Cpu"
+    recipe: lowering.Recipe
     reader: "BatchReader"
 
 
@@ -67,7 +58,7 @@ def search_precision(subject: Subject, max_drop: float, notebook: "Notebook", pr
         known = notebook.find(in_float, with_drop)
         return known or notebook.note(trial.measure(in_float, with_drop))
 
-    sensitivity, steps = search(find_units(subject.graph.graph), measure, max_drop, progress)
+    sensitivity, steps = search(find_units(subject.recipe.model.graph), measure, max_drop, progress)
     dataset = subject.reader.dataset
     return Search(
         max_drop=max_drop,
@@ -136,7 +127,7 @@ class _Trial:
 
     def __init__(self, subject: Subject, progress: "Progress") -> None:
         self.subject = subject
-        self.runs_here = subject.spec.backend == "onnxruntime"
+        self.runs_here = subject.recipe.spec.backend == "onnxruntime"
         self._progress = progress
 
     def measure(self, in_float: Collection[str], with_drop: bool) -> Point:
@@ -149,21 +140,20 @@ class _Trial:
         return msgspec.structs.replace(point, drop=self._drop(runner))
 
     def _point(self, runner: "Runner", in_float: Collection[str]) -> Point:
-        cost = self._seconds(runner) if self.runs_here else _multiply_adds(self.subject.graph, in_float)
+        cost = self._seconds(runner) if self.runs_here else _multiply_adds(self.subject.recipe.model, in_float)
         noise = compare_logits(self._expected, infer(runner, self._images))
         return Point(in_float=tuple(in_float), noise=float(noise.noise.sum() / noise.signal.sum()), cost=cost)
 
     def _open(self, in_float: Collection[str]) -> "Runner":
         from resnet_deploy.onnx_files import bytes_from_onnx
 
-        subject = self.subject
-        lowered = lowering.lower(subject.graph, subject.spec, subject.calibration, subject.cpu, in_float)
+        lowered = lowering.lower(self.subject.recipe, in_float)
         return self._run(bytes_from_onnx(lowered.model), as_written=not self.runs_here)
 
     def _run(self, model: bytes, *, as_written: bool = False) -> "Runner":
         from resnet_deploy.runners.ort import OrtRunner
 
-        card, batch = self.subject.source.card, self.subject.spec.batch
+        card, batch = self.subject.source.card, self.subject.recipe.spec.batch
         return OrtRunner(model, card, batch, threads=environment.compute_threads(), as_written=as_written)
 
     @cached_property
@@ -192,7 +182,9 @@ class _Trial:
 
     @property
     def _feed(self) -> "Array":
-        return np.ascontiguousarray(np.resize(self._images, (self.subject.spec.batch.min, *self._images.shape[1:])))
+        return np.ascontiguousarray(
+            np.resize(self._images, (self.subject.recipe.spec.batch.min, *self._images.shape[1:]))
+        )
 
     def _seconds(self, runner: "Runner") -> float:
         """Time ``runner`` in turns with the pace: a slow minute of the machine is then nobody's cost."""

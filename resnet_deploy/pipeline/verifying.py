@@ -11,7 +11,7 @@ import numpy as np
 
 from resnet_deploy import artifact, environment
 from resnet_deploy.batching import infer
-from resnet_deploy.bundle import Bundle, open_bundle
+from resnet_deploy.bundle import CORRECTIONS, Bundle, open_bundle
 from resnet_deploy.capabilities import have_modules
 from resnet_deploy.engine import check_fits
 from resnet_deploy.errors import BackendError, BundleError, DataError, FileError, ModelError, SpecError
@@ -105,7 +105,7 @@ def verify(inputs: VerifyInputs, *, threads: int, progress: "Progress") -> Ladde
             forms, not_run = _open_forms(inputs, bundle, (source.data, lowered), threads, stack)
         rungs = _answer(forms, samples, progress)
     spec = bundle.manifest.spec
-    steps = _steps(compared_graph(source, spec), lowered, samples.kept, progress)
+    steps = _steps(bundle, source, samples.kept, progress)
     return Ladder(
         engine=str(path),
         title=f"{bundle.manifest.card.architecture} {spec.precision} for {spec.backend}",
@@ -215,12 +215,18 @@ def _answer(forms: dict[str, Answer], samples: "_Samples", progress: "Progress")
     return [tally.rung(is_first=tally is tallies[0]) for tally in tallies]
 
 
-def _steps(reference: "ir.Model", lowered: bytes, images: "Sequence[Array]", progress: "Progress") -> tuple[Step, ...]:
+def _steps(bundle: Bundle, source: Source, images: "Sequence[Array]", progress: "Progress") -> tuple[Step, ...]:
     from resnet_deploy.onnx_files import onnx_from_bytes
+    from resnet_deploy.quantize.bias import correct_biases, read_corrections
     from resnet_deploy.quantize.divergence import compare_steps
 
-    graph = onnx_from_bytes(lowered, name="the lowered graph")
-    return compare_steps(reference, graph, progress.track(images, "comparing layers", len(images)))
+    lowered = onnx_from_bytes(read_lowered(bundle), name="the lowered graph")
+    reference = compared_graph(source, bundle.manifest.spec)
+    corrected = reference
+    if CORRECTIONS in bundle.manifest.files:
+        corrected = correct_biases(reference, read_corrections(bundle.path / CORRECTIONS))
+    counted = progress.track(images, "comparing layers", len(images))
+    return compare_steps(reference, lowered, counted, corrected=corrected)
 
 
 class _Samples:

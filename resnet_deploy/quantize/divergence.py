@@ -36,13 +36,17 @@ _FLOAT_DB: Final = {ir.DataType.FLOAT16: 66.0, ir.DataType.FLOAT: 110.0}
 _INTERVALS: Final = 255  # between the levels of 8 bits
 
 
-def compare_steps(reference: ir.Model, lowered: ir.Model, images: "Iterable[Array]") -> tuple[Step, ...]:
+def compare_steps(
+    reference: ir.Model, lowered: ir.Model, images: "Iterable[Array]", *, corrected: ir.Model | None = None
+) -> tuple[Step, ...]:
     """Run both graphs over contract tensors, one image at a time, and measure every step in order of execution.
 
     Args:
         reference: The FP32 graph that was lowered; names of nodes and tensors are what aligns the two.
-        lowered: What became of it. Both models are left as they were.
+        lowered: What became of it. All models are left as they were.
         images: Batches of any size, each (N, *preprocess.shape); at least one image in all.
+        corrected: ``reference`` with the biases that were lowered, where they were corrected first. A layer alone is
+            held against these: they answer for the errors of others too, and would pass for its own.
 
     Raises:
         ModelError: If the lowered graph lacks a node of the reference.
@@ -53,7 +57,7 @@ def compare_steps(reference: ir.Model, lowered: ir.Model, images: "Iterable[Arra
     run_reference = _Tapped(with_outputs(reference, {pair.reference for pair in pairs}))
     compared = {name for pair in pairs for name in (pair.result, pair.source)}
     run_lowered = _Tapped(with_outputs(lowered, fed | compared))
-    run_alone = _Tapped(_one_step_each(reference, pairs))
+    run_alone = _Tapped(_one_step_each(corrected or reference, pairs))
     for image in one_by_one(images):
         whole, found = run_reference({INPUT_NAME: image}), run_lowered({INPUT_NAME: image})
         alone = run_alone({_fed(name): _as_fed(found[name]) for name in fed})

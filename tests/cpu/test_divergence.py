@@ -10,8 +10,9 @@ from resnet_deploy.errors import ModelError
 from resnet_deploy.onnx_files import bytes_from_onnx, onnx_from_bytes
 from resnet_deploy.ort_session import open_session
 from resnet_deploy.parity import first_divergence
-from resnet_deploy.pipeline.lowering import lower
+from resnet_deploy.pipeline.lowering import Recipe, lower
 from resnet_deploy.pipeline.source import read_source
+from resnet_deploy.quantize.bias import correct_biases, read_corrections
 from resnet_deploy.quantize.divergence import compare_steps
 from resnet_deploy.verify import compare_logits
 
@@ -45,7 +46,14 @@ def rtx_form(deployment, precision: str) -> ir.Model:
         precision=precision,
         calibration=deployment.int8_spec.calibration if precision == "int8" else None,
     )
-    return lower(read_source(deployment.model).model, spec, calibration, Cpu("", 1)).model
+    return lower(Recipe(read_source(deployment.model).model, spec, Cpu("", 1), calibration)).model
+
+
+def given(deployment, exported: ir.Model, make, precision: str) -> ir.Model:
+    """The FP32 graph with the biases that were lowered: the INT8 engine's were corrected."""
+    if make is not engine or precision != "int8":
+        return exported
+    return correct_biases(exported, read_corrections(deployment.engines["int8"] / "corrections.safetensors"))
 
 
 def change(model: ir.Model, name: str, damage) -> ir.Model:
@@ -63,7 +71,9 @@ def change(model: ir.Model, name: str, damage) -> ir.Model:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("make", [engine, rtx_form], ids=["onnxruntime", "tensorrt-rtx"])
 def test_no_step_of_a_sound_graph_diverges(deployment, exported, images, make, precision):
-    steps = compare_steps(exported, make(deployment, precision), [images])
+    steps = compare_steps(
+        exported, make(deployment, precision), [images], corrected=given(deployment, exported, make, precision)
+    )
     assert first_divergence(steps) is None
     kinds = [step.kind for step in steps]
     assert kinds.count("weights") == 21
@@ -75,7 +85,8 @@ def test_no_step_of_a_sound_graph_diverges(deployment, exported, images, make, p
 
 def test_what_piles_up_is_what_the_logits_show(deployment, exported, images):
     lowered = engine(deployment, "int8")
-    last = compare_steps(exported, lowered, [images[:1], images[1:]])[-1]
+    corrected = given(deployment, exported, engine, "int8")
+    last = compare_steps(exported, lowered, [images[:1], images[1:]], corrected=corrected)[-1]
     assert last.layer == "logits"
     expected, found = (
         np.concatenate(
@@ -152,7 +163,8 @@ def test_the_damaged_layer_is_named(deployment, exported, images, make, damage, 
     lowered = make(deployment, damage.precision)
     if damage.constant not in lowered.graph.initializers:
         pytest.skip("this form leaves that layer in floating point")
-    steps = compare_steps(exported, change(lowered, damage.constant, how), [images[:1]])
+    damaged, corrected = change(lowered, damage.constant, how), given(deployment, exported, make, damage.precision)
+    steps = compare_steps(exported, damaged, [images[:1]], corrected=corrected)
     found = first_divergence(steps)
     assert found is not None
     assert (found.layer, found.kind) == (damage.layer, damage.kind)
@@ -165,7 +177,7 @@ def test_a_grid_says_what_it_clips(deployment, exported, images):
     name = "layer3.0.conv1.relu"
     for factor, clips in ((1, False), (1 / 8, True)):
         lowered = change(engine(deployment, "int8"), f"{name}.scale", lambda array, by=factor: array * np.float32(by))
-        steps = compare_steps(exported, lowered, [images[:2]])
+        steps = compare_steps(exported, lowered, [images[:2]], corrected=given(deployment, exported, engine, "int8"))
         (step,) = (step for step in steps if (step.layer, step.kind) == (name, "grid"))
         # An eighth of the range leaves out most of what a ReLU lets through; the whole range, next to nothing.
         assert (step.clipped > 0.1) == clips

@@ -174,7 +174,7 @@ def push_through(data: bytes) -> None:
     model, _ = read_exported(data, name="model.onnx")
     for precision in ("fp32", "fp16"):
         spec = BuildSpec(backend="onnxruntime", precision=precision)
-        lowered = lowering.lower(model, spec, None, probe_cpu()).model
+        lowered = lowering.lower(lowering.Recipe(model, spec, probe_cpu())).model
         check_onnx(bytes_from_onnx(lowered), name="lowered.onnx")
 
 
