@@ -1,5 +1,7 @@
 """What INT8 leaves of a trained network: every method, per tensor and per channel, with and without equalization.
 
+The last column is what a build does by default: percentile, with biases corrected.
+
     python benchmarks/int8_quality.py [FOLDER]
 
 FOLDER is what `make demo` made (its digits, weights and exported model); `demo` by default. The network is taken as it
@@ -30,7 +32,8 @@ from resnet_deploy.onnx_files import bytes_from_onnx
 from resnet_deploy.ort_session import open_session
 from resnet_deploy.pipeline.source import Source, read_source
 from resnet_deploy.precision import lower_to_float16
-from resnet_deploy.quantize.calibrate import CalibrationSource, calibration_from, observe
+from resnet_deploy.quantize.bias import correct_biases, measure_corrections
+from resnet_deploy.quantize.calibrate import Calibration, CalibrationSource, calibration_from, observe
 from resnet_deploy.quantize.equalize import equalize
 from resnet_deploy.quantize.output_error import measure_output_sqnr
 from resnet_deploy.quantize.qdq import FORMS, QdqForm, insert_qdq
@@ -41,6 +44,9 @@ from resnet_deploy.verify import best_classes, compare_logits
 RESULTS = Path(__file__).parent / "results"
 IMAGES = 256
 TRIAL_IMAGES = 16
+CORRECTION_IMAGES = 32
+CORRECTED = "percentile, biases corrected"
+COLUMNS = (*CALIBRATION_METHODS, CORRECTED)
 WEIGHTS = ("trained", "hostile", "hostile, shortcuts too")
 
 Images = NDArray[np.generic]
@@ -116,19 +122,31 @@ def lowered(model: ir.Model, source: Source, images: Images) -> list[tuple[dict[
     ranges = {name: choose_ranges(histogram, CalibrationSpec()) for name, histogram in histograms.items()}
     found: list[tuple[dict[str, str], bytes | None]] = []
     for (target, scales), form in all_forms().items():
-        for method in CALIBRATION_METHODS:
-            spec, quality = CalibrationSpec(method=method), None
-            case = {"target": target, "scales": scales, "method": method}
+        for column in COLUMNS:
+            quality = None
+            if column == "auto":
+                quality = measure_output_sqnr(model, ranges, form, [images[:TRIAL_IMAGES]])
+            method = "percentile" if column == CORRECTED else column
+            calibration = calibration_from(histograms, CalibrationSpec(method=method), origin, quality)
+            case = {"target": target, "scales": scales, "method": column}
             try:
-                if method == "auto":
-                    quality = measure_output_sqnr(model, ranges, form, [images[:TRIAL_IMAGES]])
-                quantized, _ = insert_qdq(model, calibration_from(histograms, spec, origin, quality), form)
-                if form.scale_dtype == "float16":
-                    quantized, _ = lower_to_float16(quantized)
+                quantized = in_form(model, calibration, form)
+                if column == CORRECTED:
+                    few = [
+                        images[index : index + 1] for index in range(0, len(images), len(images) // CORRECTION_IMAGES)
+                    ]
+                    shifts = measure_corrections(model, quantized, few)
+                    quantized = in_form(correct_biases(model, shifts), calibration, form)
                 found.append((case, bytes_from_onnx(quantized)))
             except ModelError:
                 found.append((case, None))
     return found
+
+
+def in_form(model: ir.Model, calibration: Calibration, form: QdqForm) -> ir.Model:
+    """Quantize as one target wants it."""
+    quantized, _ = insert_qdq(model, calibration, form)
+    return lower_to_float16(quantized)[0] if form.scale_dtype == "float16" else quantized
 
 
 def read(reader: BatchReader) -> Images:
@@ -152,10 +170,10 @@ def compare(expected: NDArray[np.float32], answers: NDArray[np.float32], labels:
 def print_tables(rows: list[dict[str, Any]], fp32: float) -> None:
     """Print top-1 and SQNR as Markdown, a row for each combination and a column for each method."""
     click.echo(f"Top-1 in percent, SQNR in dB; FP32 has {fp32:.2%}.\n")
-    click.echo("| weights | equalized | form | weight scales | " + " | ".join(CALIBRATION_METHODS) + " |")
-    click.echo("|" + "---|" * (4 + len(CALIBRATION_METHODS)))
-    for start in range(0, len(rows), len(CALIBRATION_METHODS)):
-        line = rows[start : start + len(CALIBRATION_METHODS)]
+    click.echo("| weights | equalized | form | weight scales | " + " | ".join(COLUMNS) + " |")
+    click.echo("|" + "---|" * (4 + len(COLUMNS)))
+    for start in range(0, len(rows), len(COLUMNS)):
+        line = rows[start : start + len(COLUMNS)]
         first = line[0]
         cells = [f"{100 * row['top1']:.2f}, {row['sqnr_db']:.1f}" if "top1" in row else "refused" for row in line]
         equalized = "yes" if first["equalized"] else "no"

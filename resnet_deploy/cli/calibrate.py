@@ -6,13 +6,20 @@ from typing import Any
 import click
 
 from resnet_deploy.cli.build import default_model
-from resnet_deploy.cli.options import PATH, calibration_images_option, equalize_option, skip_corrupt_option
+from resnet_deploy.cli.options import (
+    PATH,
+    calibration_device_option,
+    calibration_images_option,
+    equalize_option,
+    skip_corrupt_option,
+)
 
 
 @click.command()
 @click.argument("model", type=PATH, required=False)
 @click.option("--calib", type=PATH, required=True, metavar="DIR", help="Real images.")
 @calibration_images_option
+@calibration_device_option
 @equalize_option
 @click.option("--shard", default="1/1", show_default=True, metavar="I/N", help="Run only part I of N of the images.")
 @skip_corrupt_option

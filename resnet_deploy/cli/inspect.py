@@ -13,8 +13,14 @@ from resnet_deploy.cli.options import PATH, refuse_idle
 @click.option("--layers", is_flag=True, help="List the layers and the precision of their weights.")
 @click.option("--scales", is_flag=True, help="List an engine's activations: ranges, scales, zero points, clipping.")
 @click.option("--outliers", is_flag=True, help="List how a model's weights will fare on integers, worst first.")
+@click.option(
+    "--observed",
+    type=PATH,
+    metavar="FILE",
+    help="What `calibrate` wrote, to list a model's activations with --outliers.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def inspect(path: Path, as_json: bool, **shown: bool) -> None:
+def inspect(path: Path, observed: Path | None, as_json: bool, **shown: bool) -> None:
     """Say what an engine or an exported model is, without running it.
 
     \b
@@ -22,13 +28,14 @@ def inspect(path: Path, as_json: bool, **shown: bool) -> None:
       resnet-deploy inspect engines/resnet50-int8-onnxruntime
       resnet-deploy inspect engines/resnet50-int8-onnxruntime --layers --scales
       resnet-deploy inspect engines/resnet50.onnx --outliers
+      resnet-deploy inspect engines/resnet50.onnx --outliers --observed engines/resnet50-observed.safetensors
     """
     from resnet_deploy.cli.terminal import TerminalProgress
     from resnet_deploy.pipeline import inspecting
 
     progress = TerminalProgress()
     if inspecting.is_engine(path):
-        refuse_idle("an engine", "outliers", hint="name the exported model, or drop it")
+        refuse_idle("an engine", "outliers", "observed", hint="name the exported model, or drop it")
         engine = inspecting.inspect_engine(path, need_graph=shown["layers"] or shown["scales"], progress=progress)
         if as_json:
             click.echo(inspecting.to_json(engine))
@@ -36,7 +43,9 @@ def inspect(path: Path, as_json: bool, **shown: bool) -> None:
             _describe_engine(engine, shown)
         return
     refuse_idle("an exported model", "scales", hint="name an engine, or drop it")
-    model = inspecting.inspect_model(path, outliers=shown["outliers"], progress=progress)
+    if not shown["outliers"]:
+        refuse_idle("a list without outliers", "observed", hint="add --outliers, or drop it")
+    model = inspecting.inspect_model(path, outliers=shown["outliers"], observed=observed, progress=progress)
     if as_json:
         click.echo(inspecting.to_json(model))
     else:
@@ -86,3 +95,5 @@ def _describe_model(model: Any, shown: dict[str, bool]) -> None:
         details.print_layers(model.layers, console)
     if shown["outliers"]:
         details.print_spreads(model.spreads, console)
+    if model.activations:
+        details.print_activation_spreads(model.activations, console)

@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 from resnet_deploy.errors import SpecError
-from resnet_deploy.specs import CALIBRATION_METHODS, MAX_THREADS, CalibrationSpec, ExportSpec
+from resnet_deploy.specs import CALIBRATION_DEVICES, CALIBRATION_METHODS, MAX_THREADS, CalibrationSpec, ExportSpec
 
 
 class _PathType(click.Path):
@@ -149,7 +149,19 @@ def equalize_option(function: Any) -> Any:
     )(function)
 
 
-CALIBRATION_PARAMETERS: Final = ("method", "percentile", "max_images", "equalize", "correct_biases")
+def calibration_device_option(function: Any) -> Any:
+    """Add ``--calib-device``."""
+    return click.option(
+        "--calib-device",
+        "device",
+        type=click.Choice(CALIBRATION_DEVICES),
+        default=CalibrationSpec().device,
+        show_default=True,
+        help="Where images are run to calibrate: auto takes the GPU where PyTorch sees one.",
+    )(function)
+
+
+CALIBRATION_PARAMETERS: Final = ("method", "percentile", "max_images", "device", "equalize", "correct_biases")
 
 
 def calibration_options(function: Any) -> Any:
@@ -174,6 +186,7 @@ def calibration_options(function: Any) -> Any:
                 help="Share of values kept by --calib-method percentile.",
             ),
             calibration_images_option,
+            calibration_device_option,
             equalize_option,
             click.option(
                 "--bias-correction/--no-bias-correction",

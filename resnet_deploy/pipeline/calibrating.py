@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
-from resnet_deploy.errors import DataError, ModelError, SpecError
+from resnet_deploy.capabilities import have_modules
+from resnet_deploy.driver import probe_gpu
+from resnet_deploy.errors import BackendError, DataError, ModelError, SpecError
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.specs import OBSERVATIONS_SUFFIX
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from resnet_deploy.quantize.calibrate import Calibration, OutputQuality
     from resnet_deploy.quantize.observations import Observations
     from resnet_deploy.quantize.qdq import QdqForm
-    from resnet_deploy.specs import CalibrationSpec, ModelCard, Preprocess
+    from resnet_deploy.specs import CalibrationDevice, CalibrationSpec, ModelCard, Preprocess
 
 RANDOM: Final = "random"
 _RANDOM_IMAGES: Final = 32
@@ -84,13 +86,40 @@ def read_images(dataset: "ImageDataset", most: int, preprocess: "Preprocess", *,
     return BatchReader(dataset.subset(most), preprocess, _BATCH, skip_corrupt=skip_corrupt)
 
 
-def observe(source: "Source", graph: "ir.Model", material: Material, progress: "Progress") -> "Observations":
+def find_device(asked: "CalibrationDevice") -> Literal["cpu", "cuda"]:
+    """Choose where calibration runs: on the GPU where PyTorch sees one, unless the CPU is asked for.
+
+    Raises:
+        BackendError: If a GPU is asked for and there is none.
+    """
+    if asked == "cpu":
+        return "cpu"
+    reason = probe_gpu().reason
+    if not reason:
+        reason = have_modules({"torch": "export"}).reason
+    if not reason:
+        import torch
+
+        if torch.cuda.is_available():
+            return "cuda"
+        reason = f"PyTorch {torch.__version__} sees none"
+    if asked == "cuda":
+        raise BackendError(
+            f"no GPU to calibrate on: {reason}", hint="drop --calib-device, or see `resnet-deploy doctor`"
+        )
+    return "cpu"
+
+
+def observe(
+    source: "Source", graph: "ir.Model", material: Material, device: Literal["cpu", "cuda"], progress: "Progress"
+) -> "Observations":
     """Observe the activations of ``graph``, or hold earlier observations against it.
 
     Args:
         source: The exported model.
         graph: What passes have made of it.
         material: What to run.
+        device: Where to run it.
         progress: Counts the batches.
 
     Raises:
@@ -113,7 +142,12 @@ def observe(source: "Source", graph: "ir.Model", material: Material, progress: "
         return material.observations
     reader = material.reader
     batches = _noise(source.card) if reader is None else _images(reader, "calibrating", progress)
-    histograms, count = calibrate.observe(graph, batches)
+    if device == "cpu":
+        histograms, count = calibrate.observe(graph, batches)
+    else:
+        from resnet_deploy.quantize import torch_observe
+
+        histograms, count = torch_observe.observe(graph, batches, device)
     return observations.Observations(
         model,
         reader.dataset.root.resolve().name if reader else RANDOM,

@@ -10,14 +10,14 @@ from resnet_deploy import artifact
 from resnet_deploy.bundle import CALIBRATION, OBSERVATIONS, Bundle, Manifest, open_bundle
 from resnet_deploy.capabilities import have_modules
 from resnet_deploy.errors import BackendError, BundleError, FileError, ModelError
-from resnet_deploy.pipeline.source import read_source
+from resnet_deploy.pipeline.source import Source, read_source
 from resnet_deploy.pipeline.verifying import read_lowered
 from resnet_deploy.specs import ModelCard
 
 if TYPE_CHECKING:
     from resnet_deploy.protocols import Progress
     from resnet_deploy.quantize.layers import Grid, Layer
-    from resnet_deploy.quantize.outliers import WeightSpread
+    from resnet_deploy.quantize.outliers import ActivationSpread, WeightSpread
 
 _LIBRARIES: Final = {"onnx": "export", "onnx_ir": "export"}  # and the extra with them
 
@@ -74,6 +74,7 @@ class InspectedModel:
         nodes: How many the graph has.
         layers: Convolutions and classifier.
         spreads: How evenly their weights fill an integer grid, worst first; empty unless asked for.
+        activations: How evenly its activations do, worst first; empty without observations of them.
     """
 
     path: str
@@ -83,6 +84,7 @@ class InspectedModel:
     nodes: int
     layers: "tuple[Layer, ...]"
     spreads: "tuple[WeightSpread, ...]" = ()
+    activations: "tuple[ActivationSpread, ...]" = ()
 
 
 def is_engine(path: Path) -> bool:
@@ -118,11 +120,19 @@ def inspect_engine(path: Path, *, need_graph: bool, progress: "Progress") -> Ins
     return InspectedEngine(str(path), size, bundle.manifest, layers, activations)
 
 
-def inspect_model(path: Path, *, outliers: bool, progress: "Progress") -> InspectedModel:
-    """Read an exported model and, if asked for, measure how evenly its weights fill an integer grid.
+def inspect_model(path: Path, *, outliers: bool, observed: Path | None, progress: "Progress") -> InspectedModel:
+    """Read an exported model and, if asked for, measure how evenly its weights and activations fill an integer grid.
+
+    Args:
+        path: The model.
+        outliers: Whether to measure the weights.
+        observed: Observations of the model, to measure the activations by.
+        progress: Counts what is measured.
 
     Raises:
-        FileError, ModelError: If it is missing, damaged, or not a model that `export` wrote.
+        FileError, ModelError: If it is missing, damaged, or not a model that `export` wrote; or if the observations are
+            of another.
+        DataError: If the observations are damaged.
         BackendError: If ONNX is not installed.
     """
     libraries = have_modules(_LIBRARIES)
@@ -136,16 +146,19 @@ def inspect_model(path: Path, *, outliers: bool, progress: "Progress") -> Inspec
     spreads: list[WeightSpread] = []
     if outliers:
         spreads = _spreads(source.model.graph, progress)
+    activations = _activation_spreads(source, observed, progress) if observed is not None else []
     nodes = sum(1 for _ in source.model.graph)
-    return InspectedModel(str(path), len(source.data), source.sha256, source.card, nodes, layers, tuple(spreads))
+    found = (tuple(spreads), tuple(activations))
+    return InspectedModel(str(path), len(source.data), source.sha256, source.card, nodes, layers, *found)
 
 
 def to_json(found: InspectedEngine | InspectedModel) -> str:
     """Serialize what was found; a figure that is infinite is null."""
     fields: dict[str, Any] = msgspec.to_builtins(found)
     if isinstance(found, InspectedModel):
-        for written, spread in zip(fields["spreads"], found.spreads, strict=True):
-            written["verdict"] = spread.verdict
+        for name in ("spreads", "activations"):
+            for written, spread in zip(fields[name], getattr(found, name), strict=True):
+                written["verdict"] = spread.verdict
     return msgspec.json.format(msgspec.json.encode(fields), indent=2).decode()
 
 
@@ -210,6 +223,18 @@ def _clipped(bundle: Bundle, calibration: _Calibration) -> dict[str, float]:
         for name, tensor in calibration.tensors.items()
     }
     return clipped_shares(read_observations(bundle.path / OBSERVATIONS).histograms, chosen)
+
+
+def _activation_spreads(source: Source, observed: Path, progress: "Progress") -> "list[ActivationSpread]":
+    from resnet_deploy.quantize.observations import read_observations
+    from resnet_deploy.quantize.outliers import activation_spread
+
+    observations = read_observations(observed)
+    if observations.model.onnx_sha256 != source.sha256:
+        raise ModelError(f"{observed} was observed of another model", hint="run `resnet-deploy calibrate` on this one")
+    histograms = progress.track(observations.histograms.items(), "measuring activations", len(observations.histograms))
+    spreads = [activation_spread(name, histogram) for name, histogram in histograms]
+    return sorted(spreads, key=lambda spread: spread.bulk_db["max"])
 
 
 def _spreads(graph: Any, progress: "Progress") -> "list[WeightSpread]":

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from resnet_deploy import artifact
 from resnet_deploy.errors import SpecError
-from resnet_deploy.pipeline.calibrating import Material, observe, read_images
+from resnet_deploy.pipeline.calibrating import Material, find_device, observe, read_images
 from resnet_deploy.pipeline.source import read_source
-from resnet_deploy.specs import OBSERVATIONS_SUFFIX
+from resnet_deploy.specs import OBSERVATIONS_SUFFIX, CalibrationDevice
 
 if TYPE_CHECKING:
     from resnet_deploy.protocols import Progress
@@ -47,6 +47,7 @@ class ObserveInputs:
         max_images: Take at most this many images of the folder, spread evenly over it, before they are parted.
         shard: Which part of them to run.
         skip_corrupt: Leave damaged images out instead of stopping.
+        device: Where to run them; ``auto`` takes the GPU where PyTorch sees one.
         equalize: Observe the graph with its channels rescaled, as `build` has it unless told otherwise.
     """
 
@@ -57,6 +58,7 @@ class ObserveInputs:
     shard: Shard = Shard()
     skip_corrupt: bool = False
     equalize: bool = True
+    device: CalibrationDevice = "auto"
 
 
 def observe_images(inputs: ObserveInputs, progress: "Progress") -> "tuple[Observations, Path]":
@@ -67,7 +69,7 @@ def observe_images(inputs: ObserveInputs, progress: "Progress") -> "tuple[Observ
     """
     from resnet_deploy.datasets import find_images
 
-    shard = inputs.shard
+    shard, device = inputs.shard, find_device(inputs.device)
     part = f"-{shard.number}-of-{shard.count}" if shard.count > 1 else ""
     output = inputs.output or inputs.model.parent / f"{inputs.model.stem}-observed{part}{OBSERVATIONS_SUFFIX}"
     _require_suffix(output)
@@ -77,7 +79,7 @@ def observe_images(inputs: ObserveInputs, progress: "Progress") -> "tuple[Observ
         images = find_images(inputs.calib).subset(inputs.max_images).shard(shard.number, shard.count)
     reader = read_images(images, len(images), source.card.preprocess, skip_corrupt=inputs.skip_corrupt)
     with artifact.atomic_file(output) as temporary:
-        observations = observe(source, graph, Material(reader=reader), progress)
+        observations = observe(source, graph, Material(reader=reader), device, progress)
         with artifact.translate_os_errors(output):
             temporary.write_bytes(observations.to_bytes())
     return observations, output

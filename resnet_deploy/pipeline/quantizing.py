@@ -8,7 +8,7 @@ import msgspec
 
 from resnet_deploy.bundle import CALIBRATION, CORRECTIONS, OBSERVATIONS, SEARCH
 from resnet_deploy.pipeline import lowering, searching
-from resnet_deploy.pipeline.calibrating import Material, calibrate, find_trial, observe
+from resnet_deploy.pipeline.calibrating import Material, calibrate, find_device, find_trial, observe
 from resnet_deploy.pipeline.correcting import correct
 
 if TYPE_CHECKING:
@@ -76,12 +76,15 @@ def quantize(request: Request, measured: Path, key: str, progress: "Progress") -
     with progress.task("equalizing"):
         graph, report = source.graph_to_quantize(equalize=spec.calibration.equalize)
     form = lowering.find_form(spec, request.cpu)
-    observations = observe(source, graph, request.material, progress)
+    device = find_device(spec.calibration.device)
+    observations = observe(source, graph, request.material, device, progress)
     trial = find_trial(spec.calibration, form, request.material, source.card, progress)
     calibration = calibrate(graph, observations, spec.calibration, trial)
     files = {CALIBRATION: calibration.to_json(), OBSERVATIONS: observations.to_bytes()}
     recipe = lowering.Recipe(graph, spec, request.cpu, calibration)
     notes = _equalization_in_words(report)
+    if device != "cpu" and request.material.observations is None:
+        notes.append("calibrated by PyTorch on the GPU")
     if spec.calibration.correct_biases:
         recipe, note = correct(recipe, request.material, progress)
         notes.append(note)

@@ -108,31 +108,27 @@ class _Layer:
             assert value is not None
             if not np.isfinite(constant(value)).all():
                 raise ModelError(f"{value.name} has a value that is not finite", hint="check the weights")
-        weights = np.abs(constant(node.inputs[1]).astype(np.float64))
+        weights = constant(node.inputs[1])
         if (
             len(node.inputs) > 2 and constant(node.inputs[2]).shape != weights.shape[:1]
         ):  # ONNX's checker lets that pass
             values, hint = constant(node.inputs[2]).size, "write the model again with `resnet-deploy export`"
             raise ModelError(f"{node.name} has a bias of {values} values for {len(weights)} channels", hint=hint)
         with np.errstate(divide="ignore"):
-            self._weights = np.log2(weights.reshape(*weights.shape[:2], -1).max(2))  # (out, in)
+            # (out, in); single precision tells apart a millionth of a power of two
+            self._weights = np.log2(np.abs(weights.reshape(*weights.shape[:2], -1)).max(2))
             self._bias = np.log2(np.abs(constant(node.inputs[2]).astype(np.float64))) if len(node.inputs) > 2 else None
         self.divided: Exponents = np.zeros(weights.shape[0])
         self.multiplied: Exponents = np.zeros(weights.shape[1])
 
     def made(self) -> "Exponents":
         """Range of each output channel, of weights or bias, over the largest of them."""
-        ranges = _relative(self._now.max(1))
+        ranges = _relative((self._weights + self.multiplied.astype(np.float32)).max(1) - self.divided)
         return ranges if self._bias is None else np.maximum(ranges, _relative(self._bias - self.divided))
 
     def read(self) -> "Exponents":
         """Range of each input channel over the largest of them."""
-        return _relative(self._now.max(0))
-
-    @property
-    def _now(self) -> "Exponents":
-        now: Exponents = self._weights - self.divided[:, None] + self.multiplied
-        return now
+        return _relative((self._weights - self.divided[:, None].astype(np.float32)).max(0) + self.multiplied)
 
 
 class _Group:

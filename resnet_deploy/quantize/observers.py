@@ -83,7 +83,7 @@ class Histogram:
         if not (math.isfinite(low) and math.isfinite(high)):
             raise FloatingPointError("a value is not finite")
         self.low, self.high = min(self.low, low), max(self.high, high)
-        self._cover(max(-low, high))
+        self.cover(max(-low, high))
         np.multiply(values, np.float32(math.ldexp(HALF, -self.exponent)), out=scaled)
         np.copyto(index, scaled, casting="unsafe")  # toward zero, as in C
         index += HALF
@@ -105,7 +105,8 @@ class Histogram:
         magnitudes[1:] += self.counts[HALF - 1 : 0 : -1]
         return magnitudes
 
-    def _cover(self, magnitude: float) -> None:
+    def cover(self, magnitude: float) -> None:
+        """Widen the range to hold ``magnitude``, finite and not negative; what was counted stays counted."""
         if magnitude > 0:
             # frexp: magnitude = m * 2**e with 0.5 <= m < 1, so magnitude < 2**e always.
             self._double_to(math.frexp(magnitude)[1])

@@ -1,21 +1,28 @@
-"""Which weights will suffer from INT8, told from the weights alone: no images, no engine.
+"""Which tensors will suffer from INT8: weights, told from themselves, and activations, told from what was observed.
 
-A scale covers the largest magnitude it is shared by. One large channel under a scale per tensor, or one large weight in
-its channel, makes the grid coarse for all the others.
+A scale covers the largest magnitude it is shared by. One large channel under a scale per tensor, one large weight in
+its channel, or a few rare activations make the grid coarse for all the others. Nothing is built or run to tell.
 """
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from resnet_deploy.quantize.observers import HALF
+from resnet_deploy.quantize.ranges import choose_ranges, expected_sqnr_db
+from resnet_deploy.specs import CalibrationSpec, RangeMethod
 from resnet_deploy.verify import sqnr_db
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from resnet_deploy.quantize.observers import Histogram
+
+_STEPS: Final = 255  # of an asymmetric 8-bit grid over an activation's range
+_BULK: Final = 0.999
 _LEVELS: Final = 127  # magnitudes that symmetric INT8 can tell apart, zero aside
 _FEW_LEVELS: Final = 16
 # Activations on 8 bits mostly keep 30 to 40 dB; weights much coarser than that are most of an engine's error.
@@ -77,6 +84,54 @@ def weight_spread(layer: str, weights: "NDArray[np.float32]") -> WeightSpread:
         per_tensor_7_db=median_channel_sqnr_db(weights, bits=7, per_channel=False),
         per_channel_db=median_channel_sqnr_db(weights, bits=8, per_channel=True),
         per_channel_7_db=median_channel_sqnr_db(weights, bits=7, per_channel=True),
+    )
+
+
+@dataclass(frozen=True)
+class ActivationSpread:
+    """How evenly one activation's values fill an 8-bit grid.
+
+    Attributes:
+        tensor: Its name.
+        low, high: Smallest and largest value seen.
+        max_over_bulk: Largest magnitude over the one that the bulk, 99.9 % of the values, stays within.
+        expected_db: SQNR that rounding to 255 steps and clipping leave of it, in the range that each method chooses.
+        bulk_db: The same of the bulk alone. A few large values are most of the power, and hide what the others lose.
+    """
+
+    tensor: str
+    low: float
+    high: float
+    max_over_bulk: float
+    expected_db: dict[RangeMethod, float]
+    bulk_db: dict[RangeMethod, float]
+
+    @property
+    def verdict(self) -> str:
+        """What these values allow, in a line."""
+        if self.bulk_db["max"] >= SOUND_DB:
+            return "sound"
+        sparing = [method for method, left in self.bulk_db.items() if left >= SOUND_DB]
+        if not sparing:
+            return "coarse in any range: what reads it may need floating point"
+        return f"dominated by few values: {' or '.join(sparing)} spares the others"
+
+
+def activation_spread(tensor: str, histogram: "Histogram") -> ActivationSpread:
+    """Measure one activation by its histogram, of at least one value."""
+    cumulative = np.cumsum(histogram.magnitudes())
+    bins = int(np.searchsorted(cumulative, _BULK * cumulative[-1])) + 1  # of the bulk, on either side
+    counts = histogram.counts.copy()
+    counts[: HALF - bins + 1] = counts[HALF + bins :] = 0
+    bulk = replace(histogram, counts=counts)
+    ranges = choose_ranges(histogram, CalibrationSpec())
+    return ActivationSpread(
+        tensor=tensor,
+        low=histogram.low,
+        high=histogram.high,
+        max_over_bulk=max(1.0, max(-histogram.low, histogram.high) / (bins * histogram.width)),
+        expected_db={method: expected_sqnr_db(histogram, chosen, _STEPS) for method, chosen in ranges.items()},
+        bulk_db={method: expected_sqnr_db(bulk, chosen, _STEPS) for method, chosen in ranges.items()},
     )
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _MOST_DECIBELS: Final = 100.0
 _LEVELS: Final = 128  # magnitudes that symmetric INT8 can tell apart
+_VANISHING: Final = 1e-12  # share of a distribution
 _CANDIDATE_STEP: Final = 16  # bins between the thresholds that entropy tries: under 1 % of the range
 
 
@@ -68,7 +69,7 @@ def entropy_range(histogram: Histogram) -> Range:
     Migacz, "8-bit Inference with TensorRT" (GTC 2017). Values in the first bin are left out of the distribution: exact
     zeros, half of all values after a ReLU, cost nothing at any scale and would drown the rest.
     """
-    return _best_range(histogram, _divergence)
+    return _best_range(histogram, _divergences)
 
 
 def mse_range(histogram: Histogram) -> Range:
@@ -76,7 +77,7 @@ def mse_range(histogram: Histogram) -> Range:
 
     Values in the first bin count as zeros, which any scale keeps.
     """
-    return _best_range(histogram, _squared_error)
+    return _best_range(histogram, _squared_errors)
 
 
 def expected_sqnr_db(histogram: Histogram, chosen: Range, levels: int) -> float:
@@ -94,43 +95,64 @@ def expected_sqnr_db(histogram: Histogram, chosen: Range, levels: int) -> float:
     return min(sqnr_db(float(signal), float(noise)), _MOST_DECIBELS)
 
 
-def _best_range(histogram: Histogram, loss: "Callable[[NDArray[np.float64], int], float]") -> Range:
-    """Try thresholds all over the range; take the one of least ``loss``: (counts of magnitudes, bins kept)."""
+def _best_range(
+    histogram: Histogram, losses: "Callable[[NDArray[np.float64], NDArray[np.int64]], NDArray[np.float64]]"
+) -> Range:
+    """Try thresholds all over the range; take the one of least loss, given counts of magnitudes and bins to keep."""
     counts = histogram.magnitudes().astype(np.float64)
     counts[0] = 0
     occupied = np.flatnonzero(counts)
     if len(occupied) == 0 or occupied[-1] < _LEVELS:
         return _clip(histogram, max(-histogram.low, histogram.high, 0.0))
     last = int(occupied[-1]) + 1
-    candidates = [*range(_LEVELS, last, _CANDIDATE_STEP), last]
-    losses = [loss(counts[:last], bins) for bins in candidates]
-    return _clip(histogram, candidates[int(np.argmin(losses))] * histogram.width)
+    candidates = np.array([*range(_LEVELS, last, _CANDIDATE_STEP), last])
+    best = int(candidates[np.argmin(losses(counts[:last], candidates))])
+    return _clip(histogram, best * histogram.width)
 
 
-def _squared_error(counts: "NDArray[np.float64]", bins: int) -> float:
-    """Sum of squared differences between the bins' centres and their values on the grid, in squared bins."""
+def _squared_errors(counts: "NDArray[np.float64]", candidates: "NDArray[np.int64]") -> "NDArray[np.float64]":
+    """Sums of squared differences between the bins' centres and their values on the grid, in squared bins."""
     centres = np.arange(len(counts)) + 0.5
-    step = bins / (_LEVELS - 1)
-    quantized = np.minimum(np.rint(centres / step), _LEVELS - 1) * step
-    return float((counts * (centres - quantized) ** 2).sum())
+    errors = []
+    for bins in candidates:
+        step = bins / (_LEVELS - 1)
+        quantized = np.minimum(np.rint(centres / step), _LEVELS - 1) * step
+        errors.append((counts * (centres - quantized) ** 2).sum())
+    return np.array(errors)
 
 
-def _divergence(counts: "NDArray[np.float64]", bins: int) -> float:
-    """KL(P || Q) where P keeps the first ``bins`` with the rest added to its last, and Q is P at 128 levels."""
-    kept = counts[:bins]
-    reference = kept.copy()
-    reference[-1] += counts[bins:].sum()
-    occupied = kept > 0
-    # Each level spreads its count evenly over the occupied bins that it stands for.
-    level = np.arange(bins) * _LEVELS // bins
-    sums = np.bincount(level, weights=kept, minlength=_LEVELS)
-    sizes = np.bincount(level, weights=occupied, minlength=_LEVELS)
-    quantized = np.where(occupied, (sums / np.maximum(sizes, 1))[level], 0.0)
+def _divergences(counts: "NDArray[np.float64]", candidates: "NDArray[np.int64]") -> "NDArray[np.float64]":
+    """KL(P || Q) where P keeps the first bins with the rest added to its last, and Q is P at 128 levels.
+
+    Each level spreads its count evenly over the occupied bins that it stands for, so that Q is the same in all of them:
+
+        sum of p ln(p / q) = sum over bins of p ln p - sum over levels of (sum of p) ln q
+
+    Both are differences of running sums, for all candidates at once.
+    """
+    total = counts.sum()
+    edges = -(-np.arange(_LEVELS + 1) * candidates[:, None] // _LEVELS)  # where each level begins: rounded up
+    counted, occupied, weighted = (_running_sum(values) for values in (counts, counts > 0, _times_log(counts)))
+    sums, sizes = (np.diff(running[edges]) for running in (counted, occupied))
+    kept, last = counted[candidates], counts[candidates - 1]
+    clipped = total - kept
     # P may have its clipped mass in a bin where Q has none; Q gets a vanishing share there, for ln(1/0) is infinite.
-    support = reference > 0
-    p = reference[support] / reference.sum()
-    q = np.maximum(quantized[support] / max(quantized.sum(), 1e-30), 1e-12)
-    return float((p * np.log(p / q)).sum())
+    q = np.maximum(sums / np.maximum(sizes, 1) / np.maximum(kept, 1)[:, None], _VANISHING)
+    q_last = np.where(last > 0, q[:, -1], _VANISHING)
+    entropies = weighted[candidates] - _times_log(last) + _times_log(last + clipped)
+    crossed = (sums * np.log(q)).sum(1) + clipped * np.log(q_last)
+    divergences: NDArray[np.float64] = (entropies - crossed) / total - np.log(total)
+    return divergences
+
+
+def _running_sum(values: "NDArray[np.generic]") -> "NDArray[np.float64]":
+    """Sums of the first 0, 1, 2, ... values."""
+    return np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+
+
+def _times_log(values: "NDArray[np.float64]") -> "NDArray[np.float64]":
+    """Values times their logarithm; 0 for 0."""
+    return values * np.log(np.maximum(values, 1.0))  # counts are whole numbers
 
 
 def _clip(histogram: Histogram, threshold: float) -> Range:

@@ -15,7 +15,7 @@ from resnet_deploy.specs import ModelCard
 
 if TYPE_CHECKING:
     from resnet_deploy.quantize.layers import Layer
-    from resnet_deploy.quantize.outliers import WeightSpread
+    from resnet_deploy.quantize.outliers import ActivationSpread, WeightSpread
 
 _DIGITS: Final = 12  # of a digest, as elsewhere in print; JSON has all
 
@@ -143,6 +143,34 @@ def print_spreads(spreads: "Sequence[WeightSpread]", console: Console) -> None:
         Text(
             "dB: SQNR that rounding leaves the median channel's weights; wasting: channels that a scale per tensor "
             "leaves fewer than 16 of 127 levels"
+        )
+    )
+
+
+def print_activation_spreads(spreads: "Sequence[ActivationSpread]", console: Console) -> None:
+    """List how evenly each activation fills an 8-bit grid, in the order given, and how many need what."""
+    methods = tuple(spreads[0].bulk_db)
+    bulk = (f"99.9 % by\n{method} dB" for method in methods)
+    header = ("activation", "observed", "largest /\n99.9 %", *bulk, "all by\npercentile dB", "verdict")
+    rows = [
+        (
+            spread.tensor,
+            interval((spread.low, spread.high)),
+            f"{spread.max_over_bulk:.3g}",
+            *(wording.decibels(spread.bulk_db[method]) for method in methods),
+            wording.decibels(spread.expected_db["percentile"]),
+            spread.verdict,
+        )
+        for spread in spreads
+    ]
+    _print_table(header, rows, 2, console, left=(len(header) - 1,))
+    console.print()
+    for verdict, count in Counter(spread.verdict for spread in spreads).items():
+        console.print(Text(f"{count} of {len(spreads)} activations: {verdict}"))
+    console.print(
+        Text(
+            "dB: SQNR that 8 bits leave of what was observed, in the range that each method chooses: of the 99.9 % of "
+            "the values that are smallest, which large ones would hide, and of all"
         )
     )
 

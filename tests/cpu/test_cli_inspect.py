@@ -149,6 +149,24 @@ def test_outliers_name_the_layer_that_has_them(invoke, workplace):
     assert f"1 of {LAYERS} layers: needs a scale per channel" in result.output
 
 
+OBSERVED = f"{ENGINE}/observations.safetensors"
+
+
+def test_activations_are_listed_by_what_was_observed_of_them(invoke, workplace):
+    listed = found(invoke, MODEL, "--outliers", "--observed", OBSERVED)["activations"]
+    histograms = read_observations(Path(OBSERVED)).histograms
+    assert {one["tensor"] for one in listed} == histograms.keys()
+    by_max = [one["bulk_db"]["max"] for one in listed]
+    assert by_max == sorted(by_max)
+    for one in listed:
+        assert (one["low"], one["high"]) == (histograms[one["tensor"]].low, histograms[one["tensor"]].high)
+        assert one["verdict"]
+    assert found(invoke, MODEL, "--outliers")["activations"] == []
+    result = invoke("inspect", MODEL, "--outliers", "--observed", OBSERVED)
+    assert re.search(rf"^{re.escape(listed[0]['tensor'])} .* {listed[0]['bulk_db']['max']:.1f} ", result.output, re.M)
+    assert f" of {len(listed)} activations: " in result.output
+
+
 def with_loud_channel(path, name, factor=100):
     """Write a model one of whose channels is much louder than the others, under a card that agrees."""
     from resnet_deploy.onnx_files import initializers_digest, onnx_from_bytes
@@ -163,6 +181,12 @@ def with_loud_channel(path, name, factor=100):
     model.metadata_props[0].value = json.dumps(card)
     onnx.save(model, "loud.onnx")
     return "loud.onnx"
+
+
+def test_observations_of_another_model_are_refused(invoke, workplace):
+    other = with_loud_channel(MODEL, "layer3.0.conv1.weight")
+    result = invoke("inspect", other, "--outliers", "--observed", OBSERVED)
+    assert_refused(result, f"{OBSERVED} was observed of another model", "resnet-deploy calibrate")
 
 
 def test_weights_that_are_no_numbers_are_refused(invoke, workplace):
@@ -182,6 +206,10 @@ def test_weights_that_are_no_numbers_are_refused(invoke, workplace):
         ("truncated.onnx", "truncated.onnx is not an ONNX file", "resnet-deploy export"),
         ("smaller.onnx", "is not what its model card says", ""),
         (f"{ENGINE} --outliers", "--outliers has no effect with an engine", "exported model"),
+        (f"{ENGINE} --observed {OBSERVED}", "--observed has no effect with an engine", "exported model"),
+        (f"{MODEL} --observed {OBSERVED}", "--observed has no effect with a list without outliers", "--outliers"),
+        (f"{MODEL} --outliers --observed absent", "absent", ""),
+        (f"{MODEL} --outliers --observed notes.txt", "notes.txt: the observations are damaged", "calibrate"),
         (f"{MODEL} --scales", "--scales has no effect with an exported model", "an engine"),
     ],
 )

@@ -1,12 +1,14 @@
-"""Weights on integer grids; every number here is worked by hand."""
+"""Weights and activations on integer grids; the numbers of small tensors are worked by hand."""
 
 import math
 
 import numpy as np
 import pytest
 
+from resnet_deploy.quantize.observers import Histogram
 from resnet_deploy.quantize.outliers import (
     SOUND_DB,
+    activation_spread,
     channel_magnitudes,
     median_channel_sqnr_db,
     weight_spread,
@@ -97,3 +99,50 @@ def test_a_loud_channel_does_not_hide_what_the_others_lose():
     assert weight_sqnr_db(weights, bits=8, per_channel=False) > 40
     # The others all become zero: as much noise as there was signal.
     assert median_channel_sqnr_db(weights, bits=8, per_channel=False) == pytest.approx(0, abs=EXACT)
+
+
+# --- activations
+
+
+def spread_of(*parts):
+    histogram = Histogram()
+    for part in parts:
+        histogram.update(np.asarray(part, np.float32))
+    return activation_spread("relu", histogram)
+
+
+def test_an_even_activation_is_sound_under_its_whole_range():
+    found = spread_of(np.linspace(0, 1, 100_001))
+    assert (found.low, found.high, found.verdict) == (0, 1, "sound")
+    assert found.max_over_bulk == pytest.approx(1 / 0.999, abs=1 / 2048)
+    # Mean square 1/3 over the step's square / 12, as bins of 1/4096 see it.
+    assert found.expected_db["max"] == pytest.approx(10 * math.log10(4 * 255**2), abs=0.1)
+
+
+def test_few_values_that_dominate_a_range_are_named():
+    bulk = np.random.default_rng(0).normal(size=200_000)
+    plain, stretched = spread_of(bulk), spread_of(bulk, [300.0])
+    assert plain.verdict == "sound"
+    assert stretched.verdict.startswith("dominated by few values")
+    assert plain.max_over_bulk < 2
+    assert stretched.max_over_bulk > 50
+    # From -5 to 300 rather than 5, the grid is 30 times as coarse, 30 dB; a range without the one value is as it was.
+    assert stretched.bulk_db["max"] == pytest.approx(plain.bulk_db["max"] - 30, abs=2)
+    assert stretched.bulk_db["percentile"] == pytest.approx(plain.bulk_db["percentile"], abs=1)
+    # Of all values, what is dropped is most of the power.
+    assert stretched.expected_db["percentile"] < stretched.expected_db["max"]
+
+
+def test_where_no_range_helps_it_is_said():
+    # One value in 1,500 is a thousand times the others: no method drops so many, and all others are below one step.
+    rng = np.random.default_rng(0)
+    values = rng.uniform(-1, 1, 100_000)
+    values[::1500] *= 1000
+    found = spread_of(values)
+    assert set(found.bulk_db.values()) == {0.0}
+    assert found.verdict.startswith("coarse in any range")
+
+
+def test_a_tensor_of_zeros_is_sound():
+    found = spread_of(np.zeros(10))
+    assert (found.verdict, found.max_over_bulk) == ("sound", 1.0)
