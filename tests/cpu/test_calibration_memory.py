@@ -15,7 +15,7 @@ from resnet_deploy.quantize import calibrate
 source, count, kept = read_source(Path(sys.argv[1])), int(sys.argv[2]), []
 if sys.argv[3] == "keep":
     count_real = calibrate._count
-    calibrate._count = lambda histogram, values, what: (kept.append(values), count_real(histogram, values, what))
+    calibrate._count = lambda histogram, values, what: (kept.append(values.copy()), count_real(histogram, values, what))
 images = (synthetic_images(source.card.preprocess, 8, seed=seed) for seed in range(count // 8))
 histograms, seen = calibrate.observe(source.model, images)
 # The peak that getrusage gives is the parent's where that was larger.
