@@ -130,23 +130,24 @@ def lowered(model: ir.Model, source: Source, images: Images) -> list[tuple[dict[
             calibration = calibration_from(histograms, CalibrationSpec(method=method), origin, quality)
             case = {"target": target, "scales": scales, "method": column}
             try:
-                quantized = in_form(model, calibration, form)
+                quantized, layers = in_form(model, calibration, form)
                 if column == CORRECTED:
                     few = [
                         images[index : index + 1] for index in range(0, len(images), len(images) // CORRECTION_IMAGES)
                     ]
                     shifts = measure_corrections(model, quantized, few)
-                    quantized = in_form(correct_biases(model, shifts), calibration, form)
+                    corrected = correct_biases(model, {layer: shifts[layer] for layer in layers})
+                    quantized, _ = in_form(corrected, calibration, form)
                 found.append((case, bytes_from_onnx(quantized)))
             except ModelError:
                 found.append((case, None))
     return found
 
 
-def in_form(model: ir.Model, calibration: Calibration, form: QdqForm) -> ir.Model:
-    """Quantize as one target wants it."""
-    quantized, _ = insert_qdq(model, calibration, form)
-    return lower_to_float16(quantized)[0] if form.scale_dtype == "float16" else quantized
+def in_form(model: ir.Model, calibration: Calibration, form: QdqForm) -> tuple[ir.Model, tuple[str, ...]]:
+    """Quantize as one target wants it; say which layers run on integers then."""
+    quantized, report = insert_qdq(model, calibration, form)
+    return lower_to_float16(quantized)[0] if form.scale_dtype == "float16" else quantized, report.quantized
 
 
 def read(reader: BatchReader) -> Images:

@@ -123,7 +123,9 @@ def observe(model: ir.Model, images: "Iterable[Array]") -> tuple[dict[str, Histo
     threads = compute_threads()
     number = min(threads, _MOST_WORKERS)
     names = observed_names(model.graph)
-    session = open_session(bytes_from_onnx(with_outputs(model, names)), threads=threads // number)
+    # The network's input is no output: ONNX Runtime would leave what is bound for it as it is.
+    computed = [name for name in names if name != INPUT_NAME]
+    session = open_session(bytes_from_onnx(with_outputs(model, computed)), threads=threads // number)
     workers = [_Worker(session, names) for _ in range(number)]
     count = 0
     with ThreadPoolExecutor(number, thread_name_prefix="observe") as pool:
@@ -151,23 +153,25 @@ class _Worker:
         self.histograms = {name: Histogram() for name in names}
         self._session = session
         self._binding = session.io_binding()
-        self._tensors: list[NDArray[np.float32]] = []
+        self._computed: dict[str, NDArray[np.float32]] = {}
 
     def observe(self, image: "Array", number: int) -> None:
-        """Run one image, (1, *preprocess.shape), and count what comes out."""
+        """Run one image, (1, *preprocess.shape), and count it, where it is observed, and what comes out."""
         with translate_refusals():
             self._run(image)
-        for (name, histogram), values in zip(self.histograms.items(), self._tensors, strict=True):
+        for name, histogram in self.histograms.items():
+            values = image if name == INPUT_NAME else self._computed[name]
             _count(histogram, values, f"calibration image {number}: tensor {name}")
 
     def _run(self, image: "Array") -> None:
         """Write the activations of an image over those of the last: memory fresh from the system costs time."""
-        if self._tensors:
+        if self._computed:
             self._binding.bind_cpu_input(INPUT_NAME, np.ascontiguousarray(image))
             self._session.run_with_iobinding(self._binding)
             return
-        self._tensors = self._session.run(list(self.histograms), {INPUT_NAME: image})
-        for name, values in zip(self.histograms, self._tensors, strict=True):
+        names = [output.name for output in self._session.get_outputs()]
+        self._computed = dict(zip(names, self._session.run(names, {INPUT_NAME: image}), strict=True))
+        for name, values in self._computed.items():
             self._binding.bind_output(name, "cpu", 0, values.dtype, values.shape, values.ctypes.data)
 
 

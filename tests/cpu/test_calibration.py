@@ -23,8 +23,11 @@ from int8_subjects import (
 from onnx import TensorProto, helper
 
 from resnet_deploy.errors import DataError, ModelError
+from resnet_deploy.onnx_files import bytes_from_onnx
+from resnet_deploy.ort_session import open_session
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.quantize.calibrate import Calibration, calibration_from, observe
+from resnet_deploy.quantize.graph import observed_names, with_outputs
 from resnet_deploy.quantize.observers import Histogram
 from resnet_deploy.quantize.qdq import FORMS, insert_qdq
 from resnet_deploy.quantize.ranges import choose_range
@@ -51,6 +54,24 @@ def test_neither_batches_nor_order_change_a_calibration(resnet18, pictures):
     assert calibrate(resnet18.model, [pictures[:11]]).to_json() != whole
     brighter = np.append(pictures[:11], np.maximum(pictures[11:], 1), axis=0)
     assert calibrate(resnet18.model, [brighter]).to_json() != whole
+
+
+@pytest.mark.parametrize("preprocess", [UINT8, FLOAT32], ids=["uint8 input", "float32 input"])
+def test_every_image_is_counted_as_a_session_of_its_own_gives_it(preprocess):
+    """Each is larger than the one before: one counted for another shows in every histogram, the input's too."""
+    model = make("resnet18", preprocess).model
+    images = synthetic_images(preprocess, 8, seed=7)
+    images = (images * np.linspace(0.2, 1, 8).reshape(8, 1, 1, 1)).astype(images.dtype)
+    names = observed_names(model.graph)
+    session = open_session(bytes_from_onnx(with_outputs(model, names)), threads=1)
+    expected = {name: Histogram() for name in names}
+    for image in images:
+        for name, values in zip(names, session.run(names, {"images": image[None]}), strict=True):
+            expected[name].update(values)
+    for batches in ([images], [images[::-1]], [images[:3], images[3:]]):
+        found, count = observe(model, batches)
+        assert count == 8
+        assert {name: one.digest for name, one in found.items()} == {name: one.digest for name, one in expected.items()}
 
 
 def test_two_halves_merge_into_the_whole(resnet18, pictures):
