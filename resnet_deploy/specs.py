@@ -14,7 +14,8 @@ from resnet_deploy.errors import SpecError
 Precision = Literal["fp32", "fp16", "int8"]
 RangeMethod = Literal["max", "percentile", "entropy", "mse"]
 CalibrationMethod = Literal["max", "percentile", "entropy", "mse", "auto"]
-CalibrationDevice = Literal["auto", "cpu", "cuda"]
+ComputeDevice = Literal["cpu", "cuda"]
+CalibrationDevice = Literal["auto", ComputeDevice]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 InputDtype = Literal["uint8", "float32"]
 Layout = Literal["NHWC", "NCHW"]
@@ -270,8 +271,6 @@ class CalibrationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         percentile: Share of values kept by ``percentile``, in percent.
         max_images: Calibrate on at most this many images, spread evenly over the data set.
         equalize: Rescale channels first, where those of a tensor differ by orders of magnitude.
-        device: Where images are run and activations counted: ``cpu``, ``cuda``, or ``auto`` for the GPU where PyTorch
-            sees one.
         correct_biases: Take the mean error of each channel out of it, as measured on a few of the images.
 
     Raises:
@@ -283,11 +282,9 @@ class CalibrationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     max_images: int = 512
     equalize: bool = True
     correct_biases: bool = True
-    device: CalibrationDevice = "auto"
 
     def __post_init__(self) -> None:
         _require_choice("calibration method", self.method, CALIBRATION_METHODS)
-        _require_choice("calibration device", self.device, CALIBRATION_DEVICES)
         if not 50.0 < self.percentile <= 100.0:
             raise SpecError(f"percentile {self.percentile} is not in (50, 100]", hint="use a value such as 99.999")
         if self.max_images < 1:

@@ -88,7 +88,8 @@ def build_spec(values: dict[str, Any], backend: str) -> BuildSpec:
         refuse_idle(f"--{asked[0]}", *CALIBRATION_PARAMETERS, hint="drop it, or build with --int8")
     observed = str(values["calib"]).endswith(OBSERVATIONS_SUFFIX)
     if values["calib"] == "random" or observed:
-        idle = ("max_images", "correct_biases", *(("device",) if observed else ()))
+        corrects = calibration.correct_biases  # to leave the biases as they are is what these do
+        idle = ("max_images", *(("correct_biases",) if corrects else ()), *(("calib_device",) if observed else ()))
         refuse_idle(f"--calib {values['calib']}", *idle, hint="drop it, or give --calib a folder of images")
     reads_images = values["samples"] or values["data"] or (values["calib"] not in (None, "random") and not observed)
     if not reads_images:

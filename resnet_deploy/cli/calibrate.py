@@ -45,4 +45,5 @@ def calibrate(model: Path | None, shard: str, **values: Any) -> None:
 def describe(observations: Any, path: Path) -> None:
     """Print what was observed."""
     skipped = f", {len(observations.skipped)} damaged ones left out" if observations.skipped else ""
-    click.echo(f"{path}: {len(observations.histograms)} tensors over {observations.count} images{skipped}")
+    by = "" if observations.device == "cpu" else ", run by PyTorch on the GPU"
+    click.echo(f"{path}: {len(observations.histograms)} tensors over {observations.count} images{skipped}{by}")

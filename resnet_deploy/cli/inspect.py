@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from resnet_deploy.cli.options import PATH, refuse_idle
+from resnet_deploy.errors import SpecError
 
 
 @click.command()
@@ -17,7 +18,7 @@ from resnet_deploy.cli.options import PATH, refuse_idle
     "--observed",
     type=PATH,
     metavar="FILE",
-    help="What `calibrate` wrote, to list a model's activations with --outliers.",
+    help="With --outliers, list activations too: from what `calibrate` wrote, or an engine's observations.safetensors.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def inspect(path: Path, observed: Path | None, as_json: bool, **shown: bool) -> None:
@@ -43,8 +44,8 @@ def inspect(path: Path, observed: Path | None, as_json: bool, **shown: bool) -> 
             _describe_engine(engine, shown)
         return
     refuse_idle("an exported model", "scales", hint="name an engine, or drop it")
-    if not shown["outliers"]:
-        refuse_idle("a list without outliers", "observed", hint="add --outliers, or drop it")
+    if observed is not None and not shown["outliers"]:
+        raise SpecError("--observed has no effect without --outliers", hint="add --outliers, or drop it")
     model = inspecting.inspect_model(path, outliers=shown["outliers"], observed=observed, progress=progress)
     if as_json:
         click.echo(inspecting.to_json(model))
@@ -93,6 +94,8 @@ def _describe_model(model: Any, shown: dict[str, bool]) -> None:
     details.print_facts(model.path, facts, console)
     if shown["layers"]:
         details.print_layers(model.layers, console)
+    if model.rescaled:
+        click.echo("what follows is of the network with its channels rescaled, as INT8 has it and as it was observed")
     if shown["outliers"]:
         details.print_spreads(model.spreads, console)
     if model.activations:

@@ -153,15 +153,16 @@ def calibration_device_option(function: Any) -> Any:
     """Add ``--calib-device``."""
     return click.option(
         "--calib-device",
-        "device",
+        "calib_device",
         type=click.Choice(CALIBRATION_DEVICES),
-        default=CalibrationSpec().device,
+        default="auto",
         show_default=True,
         help="Where images are run to calibrate: auto takes the GPU where PyTorch sees one.",
     )(function)
 
 
-CALIBRATION_PARAMETERS: Final = ("method", "percentile", "max_images", "device", "equalize", "correct_biases")
+_CALIBRATION_FIELDS: Final = ("method", "percentile", "max_images", "equalize", "correct_biases")
+CALIBRATION_PARAMETERS: Final = (*_CALIBRATION_FIELDS, "calib_device")
 
 
 def calibration_options(function: Any) -> Any:
@@ -193,7 +194,7 @@ def calibration_options(function: Any) -> Any:
                 "correct_biases",
                 default=defaults.correct_biases,
                 show_default=True,
-                help="Take out of each channel the mean error that INT8 brings, as a few of the images show it.",
+                help="Take out of each channel the mean error that INT8 brings, as 32 images of DIR show it.",
             ),
         )
     ):
@@ -202,13 +203,13 @@ def calibration_options(function: Any) -> Any:
 
 
 def calibration_spec(values: dict[str, Any]) -> CalibrationSpec:
-    """Make the spec from the values of ``calibration_options``, taking them out of ``values``.
+    """Make the spec from the values of ``calibration_options``, taking all but the device out of ``values``.
 
     Raises:
         SpecError: If a value is out of range, or a percentile is given to a method that has none.
     """
     spec = CalibrationSpec(
-        **{name: values.pop(name) for name in CALIBRATION_PARAMETERS},
+        **{name: values.pop(name) for name in _CALIBRATION_FIELDS},
     )
     if spec.method != "percentile":
         refuse_idle(f"--calib-method {spec.method}", "percentile", hint="drop it, or use --calib-method percentile")
@@ -224,4 +225,5 @@ def refuse_idle(beside: str, *names: str, hint: str) -> None:
     context = click.get_current_context()
     for param in context.command.params:
         if param.name in names and context.get_parameter_source(param.name) is not ParameterSource.DEFAULT:
-            raise SpecError(f"{param.opts[0]} has no effect with {beside}", hint=hint)
+            typed = param.opts if context.params[param.name] or not param.secondary_opts else param.secondary_opts
+            raise SpecError(f"{typed[0]} has no effect with {beside}", hint=hint)

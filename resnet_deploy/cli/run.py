@@ -62,7 +62,11 @@ def run(output: Path, calib: str, data: Path, **values: Any) -> None:
             backend=backend, precision=precision, batch=batch, calibration=calibration if is_int8 else None
         )
         inputs = BuildInputs(
-            model, calib=calib if is_int8 else None, samples=Path(calib), skip_corrupt=values["skip_corrupt"]
+            model,
+            calib=calib if is_int8 else None,
+            samples=Path(calib),
+            skip_corrupt=values["skip_corrupt"],
+            calib_device=values["calib_device"],
         )
         built = run_build(inputs, spec, progress)
         describe(built)

@@ -29,7 +29,7 @@ from resnet_deploy.pipeline.calibrating import RANDOM, Material, find_material
 from resnet_deploy.pipeline.guarding import measure_pace, require_speedup
 from resnet_deploy.pipeline.quantizing import Quantized, Request, quantize
 from resnet_deploy.pipeline.source import Source, read_source
-from resnet_deploy.specs import BuildSpec
+from resnet_deploy.specs import BuildSpec, CalibrationDevice
 from resnet_deploy.version import __version__
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class BuildInputs:
         labels_file: Labels of those images, where their folder does not tell.
         skip_corrupt: Leave damaged images out instead of stopping.
         require_speedup: Least speed over the FP32 model's, measured here, below which the build fails.
+        calib_device: Where images are run to calibrate: ``auto`` takes the GPU where PyTorch sees one.
 
     Raises:
         SpecError: If the speed-up is no positive number.
@@ -76,6 +77,7 @@ class BuildInputs:
     labels_file: Path | None = None
     skip_corrupt: bool = False
     require_speedup: float | None = None
+    calib_device: CalibrationDevice = "auto"
 
     def __post_init__(self) -> None:
         if self.require_speedup is not None and not 0 < self.require_speedup < math.inf:
@@ -113,11 +115,18 @@ def build(inputs: BuildInputs, spec: BuildSpec, progress: "Progress") -> Built:
         contract = source.card.preprocess
         material = Material()
         if spec.calibration is not None:
-            material = find_material(inputs.calib, spec.calibration, contract, skip_corrupt=skip)
+            where = inputs.calib_device
+            material = find_material(inputs.calib, spec.calibration, contract, where, skip_corrupt=skip)
         folder = inputs.samples or (material.reader.dataset.root if material.reader is not None else None)
         samples = golden.find_samples(folder, material, contract, skip_corrupt=skip)
         data = _find_data(inputs, spec, source)
-        images: list[str | bool] = [inputs.calib == RANDOM, skip, material.digest, samples.digest, *_identify(data)]
+        images: list[str | bool] = [
+            inputs.calib == RANDOM,
+            skip,
+            *material.fingerprint,
+            samples.digest,
+            *_identify(data),
+        ]
         here = environment.collect()
         key = _cache_key(source, spec, images, here)
         # What a search measures does not depend on the limit: another limit can go on from it.

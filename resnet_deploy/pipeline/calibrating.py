@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
+from resnet_deploy import artifact
 from resnet_deploy.capabilities import have_modules
 from resnet_deploy.driver import probe_gpu
+from resnet_deploy.environment import installed_version
 from resnet_deploy.errors import BackendError, DataError, ModelError, SpecError
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.specs import OBSERVATIONS_SUFFIX
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from resnet_deploy.quantize.calibrate import Calibration, OutputQuality
     from resnet_deploy.quantize.observations import Observations
     from resnet_deploy.quantize.qdq import QdqForm
-    from resnet_deploy.specs import CalibrationDevice, CalibrationSpec, ModelCard, Preprocess
+    from resnet_deploy.specs import CalibrationDevice, CalibrationSpec, ComputeDevice, ModelCard, Preprocess
 
 RANDOM: Final = "random"
 _RANDOM_IMAGES: Final = 32
@@ -31,10 +33,17 @@ _BATCH: Final = 8
 
 @dataclass(frozen=True)
 class Material:
-    """What INT8 is calibrated on: images to run, or observations made earlier; noise where there is neither."""
+    """What INT8 is calibrated on: images to run, or observations made earlier; noise where there is neither.
+
+    Attributes:
+        reader: Images.
+        observations: What was seen of images.
+        device: Where images and noise are run.
+    """
 
     reader: "BatchReader | None" = None
     observations: "Observations | None" = None
+    device: "ComputeDevice" = "cpu"
 
     @property
     def digest(self) -> str:
@@ -42,6 +51,13 @@ class Material:
         if self.observations is not None:
             return self.observations.dataset_digest
         return self.reader.dataset.digest if self.reader is not None else ""
+
+    @property
+    def fingerprint(self) -> list[str]:
+        """What the ranges depend on, as far as it is known before anything was run."""
+        if self.observations is not None:
+            return [artifact.sha256_bytes(self.observations.to_bytes())]
+        return [self.digest, self.device, "" if self.device == "cpu" else str(installed_version("torch"))]
 
     def seen_in(self, images: "ImageDataset") -> set[Path]:
         """Say which of ``images`` are among those that the ranges are chosen on."""
@@ -55,11 +71,17 @@ class Material:
 
 
 def find_material(
-    calib: str | None, spec: "CalibrationSpec", preprocess: "Preprocess", *, skip_corrupt: bool
+    calib: str | None,
+    spec: "CalibrationSpec",
+    preprocess: "Preprocess",
+    device: "CalibrationDevice",
+    *,
+    skip_corrupt: bool,
 ) -> Material:
     """Find what to calibrate on: a folder with as many images as the spec asks for, observations, or noise.
 
     Raises:
+        BackendError: If a GPU is asked for and there is none.
         DataError: If nothing is named, there is no image, or a file holds no observations.
         FileError: If it cannot be read.
         SpecError: If ``auto`` is asked for, which measures on images, and there are none.
@@ -70,13 +92,14 @@ def find_material(
     if calib is None:
         raise DataError("INT8 needs calibration images", hint="add --calib DIR with a few hundred real images")
     if calib == RANDOM:
-        return Material()
+        return Material(device=find_device(device))
     if Path(calib).suffix == OBSERVATIONS_SUFFIX:
         if spec.method == "auto":
             raise SpecError("auto measures on images, and observations have none", hint="give --calib a folder")
         return Material(observations=read_observations(Path(calib)))
     images = find_images(Path(calib))
-    return Material(reader=read_images(images, spec.max_images, preprocess, skip_corrupt=skip_corrupt))
+    reader = read_images(images, spec.max_images, preprocess, skip_corrupt=skip_corrupt)
+    return Material(reader=reader, device=find_device(device))
 
 
 def read_images(dataset: "ImageDataset", most: int, preprocess: "Preprocess", *, skip_corrupt: bool) -> "BatchReader":
@@ -86,7 +109,7 @@ def read_images(dataset: "ImageDataset", most: int, preprocess: "Preprocess", *,
     return BatchReader(dataset.subset(most), preprocess, _BATCH, skip_corrupt=skip_corrupt)
 
 
-def find_device(asked: "CalibrationDevice") -> Literal["cpu", "cuda"]:
+def find_device(asked: "CalibrationDevice") -> "ComputeDevice":
     """Choose where calibration runs: on the GPU where PyTorch sees one, unless the CPU is asked for.
 
     Raises:
@@ -110,21 +133,19 @@ def find_device(asked: "CalibrationDevice") -> Literal["cpu", "cuda"]:
     return "cpu"
 
 
-def observe(
-    source: "Source", graph: "ir.Model", material: Material, device: Literal["cpu", "cuda"], progress: "Progress"
-) -> "Observations":
+def observe(source: "Source", graph: "ir.Model", material: Material, progress: "Progress") -> "Observations":
     """Observe the activations of ``graph``, or hold earlier observations against it.
 
     Args:
         source: The exported model.
         graph: What passes have made of it.
-        material: What to run.
-        device: Where to run it.
+        material: What to run, and where.
         progress: Counts the batches.
 
     Raises:
         DataError: If an image is damaged, or all are.
         ModelError: If an activation is not finite, or the observations are of another model.
+        BackendError: If the GPU fails.
     """
     from resnet_deploy.onnx_files import initializers_digest
     from resnet_deploy.quantize import calibrate, observations
@@ -142,12 +163,12 @@ def observe(
         return material.observations
     reader = material.reader
     batches = _noise(source.card) if reader is None else _images(reader, "calibrating", progress)
-    if device == "cpu":
+    if material.device == "cpu":
         histograms, count = calibrate.observe(graph, batches)
     else:
         from resnet_deploy.quantize import torch_observe
 
-        histograms, count = torch_observe.observe(graph, batches, device)
+        histograms, count = torch_observe.observe(graph, batches, material.device)
     return observations.Observations(
         model,
         reader.dataset.root.resolve().name if reader else RANDOM,
@@ -155,6 +176,7 @@ def observe(
         count,
         reader.skipped_names if reader else (),
         histograms,
+        material.device,
     )
 
 
@@ -177,6 +199,7 @@ def calibrate(
         dataset_sha256=observations.dataset_digest,
         images=observations.count,
         skipped=observations.skipped,
+        device=observations.device,
         preprocess_sha256=model.preprocess_sha256,
         weights_sha256=model.weights_sha256,
         onnx_sha256=model.onnx_sha256,

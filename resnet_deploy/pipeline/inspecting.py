@@ -15,8 +15,11 @@ from resnet_deploy.pipeline.verifying import read_lowered
 from resnet_deploy.specs import ModelCard
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from resnet_deploy.protocols import Progress
     from resnet_deploy.quantize.layers import Grid, Layer
+    from resnet_deploy.quantize.observations import Observations
     from resnet_deploy.quantize.outliers import ActivationSpread, WeightSpread
 
 _LIBRARIES: Final = {"onnx": "export", "onnx_ir": "export"}  # and the extra with them
@@ -75,6 +78,7 @@ class InspectedModel:
         layers: Convolutions and classifier.
         spreads: How evenly their weights fill an integer grid, worst first; empty unless asked for.
         activations: How evenly its activations do, worst first; empty without observations of them.
+        rescaled: Whether both are of the graph with its channels rescaled, which is what was observed.
     """
 
     path: str
@@ -85,6 +89,7 @@ class InspectedModel:
     layers: "tuple[Layer, ...]"
     spreads: "tuple[WeightSpread, ...]" = ()
     activations: "tuple[ActivationSpread, ...]" = ()
+    rescaled: bool = False
 
 
 def is_engine(path: Path) -> bool:
@@ -143,12 +148,14 @@ def inspect_model(path: Path, *, outliers: bool, observed: Path | None, progress
     with progress.task("reading the model"):
         source = read_source(path)
         layers = read_layers(source.model)
-    spreads: list[WeightSpread] = []
-    if outliers:
-        spreads = _spreads(source.model.graph, progress)
-    activations = _activation_spreads(source, observed, progress) if observed is not None else []
+    graph, activations, rescaled = source.model, [], False
+    if observed is not None:
+        observations = _read_observations(source, observed)
+        graph, rescaled = _observed_graph(source, observations)
+        activations = _activation_spreads(observations, progress)
+    spreads = _spreads(graph.graph, progress) if outliers else []
     nodes = sum(1 for _ in source.model.graph)
-    found = (tuple(spreads), tuple(activations))
+    found = (tuple(spreads), tuple(activations), rescaled)
     return InspectedModel(str(path), len(source.data), source.sha256, source.card, nodes, layers, *found)
 
 
@@ -225,13 +232,27 @@ def _clipped(bundle: Bundle, calibration: _Calibration) -> dict[str, float]:
     return clipped_shares(read_observations(bundle.path / OBSERVATIONS).histograms, chosen)
 
 
-def _activation_spreads(source: Source, observed: Path, progress: "Progress") -> "list[ActivationSpread]":
+def _read_observations(source: Source, observed: Path) -> "Observations":
     from resnet_deploy.quantize.observations import read_observations
-    from resnet_deploy.quantize.outliers import activation_spread
 
     observations = read_observations(observed)
     if observations.model.onnx_sha256 != source.sha256:
         raise ModelError(f"{observed} was observed of another model", hint="run `resnet-deploy calibrate` on this one")
+    return observations
+
+
+def _observed_graph(source: Source, observations: "Observations") -> "tuple[ir.Model, bool]":
+    """Return the graph whose activations were observed, and whether its channels are rescaled."""
+    from resnet_deploy.onnx_files import initializers_digest
+
+    if initializers_digest(source.model.graph) == observations.model.graph_sha256:
+        return source.model, False
+    return source.graph_to_quantize(equalize=True)[0], True
+
+
+def _activation_spreads(observations: "Observations", progress: "Progress") -> "list[ActivationSpread]":
+    from resnet_deploy.quantize.outliers import activation_spread
+
     histograms = progress.track(observations.histograms.items(), "measuring activations", len(observations.histograms))
     spreads = [activation_spread(name, histogram) for name, histogram in histograms]
     return sorted(spreads, key=lambda spread: spread.bulk_db["max"])

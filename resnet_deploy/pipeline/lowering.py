@@ -46,12 +46,14 @@ class Lowered:
     Attributes:
         model: The graph.
         quantized: Layers that run on integers.
+        corrections: What was added to the biases of those layers.
         int8_dot_product: Whether its weights use the full 8 bits on a CPU, which then must have a dot product for them.
         notes: What was done, and what a reader of figures should know.
     """
 
     model: "ir.Model"
     quantized: tuple[str, ...]
+    corrections: "Corrections"
     int8_dot_product: bool
     notes: tuple[str, ...]
 
@@ -70,6 +72,7 @@ def lower(recipe: Recipe, in_float: Collection[str] = ()) -> Lowered:
     model, spec, calibration = recipe.model, recipe.spec, recipe.calibration
     notes: list[str] = []
     quantized: tuple[str, ...] = ()
+    corrections: Corrections = {}
     full_range = False
     if spec.precision == "int8":
         assert calibration is not None
@@ -88,7 +91,7 @@ def lower(recipe: Recipe, in_float: Collection[str] = ()) -> Lowered:
         lost = sum(halved.flushed.values())
         if lost:
             notes.append(f"{lost} weights in {len(halved.flushed)} tensors were too small for FP16 and became 0")
-    return Lowered(model, quantized, full_range, tuple(notes))
+    return Lowered(model, quantized, corrections, full_range, tuple(notes))
 
 
 def _left_in_words(left: dict[str, str]) -> list[str]:

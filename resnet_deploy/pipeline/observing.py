@@ -47,7 +47,7 @@ class ObserveInputs:
         max_images: Take at most this many images of the folder, spread evenly over it, before they are parted.
         shard: Which part of them to run.
         skip_corrupt: Leave damaged images out instead of stopping.
-        device: Where to run them; ``auto`` takes the GPU where PyTorch sees one.
+        calib_device: Where to run them; ``auto`` takes the GPU where PyTorch sees one.
         equalize: Observe the graph with its channels rescaled, as `build` has it unless told otherwise.
     """
 
@@ -58,7 +58,7 @@ class ObserveInputs:
     shard: Shard = Shard()
     skip_corrupt: bool = False
     equalize: bool = True
-    device: CalibrationDevice = "auto"
+    calib_device: CalibrationDevice = "auto"
 
 
 def observe_images(inputs: ObserveInputs, progress: "Progress") -> "tuple[Observations, Path]":
@@ -69,7 +69,7 @@ def observe_images(inputs: ObserveInputs, progress: "Progress") -> "tuple[Observ
     """
     from resnet_deploy.datasets import find_images
 
-    shard, device = inputs.shard, find_device(inputs.device)
+    shard, device = inputs.shard, find_device(inputs.calib_device)
     part = f"-{shard.number}-of-{shard.count}" if shard.count > 1 else ""
     output = inputs.output or inputs.model.parent / f"{inputs.model.stem}-observed{part}{OBSERVATIONS_SUFFIX}"
     _require_suffix(output)
@@ -79,7 +79,7 @@ def observe_images(inputs: ObserveInputs, progress: "Progress") -> "tuple[Observ
         images = find_images(inputs.calib).subset(inputs.max_images).shard(shard.number, shard.count)
     reader = read_images(images, len(images), source.card.preprocess, skip_corrupt=inputs.skip_corrupt)
     with artifact.atomic_file(output) as temporary:
-        observations = observe(source, graph, Material(reader=reader), device, progress)
+        observations = observe(source, graph, Material(reader=reader, device=device), progress)
         with artifact.translate_os_errors(output):
             temporary.write_bytes(observations.to_bytes())
     return observations, output

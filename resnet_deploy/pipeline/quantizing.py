@@ -8,7 +8,7 @@ import msgspec
 
 from resnet_deploy.bundle import CALIBRATION, CORRECTIONS, OBSERVATIONS, SEARCH
 from resnet_deploy.pipeline import lowering, searching
-from resnet_deploy.pipeline.calibrating import Material, calibrate, find_device, find_trial, observe
+from resnet_deploy.pipeline.calibrating import Material, calibrate, find_trial, observe
 from resnet_deploy.pipeline.correcting import correct
 
 if TYPE_CHECKING:
@@ -76,20 +76,17 @@ def quantize(request: Request, measured: Path, key: str, progress: "Progress") -
     with progress.task("equalizing"):
         graph, report = source.graph_to_quantize(equalize=spec.calibration.equalize)
     form = lowering.find_form(spec, request.cpu)
-    device = find_device(spec.calibration.device)
-    observations = observe(source, graph, request.material, device, progress)
+    observations = observe(source, graph, request.material, progress)
     trial = find_trial(spec.calibration, form, request.material, source.card, progress)
     calibration = calibrate(graph, observations, spec.calibration, trial)
     files = {CALIBRATION: calibration.to_json(), OBSERVATIONS: observations.to_bytes()}
     recipe = lowering.Recipe(graph, spec, request.cpu, calibration)
     notes = _equalization_in_words(report)
-    if device != "cpu" and request.material.observations is None:
+    if observations.device != "cpu":
         notes.append("calibrated by PyTorch on the GPU")
     if spec.calibration.correct_biases:
         recipe, note = correct(recipe, request.material, progress)
         notes.append(note)
-    if recipe.corrections:
-        files[CORRECTIONS] = bytes_from_corrections(recipe.corrections)
     in_float: tuple[str, ...] = ()
     if spec.max_drop is not None:
         assert request.data is not None
@@ -102,6 +99,8 @@ def quantize(request: Request, measured: Path, key: str, progress: "Progress") -
         notes.append(_in_words(found))
     with progress.task("lowering to int8"):
         lowered = lowering.lower(recipe, in_float)
+    if lowered.corrections:
+        files[CORRECTIONS] = bytes_from_corrections(lowered.corrections)
     return Quantized(replace(lowered, notes=(*notes, *lowered.notes)), observations.dataset_digest, files)
 
 

@@ -105,7 +105,7 @@ def verify(inputs: VerifyInputs, *, threads: int, progress: "Progress") -> Ladde
             forms, not_run = _open_forms(inputs, bundle, (source.data, lowered), threads, stack)
         rungs = _answer(forms, samples, progress)
     spec = bundle.manifest.spec
-    steps = _steps(bundle, source, samples.kept, progress)
+    steps = _steps(bundle, (source, lowered), samples.kept, progress)
     return Ladder(
         engine=str(path),
         title=f"{bundle.manifest.card.architecture} {spec.precision} for {spec.backend}",
@@ -215,12 +215,15 @@ def _answer(forms: dict[str, Answer], samples: "_Samples", progress: "Progress")
     return [tally.rung(is_first=tally is tallies[0]) for tally in tallies]
 
 
-def _steps(bundle: Bundle, source: Source, images: "Sequence[Array]", progress: "Progress") -> tuple[Step, ...]:
+def _steps(
+    bundle: Bundle, graphs: "tuple[Source, bytes]", images: "Sequence[Array]", progress: "Progress"
+) -> tuple[Step, ...]:
     from resnet_deploy.onnx_files import onnx_from_bytes
     from resnet_deploy.quantize.bias import correct_biases, read_corrections
     from resnet_deploy.quantize.divergence import compare_steps
 
-    lowered = onnx_from_bytes(read_lowered(bundle), name="the lowered graph")
+    source, data = graphs
+    lowered = onnx_from_bytes(data, name="the lowered graph")
     reference = compared_graph(source, bundle.manifest.spec)
     corrected = reference
     if CORRECTIONS in bundle.manifest.files:

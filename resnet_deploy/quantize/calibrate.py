@@ -9,7 +9,7 @@ core waits for another in the middle of a layer.
 import itertools
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 import numpy as np
@@ -23,7 +23,7 @@ from resnet_deploy.ort_session import open_session, translate_refusals
 from resnet_deploy.quantize.graph import observed_names, with_outputs
 from resnet_deploy.quantize.observers import Histogram
 from resnet_deploy.quantize.ranges import Range, choose_ranges
-from resnet_deploy.specs import INPUT_NAME, RANGE_METHODS, CalibrationSpec, RangeMethod
+from resnet_deploy.specs import INPUT_NAME, RANGE_METHODS, CalibrationSpec, ComputeDevice, RangeMethod
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -67,6 +67,7 @@ class CalibrationSource(msgspec.Struct, frozen=True, kw_only=True):
         dataset_sha256: Digest over names and contents of the images, the skipped ones included.
         images: How many images were seen.
         skipped: Names of damaged images left out at the user's request.
+        device: Where they were run: ``cpu``, by ONNX Runtime, or ``cuda``, by PyTorch.
         preprocess_sha256: Digest of the input contract.
         weights_sha256: Digest of the model's weights.
         onnx_sha256: Digest of the model file that was run.
@@ -76,6 +77,7 @@ class CalibrationSource(msgspec.Struct, frozen=True, kw_only=True):
     dataset_sha256: str
     images: int
     skipped: tuple[str, ...] = ()
+    device: ComputeDevice = "cpu"
     preprocess_sha256: str
     weights_sha256: str
     onnx_sha256: str
@@ -160,7 +162,7 @@ class _Worker:
         with translate_refusals():
             self._run(image)
         for name, histogram in self.histograms.items():
-            values = image if name == INPUT_NAME else self._computed[name]
+            values: NDArray[Any] = image if name == INPUT_NAME else self._computed[name]
             _count(histogram, values, f"calibration image {number}: tensor {name}")
 
     def _run(self, image: "Array") -> None:

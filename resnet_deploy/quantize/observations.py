@@ -17,6 +17,7 @@ from resnet_deploy import artifact
 from resnet_deploy.datasets import digest_images
 from resnet_deploy.errors import DataError, ModelError
 from resnet_deploy.quantize.observers import BINS, EXPONENTS, Histogram
+from resnet_deploy.specs import ComputeDevice
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,6 +58,7 @@ class Observations:
         count: How many images were seen.
         skipped: Names of damaged images left out at the user's request.
         histograms: What was seen of each tensor, in order of execution.
+        device: Where the model was run: ``cpu``, by ONNX Runtime, or ``cuda``, by PyTorch, which rounds otherwise.
     """
 
     model: Observed
@@ -65,6 +67,7 @@ class Observations:
     count: int
     skipped: tuple[str, ...]
     histograms: dict[str, Histogram]
+    device: ComputeDevice = "cpu"
 
     @property
     def dataset_digest(self) -> str:
@@ -81,6 +84,7 @@ class Observations:
             images=dict(sorted(self.images.items())),
             count=self.count,
             skipped=tuple(sorted(self.skipped)),
+            device=self.device,
             histograms={name: _scalars(histogram) for name, histogram in self.histograms.items()},
         )
         counts = {name: _occupied(histogram) for name, histogram in self.histograms.items()}
@@ -104,6 +108,7 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True):
     images: dict[str, str]
     count: int
     skipped: tuple[str, ...]
+    device: ComputeDevice = "cpu"
     histograms: dict[str, _Scalars]
 
 
@@ -130,14 +135,15 @@ def read_observations(path: Path) -> Observations:
         raise DataError(f"{path}: the observations are damaged: {error}", hint=_HINT) from error
     if header.schema_version > SCHEMA_VERSION:
         raise DataError(f"{path}: schema_version is {header.schema_version}", hint="upgrade resnet-deploy")
-    return Observations(header.model, header.dataset, header.images, header.count, header.skipped, histograms)
+    seen = (header.images, header.count, header.skipped, histograms, header.device)
+    return Observations(header.model, header.dataset, *seen)
 
 
 def merge_observations(parts: Sequence[Observations]) -> Observations:
     """Put the observations of the parts of a data set together; the parts are left as they were.
 
     Raises:
-        DataError: If there is no part, an image or noise is in two, or the parts are of different folders.
+        DataError: If there is no part, an image or noise is in two, or the parts are of different folders or devices.
         ModelError: If they are of different models.
     """
     if not parts:
@@ -149,6 +155,9 @@ def merge_observations(parts: Sequence[Observations]) -> Observations:
         if first.dataset != other.dataset:
             reason = f"observations of different folders: {first.dataset} and {other.dataset}"
             raise DataError(reason, hint="calibrate the shards of one folder")
+        if first.device != other.device:
+            reason = f"observations made on {first.device} and on {other.device}, which round differently"
+            raise DataError(reason, hint="calibrate all shards with --calib-device cpu, or all on GPUs")
     images: dict[str, str] = {}
     histograms = {name: Histogram() for name in first.histograms}
     for part in parts:
@@ -160,7 +169,7 @@ def merge_observations(parts: Sequence[Observations]) -> Observations:
             histograms[name].merge(histogram)
     skipped = sorted(name for part in parts for name in part.skipped)
     count = sum(part.count for part in parts)
-    return Observations(first.model, first.dataset, images, count, tuple(skipped), histograms)
+    return Observations(first.model, first.dataset, images, count, tuple(skipped), histograms, first.device)
 
 
 def _occupied(histogram: Histogram) -> "NDArray[np.int64]":

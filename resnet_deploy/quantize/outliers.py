@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _STEPS: Final = 255  # of an asymmetric 8-bit grid over an activation's range
 _BULK: Final = 0.999
+_FEW_BINS: Final = 16  # of a histogram: values in fewer stand for themselves too roughly to tell what rounding does
 _LEVELS: Final = 127  # magnitudes that symmetric INT8 can tell apart, zero aside
 _FEW_LEVELS: Final = 16
 # Activations on 8 bits mostly keep 30 to 40 dB; weights much coarser than that are most of an engine's error.
@@ -97,6 +98,8 @@ class ActivationSpread:
         max_over_bulk: Largest magnitude over the one that the bulk, 99.9 % of the values, stays within.
         expected_db: SQNR that rounding to 255 steps and clipping leave of it, in the range that each method chooses.
         bulk_db: The same of the bulk alone. A few large values are most of the power, and hide what the others lose.
+            Minus infinity where the bulk is too near zero for the histogram to tell: no range that reaches the largest
+            value leaves it anything, and which one would is not known.
     """
 
     tensor: str
@@ -111,6 +114,8 @@ class ActivationSpread:
         """What these values allow, in a line."""
         if self.bulk_db["max"] >= SOUND_DB:
             return "sound"
+        if all(map(math.isinf, self.bulk_db.values())):
+            return "all but a few values are next to nothing beside the largest: look at what makes it"
         sparing = [method for method, left in self.bulk_db.items() if left >= SOUND_DB]
         if not sparing:
             return "coarse in any range: what reads it may need floating point"
@@ -125,13 +130,16 @@ def activation_spread(tensor: str, histogram: "Histogram") -> ActivationSpread:
     counts[: HALF - bins + 1] = counts[HALF + bins :] = 0
     bulk = replace(histogram, counts=counts)
     ranges = choose_ranges(histogram, CalibrationSpec())
+    bulk_db = {method: expected_sqnr_db(bulk, chosen, _STEPS) for method, chosen in ranges.items()}
+    if bins < _FEW_BINS and max(-histogram.low, histogram.high) > 0:
+        bulk_db = dict.fromkeys(bulk_db, -math.inf)
     return ActivationSpread(
         tensor=tensor,
         low=histogram.low,
         high=histogram.high,
         max_over_bulk=max(1.0, max(-histogram.low, histogram.high) / (bins * histogram.width)),
         expected_db={method: expected_sqnr_db(histogram, chosen, _STEPS) for method, chosen in ranges.items()},
-        bulk_db={method: expected_sqnr_db(bulk, chosen, _STEPS) for method, chosen in ranges.items()},
+        bulk_db=bulk_db,
     )
 
 

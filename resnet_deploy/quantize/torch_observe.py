@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - as PyTorch's own documentation has it
 
 from resnet_deploy.batching import one_by_one
-from resnet_deploy.errors import DataError, ModelError
+from resnet_deploy.errors import BackendError, DataError, ModelError
 from resnet_deploy.quantize.graph import constant, observed_names, tensor_name
 from resnet_deploy.quantize.observers import BINS, HALF, Histogram
 
@@ -36,7 +36,6 @@ _WRITTEN: Final[dict[str, object]] = _CONVOLUTION | _POOLING | _PRODUCT | {"axis
 _PADDING: Final = {"Conv": 0.0, "MaxPool": -math.inf}
 
 
-@torch.inference_mode()
 def observe(model: "ir.Model", images: "Iterable[Array]", device: str) -> tuple[dict[str, Histogram], int]:
     """Run ``model`` over contract tensors on ``device``, one image at a time, and observe its activations.
 
@@ -51,19 +50,30 @@ def observe(model: "ir.Model", images: "Iterable[Array]", device: str) -> tuple[
     Raises:
         DataError: If there was no image.
         ModelError: If an activation is not finite, or the graph has an operation that ``export`` does not write.
+        BackendError: If PyTorch fails there: its memory is full, or it has no kernels for such a device.
     """
-    names = observed_names(model.graph)
-    graph = TorchGraph(model, device)
-    histograms = {name: Histogram() for name in names}
-    count = 0
-    # TensorFloat-32, which cuDNN would take for convolutions, has 10 digits of FP32's 23.
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        for image in one_by_one(images):
-            count += 1
-            _count(histograms, graph.run(image, names), f"calibration image {count}")
+    histograms = {name: Histogram() for name in observed_names(model.graph)}
+    try:
+        count = _run(model, images, device, histograms)
+    except RuntimeError as error:  # all that PyTorch raises, out of memory among it
+        reason = f"PyTorch failed on {device}: {str(error).partition(chr(10))[0]}"
+        raise BackendError(reason, hint="calibrate with --calib-device cpu") from error
     if count == 0:
         raise DataError("no calibration images", hint="give --calib a folder of real images")
     return histograms, count
+
+
+@torch.inference_mode()
+def _run(model: "ir.Model", images: "Iterable[Array]", device: str, histograms: dict[str, Histogram]) -> int:
+    """Count every image's activations into ``histograms``; return how many images there were."""
+    graph, count = TorchGraph(model, device), 0
+    # TensorFloat-32, which cuDNN would take for convolutions, has 10 digits of FP32's 23. What the classifier computes
+    # is not observed.
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        for image in one_by_one(images):
+            count += 1
+            _count(histograms, graph.run(image, histograms), f"calibration image {count}")
+    return count
 
 
 def _count(histograms: dict[str, Histogram], tensors: "dict[str, Tensor]", image: str) -> None:

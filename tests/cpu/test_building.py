@@ -24,12 +24,13 @@ from resnet_deploy.errors import (
     ModelError,
 )
 from resnet_deploy.images import batch_from_images
-from resnet_deploy.pipeline import lowering
+from resnet_deploy.pipeline import calibrating, lowering
 from resnet_deploy.pipeline.building import BuildInputs, build
 from resnet_deploy.pipeline.calibrating import RANDOM
 from resnet_deploy.pipeline.exporting import export
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.protocols import Silent
+from resnet_deploy.quantize import torch_observe
 from resnet_deploy.specs import BatchRange, BuildSpec, CalibrationSpec, ExportSpec
 
 FP32 = BuildSpec(backend="onnxruntime", precision="fp32")
@@ -145,6 +146,7 @@ def test_calibration_says_what_it_saw(deployment):
         "dataset_sha256": find_images(deployment.calibration).digest,
         "images": 12,
         "skipped": [],
+        "device": "cpu",
         "preprocess_sha256": deployment.card.preprocess.digest,
         "weights_sha256": deployment.card.weights_sha256,
         "onnx_sha256": artifact.sha256_file(deployment.model),
@@ -315,6 +317,13 @@ def another_gpu(case):
     case.monkeypatch.setattr(environment, "probe_gpu", lambda: gpu)
 
 
+def another_device(case):
+    """As where PyTorch has come to see a GPU: here its CPU device, under another name."""
+    observe = torch_observe.observe
+    case.monkeypatch.setattr(torch_observe, "observe", lambda model, images, device: observe(model, images, "cpu"))
+    case.monkeypatch.setattr(calibrating, "find_device", lambda asked: "cuda")
+
+
 CHANGES = (
     add_image,
     change_image,
@@ -329,6 +338,7 @@ CHANGES = (
     another_package,
     another_processor,
     another_gpu,
+    another_device,
 )
 
 

@@ -183,6 +183,20 @@ def with_loud_channel(path, name, factor=100):
     return "loud.onnx"
 
 
+def test_weights_are_those_of_the_network_whose_activations_were_observed(invoke, workplace):
+    loud = with_loud_channel(MODEL, "layer3.0.conv1.weight")
+    decades = []
+    for flag, rescaled in (("--no-equalize", False), ("--equalize", True)):
+        assert invoke("calibrate", loud, "--calib", "calibration", flag, "-o", "seen.safetensors").exit_code == 0
+        inspected = found(invoke, loud, "--outliers", "--observed", "seen.safetensors")
+        (layer,) = (one for one in inspected["spreads"] if one["layer"] == "layer3.0.conv1")
+        assert inspected["rescaled"] == rescaled
+        decades.append(layer["decades"])
+        said = invoke("inspect", loud, "--outliers", "--observed", "seen.safetensors").output
+        assert ("with its channels rescaled" in said) == rescaled
+    assert decades[1] < decades[0] - 0.5  # half of two decades went to what reads the channel
+
+
 def test_observations_of_another_model_are_refused(invoke, workplace):
     other = with_loud_channel(MODEL, "layer3.0.conv1.weight")
     result = invoke("inspect", other, "--outliers", "--observed", OBSERVED)
@@ -207,7 +221,7 @@ def test_weights_that_are_no_numbers_are_refused(invoke, workplace):
         ("smaller.onnx", "is not what its model card says", ""),
         (f"{ENGINE} --outliers", "--outliers has no effect with an engine", "exported model"),
         (f"{ENGINE} --observed {OBSERVED}", "--observed has no effect with an engine", "exported model"),
-        (f"{MODEL} --observed {OBSERVED}", "--observed has no effect with a list without outliers", "--outliers"),
+        (f"{MODEL} --observed {OBSERVED}", "--observed has no effect without --outliers", "--outliers"),
         (f"{MODEL} --outliers --observed absent", "absent", ""),
         (f"{MODEL} --outliers --observed notes.txt", "notes.txt: the observations are damaged", "calibrate"),
         (f"{MODEL} --scales", "--scales has no effect with an exported model", "an engine"),

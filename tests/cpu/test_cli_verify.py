@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -15,14 +16,17 @@ pytest.importorskip("torch", reason="PyTorch is the first rung")
 
 import resnet_deploy
 from resnet_deploy import artifact
-from resnet_deploy.bundle import MANIFEST, seal
+from resnet_deploy.bundle import CORRECTIONS, MANIFEST, seal
 from resnet_deploy.onnx_files import initializers_digest, onnx_from_bytes
 from resnet_deploy.parity import first_divergence
+from resnet_deploy.pipeline import searching
 from resnet_deploy.pipeline.building import BuildInputs, build
 from resnet_deploy.pipeline.source import read_source
 from resnet_deploy.pipeline.verifying import compared_graph, read_lowered
 from resnet_deploy.protocols import Silent
+from resnet_deploy.quantize.bias import correct_biases, read_corrections
 from resnet_deploy.quantize.divergence import compare_steps
+from resnet_deploy.quantize.search import Point, Search
 from resnet_deploy.report.wording import NOTHING
 
 ENGINE = "engines/resnet18-int8-onnxruntime"
@@ -184,6 +188,28 @@ def test_rescaled_channels_are_compared_with_rescaled_ones(invoke, workplace, de
     assert wrong is not None
     assert wrong.layer == "layer1.0.conv1"
     assert first_divergence(compare_steps(compared_graph(source, deployment.int8_spec), lowered, [images])) is None
+
+
+def test_a_layer_left_in_floating_point_is_held_against_the_bias_it_has(invoke, workplace, deployment, monkeypatch):
+    kept = Point(in_float=("layer2.0.conv2",), noise=0.0, cost=1.0, drop=0.0)
+    about = {"metric": "top-1", "cost": "seconds", "dataset": "data", "dataset_sha256": "", "images": 40}
+    found = Search(max_drop=10, sensitivity={}, steps=(kept,), **about)
+    monkeypatch.setattr(searching, "search_precision", lambda *given: found)
+    spec = msgspec.structs.replace(deployment.int8_spec, max_drop=10)
+    inputs = BuildInputs(Path("engines/resnet18.onnx"), Path("engines/limited"), "calibration", data=Path("data"))
+    limited = build(inputs, spec, Silent()).bundle
+    applied = read_corrections(limited.path / CORRECTIONS)
+    measured = read_corrections(deployment.engines["int8"] / CORRECTIONS)
+    assert measured.keys() - applied.keys() == {"layer2.0.conv2"}
+    result = invoke("verify", limited.path, "--no-pytorch")
+    assert result.exit_code == 0, result.output
+    assert "no layer diverges" in result.output
+    # With the correction that it was not given, it would be blamed.
+    model, lowered = read_source(deployment.model).model, onnx_from_bytes(read_lowered(limited), name="it")
+    images = np.load(limited.golden_path)["images"][:1]
+    wrong = first_divergence(compare_steps(model, lowered, [images], corrected=correct_biases(model, measured)))
+    assert wrong is not None
+    assert wrong.layer == "layer2.0.conv2"
 
 
 # --- refusals

@@ -119,6 +119,16 @@ def test_another_form_of_an_operation_is_refused(resnet18, node, name, value):
         TorchGraph(other, "cpu")
 
 
+def test_what_pytorch_fails_with_is_one_line(resnet18, images, monkeypatch):
+    def full(self, images, names):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nAnd more.")
+
+    monkeypatch.setattr(TorchGraph, "run", full)
+    with pytest.raises(BackendError, match=r"PyTorch failed on cpu: CUDA out of memory\. .* 2 GiB\.$") as caught:
+        observe(resnet18.model, [images], "cpu")
+    assert "--calib-device cpu" in caught.value.hint
+
+
 def test_another_operation_is_refused(resnet18):
     other = resnet18.model.clone()
     other.graph.node("maxpool").op_type = "AveragePool"

@@ -170,6 +170,8 @@ def test_what_does_not_belong_together_is_refused():
         merge_observations([observe(1, 2), observe(2, 3)])
     with pytest.raises(DataError, match="different folders: train and val"):
         merge_observations([observe(1), replace(observe(2), dataset="val")])
+    with pytest.raises(DataError, match="made on cpu and on cuda"):
+        merge_observations([observe(1), replace(observe(2), device="cuda")])
     noise = replace(observe(1), images={})
     with pytest.raises(DataError, match="noise was observed twice"):
         merge_observations([noise, noise])
