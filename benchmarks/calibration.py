@@ -8,6 +8,7 @@ answer the images of --data in one run, and are timed in turns. Writes every fig
 """
 
 import json
+import math
 import random
 import statistics
 import subprocess
@@ -35,6 +36,8 @@ from resnet_deploy.specs import BatchRange, BenchSpec, ModelCard
 from resnet_deploy.verify import best_classes, compare_logits
 
 RESULTS = Path(__file__).parent / "results"
+FP32 = "fp32"
+EQUAL_DB = 200.0  # what no two networks share but one with itself
 NOTHING = "–"  # noqa: RUF001 - the dash that stands for an empty cell
 PATH = click.Path(path_type=Path, exists=True)
 
@@ -69,7 +72,7 @@ def main(model: Path, calib: Path | None, data: Path | None, images: int, rounds
     stamp = str(record["created"])[:19].replace(":", "").replace("-", "") + "Z"
     path = RESULTS / f"calibration-{card.architecture}-{card.preprocess.image_size}-{stamp}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
-    print_table(rows, images)
+    click.echo("\n".join(table(rows, images)))
     click.echo(f"record: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
 
 
@@ -95,17 +98,18 @@ def compare(model: Path, card: ModelCard, data: Path | None, work: Path, rows: d
     files = {name: work / f"{name}.onnx" for name in rows if (work / f"{name}.onnx").exists()}
     threads, batch = environment.compute_threads(), BatchRange(1, 1, 32)
     runners = {name: OrtRunner(path, card, batch, threads=threads) for name, path in files.items()}
-    rows["fp32"] = {"runs": []}
-    runners["fp32"] = OrtRunner(model, card, batch, threads=threads)
+    rows[FP32] = {"runs": []}
+    runners[FP32] = OrtRunner(model, card, batch, threads=threads)
     feed = synthetic_images(card.preprocess, 8, seed=1)
     if data is not None:
         dataset = find_dataset(data, card)
         feed = np.concatenate([batch.images for batch in BatchReader(dataset, card.preprocess, 32)])
-        expected = infer(runners["fp32"], feed)
+        expected = infer(runners[FP32], feed)
         for name, runner in runners.items():
             logits = infer(runner, feed)
-            difference = compare_logits(expected, logits)
-            rows[name] |= {"agreement": difference.agreement, "sqnr_db": min(difference.sqnr_db, 200.0)}
+            if name != FP32:
+                difference = compare_logits(expected, logits)
+                rows[name] |= {"agreement": difference.agreement, "sqnr_db": difference.sqnr_db}
             if dataset.labels:
                 rows[name]["top1"] = float((best_classes(logits, 1)[:, 0] == np.array(dataset.labels)).mean())
     entrants = [Entrant(name, runner) for name, runner in runners.items()]
@@ -114,24 +118,28 @@ def compare(model: Path, card: ModelCard, data: Path | None, work: Path, rows: d
         rows[name]["latency_s"] = samples[0].seconds
 
 
-def print_table(rows: dict[str, Any], images: int) -> None:
-    """Print medians as Markdown."""
-    plain = [run["seconds"] for run in rows.get("plain inference", {}).get("runs", [])]
-    click.echo(
-        "| | s per image | of plain inference | peak memory, MB | top-1 % | agreement % | SQNR dB | ms, batch 1 |"
-    )
-    click.echo("|---|---|---|---|---|---|---|---|")
-    for name, row in rows.items():
-        seconds = [run["seconds"] for run in row["runs"]]
-        cost = f"{statistics.median(seconds) / images:.3f}" if seconds else NOTHING
-        ratio = f"{statistics.median(seconds) / statistics.median(plain):.1f}" if seconds and plain else NOTHING
-        peak = f"{max(run['peak_bytes'] for run in row['runs']) / 1e6:,.0f}" if seconds else NOTHING
-        quality = [
-            f"{row[key] * factor:.{digits}f}" if key in row else NOTHING
-            for key, factor, digits in (("top1", 100, 2), ("agreement", 100, 2), ("sqnr_db", 1, 1))
-        ]
-        latency = f"{statistics.median(row['latency_s']) * 1e3:.2f}" if "latency_s" in row else NOTHING
-        click.echo(f"| {name} | {cost} | {ratio} | {peak} | {' | '.join(quality)} | {latency} |")
+def table(rows: dict[str, Any], images: int) -> list[str]:
+    """Lines of a Markdown table of medians; columns that no row has are left out."""
+    names = ("", "s per image", "of plain inference", "peak memory, MB")
+    names += ("top-1 %", "agreement %", "SQNR dB", "ms, batch 1")
+    lines = [[name, *cells(row, images, rows["plain inference"]["runs"])] for name, row in rows.items()]
+    kept = [index for index in range(len(names)) if any(line[index] != NOTHING for line in lines)]
+    marks = [["---"] * len(names), *lines]
+    return [f"| {' | '.join(line[index] for index in kept)} |" for line in (names, *marks)]
+
+
+def cells(row: dict[str, Any], images: int, plain: list[dict[str, float]]) -> list[str]:
+    """One arm's figures, or what stands for those that it has not."""
+    runs = row["runs"]
+    seconds = statistics.median(run["seconds"] for run in runs) if runs else math.nan
+    bound = statistics.median(run["seconds"] for run in plain)
+    peak = max((run["peak_bytes"] for run in runs), default=math.nan)
+    latency = statistics.median(row["latency_s"]) if "latency_s" in row else math.nan
+    shares = [f"{100 * row.get(key, math.nan):.2f}" for key in ("top1", "agreement")]
+    sqnr = f"{row.get('sqnr_db', math.nan):.1f}" if row.get("sqnr_db", 0) < EQUAL_DB else NOTHING
+    figures = [f"{seconds / images:.3f}", f"{seconds / bound:.1f}", f"{peak / 1e6:,.0f}"]
+    figures += [*shares, sqnr, f"{latency * 1e3:.2f}"]
+    return [NOTHING if figure == "nan" else figure for figure in figures]
 
 
 if __name__ == "__main__":

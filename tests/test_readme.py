@@ -171,3 +171,14 @@ def test_int8_table_is_what_its_record_gives() -> None:
     assert len(printed) == 24
     for *case, cells in printed:
         assert cells.split(" | ") == by_case[tuple(case)], case
+
+
+def test_calibration_tables_are_what_their_records_give() -> None:
+    from calibration import table
+
+    page = (ROOT / "benchmarks/README.md").read_text()
+    names = re.findall(r"\]\((results/calibration-[^)]+\.json)\)", page)
+    assert len(names) == 2
+    for name in names:
+        record = json.loads((ROOT / "benchmarks" / name).read_text())
+        assert "\n" + "\n".join(table(record["arms"], record["calibration_images"])) + "\n" in page
