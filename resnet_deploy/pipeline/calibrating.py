@@ -1,6 +1,6 @@
 """Images, noise when asked for by name, or earlier observations, to the ranges of a graph's activations."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -233,16 +233,13 @@ def find_trial(
     spec: "CalibrationSpec", form: "QdqForm", material: Material, card: "ModelCard", progress: "Progress"
 ) -> Trial | None:
     """Make the trial of ``auto`` on a few of the images that it calibrates on; None for the other methods."""
-    from resnet_deploy.datasets import BatchReader
-
     if spec.method != "auto":
         return None
     reader = material.reader
     if reader is None:
         return Trial(form, _noise(card))
-    few = reader.dataset.subset(_TRIAL_IMAGES)
-    images = BatchReader(few, reader.spec, _BATCH, skip_corrupt=reader.skip_corrupt)
-    return Trial(form, _images(images, "trying out the methods", progress))
+    few = replace(reader, dataset=reader.dataset.subset(_TRIAL_IMAGES))
+    return Trial(form, _images(few, "trying out the methods", progress))
 
 
 def _images(reader: "BatchReader", what: str, progress: "Progress") -> "Iterator[Array]":

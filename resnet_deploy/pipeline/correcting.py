@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from resnet_deploy.datasets import BatchReader
 from resnet_deploy.pipeline import lowering
 
 if TYPE_CHECKING:
@@ -29,9 +28,8 @@ def correct(recipe: "Recipe", material: "Material", progress: "Progress") -> tup
 
     reader = material.reader
     if reader is None:
-        missing = "noise has" if material.observations is None else "observations hold"
-        return recipe, f"biases are not corrected: {missing} no images to measure their error on (a folder has)"
-    few = BatchReader(reader.dataset.subset(_IMAGES), reader.spec, 1, skip_corrupt=reader.skip_corrupt)
+        return recipe, "biases are not corrected: that takes images to measure their error on (--calib DIR)"
+    few = replace(reader, dataset=reader.dataset.subset(_IMAGES), batch_size=1)
     images = [np.ascontiguousarray(batch.images) for batch in few]
     if not images:
         return recipe, "biases are not corrected: the images to measure their error on are damaged"

@@ -35,6 +35,7 @@ LINE = ("build", "engines/resnet18.onnx", "--fp16", "--backend", "onnxruntime", 
 def stalled(workplace):
     """Start a build and wait until it has begun its folder: (command to start it by) -> process."""
     started = []
+    hang_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which is ignored where `nohup` runs the tests
 
     def start(*by):
         process = subprocess.Popen(
@@ -57,6 +58,7 @@ def stalled(workplace):
     for process in started:
         process.kill()
         process.communicate()
+    signal.signal(signal.SIGHUP, hang_up)
 
 
 ENDS = [(signal.SIGTERM, 143, b""), (signal.SIGHUP, 129, b""), (signal.SIGINT, 130, b"interrupted\n")]
