@@ -136,15 +136,11 @@ def print_spreads(spreads: "Sequence[WeightSpread]", console: Console) -> None:
         for spread in spreads
     ]
     _print_table(of_channels + of_grids, rows, 1, console, left=(8,))
-    console.print()
-    for verdict, count in Counter(spread.verdict for spread in spreads).items():
-        console.print(Text(f"{count} of {len(spreads)} layers: {verdict}"))
-    console.print(
-        Text(
-            "dB: SQNR that rounding leaves the median channel's weights; wasting: channels that a scale per tensor "
-            "leaves fewer than 16 of 127 levels"
-        )
+    legend = (
+        "dB: SQNR that rounding leaves the median channel's weights; wasting: channels that a scale per tensor "
+        "leaves fewer than 16 of 127 levels"
     )
+    _print_verdicts([spread.verdict for spread in spreads], "layers", legend, console)
 
 
 def print_activation_spreads(spreads: "Sequence[ActivationSpread]", console: Console) -> None:
@@ -164,15 +160,19 @@ def print_activation_spreads(spreads: "Sequence[ActivationSpread]", console: Con
         for spread in spreads
     ]
     _print_table(header, rows, 2, console, left=(len(header) - 1,))
-    console.print()
-    for verdict, count in Counter(spread.verdict for spread in spreads).items():
-        console.print(Text(f"{count} of {len(spreads)} activations: {verdict}"))
-    console.print(
-        Text(
-            "dB: SQNR that 8 bits leave of what was observed, in the range that each method chooses: of the 99.9 % of "
-            "the values that are smallest, which large ones would hide, and of all"
-        )
+    legend = (
+        "dB: SQNR that 8 bits leave of what was observed, in the range that each method chooses: of the 99.9 % of "
+        "the values that are smallest, which large ones would hide, and of all"
     )
+    _print_verdicts([spread.verdict for spread in spreads], "activations", legend, console)
+
+
+def _print_verdicts(verdicts: Sequence[str], what: str, legend: str, console: Console) -> None:
+    """Say how many share each verdict, and what the columns above mean."""
+    console.print()
+    for verdict, count in Counter(verdicts).items():
+        console.print(Text(f"{count} of {len(verdicts)} {what}: {verdict}"))
+    console.print(Text(legend))
 
 
 def _number(value: float | None) -> str:
