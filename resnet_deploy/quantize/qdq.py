@@ -254,8 +254,8 @@ class _Writer:
 def activation_grid(chosen: Range, form: QdqForm) -> tuple[float, int]:
     """Scale (rounded to the form's data type) and zero point that cover ``chosen``; zero is always exact."""
     if form.activation == "int8":
-        return _representable(chosen.magnitude / 127, form), 0
-    scale = _representable((chosen.high - chosen.low) / 255, form)
+        return float(_representable(np.array(chosen.magnitude / 127), form)), 0
+    scale = float(_representable(np.array((chosen.high - chosen.low) / 255), form))
     return scale, round(-chosen.low / scale)
 
 
@@ -264,23 +264,19 @@ def weight_scales(weights: "NDArray[np.float32]", form: QdqForm) -> "NDArray[np.
     magnitudes = np.abs(weights.reshape(len(weights), -1)).max(1).astype(np.float64)
     if not form.per_channel:
         magnitudes[:] = magnitudes.max()
-    return np.array(
-        [_representable(magnitude / _weight_limit(form), form) for magnitude in magnitudes], form.scale_dtype
-    )
+    return _representable(magnitudes / _weight_limit(form), form)
 
 
-def _representable(scale: float, form: QdqForm) -> float:
-    """Round ``scale`` to the form's data type, no smaller than its smallest normal number; 1 for an all-zero tensor.
+def _representable(scales: "NDArray[np.float64]", form: QdqForm) -> "NDArray[np.floating]":
+    """Round to the form's data type, no smaller than its smallest normal number; 1 for an all-zero tensor.
 
     Rounding before quantizing keeps integers and scales consistent. Below the normal numbers a scale would lose digits;
     beyond the largest number it is infinite.
     """
-    if scale == 0:
-        return 1.0
     dtype = np.dtype(form.scale_dtype)
     with np.errstate(over="ignore"):
-        rounded = dtype.type(scale)
-    return float(max(rounded, np.finfo(dtype).smallest_normal))
+        rounded = np.maximum(scales.astype(dtype), np.finfo(dtype).smallest_normal)
+    return np.where(scales == 0, dtype.type(1), rounded)
 
 
 def _weight_limit(form: QdqForm) -> int:

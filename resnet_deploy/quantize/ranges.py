@@ -111,14 +111,21 @@ def _best_range(
 
 
 def _squared_errors(counts: "NDArray[np.float64]", candidates: "NDArray[np.int64]") -> "NDArray[np.float64]":
-    """Sums of squared differences between the bins' centres and their values on the grid, in squared bins."""
+    """Sums of squared differences between the bins' centres c and their values q on the grid, in squared bins.
+
+    q is the same in all bins of a level, whose sum is a difference of running sums, for all candidates at once:
+
+        sum of n (c - q)^2 = sum of n c^2 - sum over levels of q (2 sum of n c - q sum of n)
+    """
     centres = np.arange(len(counts)) + 0.5
-    errors = []
-    for bins in candidates:
-        step = bins / (_LEVELS - 1)
-        quantized = np.minimum(np.rint(centres / step), _LEVELS - 1) * step
-        errors.append((counts * (centres - quantized) ** 2).sum())
-    return np.array(errors)
+    steps = candidates[:, None] / (_LEVELS - 1)
+    levels = np.arange(_LEVELS)
+    begins = np.clip(np.ceil((levels - 0.5) * steps - 0.5), 0, len(counts)).astype(np.int64)  # from q - step / 2 on
+    edges = np.append(begins, np.full_like(candidates, len(counts))[:, None], axis=1)
+    counted, summed = (np.diff(_running_sum(values)[edges]) for values in (counts, counts * centres))
+    quantized = levels * steps
+    saved: NDArray[np.float64] = (quantized * (2 * summed - quantized * counted)).sum(1)
+    return (counts * centres**2).sum() - saved
 
 
 def _divergences(counts: "NDArray[np.float64]", candidates: "NDArray[np.int64]") -> "NDArray[np.float64]":
