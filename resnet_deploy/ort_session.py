@@ -4,7 +4,7 @@ import contextlib
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,7 +13,9 @@ from resnet_deploy.errors import BackendError, BuildError
 from resnet_deploy.specs import INPUT_NAME
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnxruntime
+    from numpy.typing import NDArray
 
     from resnet_deploy.protocols import Array
 
@@ -37,11 +39,18 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def open_session(model: Path | bytes, *, threads: int = 0, as_written: bool = False) -> "onnxruntime.InferenceSession":
+def open_session(
+    model: Path | bytes,
+    weights: "Mapping[str, NDArray[np.generic]] | None" = None,
+    *,
+    threads: int = 0,
+    as_written: bool = False,
+) -> "onnxruntime.InferenceSession":
     """Open a session on the CPU provider.
 
     Args:
         model: A file, or a serialized model.
+        weights: Constants by name that the model declares to be elsewhere; read where they are, and kept.
         threads: Threads for one call; 0 for one per physical core within a container's quota, which ONNX Runtime
             would not see.
         as_written: Run every node as the graph says, Q/DQ in floating point, without fusion. This is how a graph
@@ -56,9 +65,14 @@ def open_session(model: Path | bytes, *, threads: int = 0, as_written: bool = Fa
     options = _options(ort, threads)
     if as_written:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    kept = [(name, ort.OrtValue.ortvalue_from_numpy(array)) for name, array in (weights or {}).items()]
+    if kept:
+        options.add_external_initializers([name for name, _ in kept], [value for _, value in kept])
     source = model if isinstance(model, bytes) else str(model)
     with translate_refusals():
-        return ort.InferenceSession(source, options, providers=[CPU_PROVIDER])
+        session = ort.InferenceSession(source, options, providers=[CPU_PROVIDER])
+    session.weights_in_use = kept  # it reads them where they are, and does not keep them alive
+    return session
 
 
 def profile_nodes(model: Path | bytes, feed: "Array", *, calls: int) -> dict[str, float]:

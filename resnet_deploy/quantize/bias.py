@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from resnet_deploy import artifact
 from resnet_deploy.errors import DataError
-from resnet_deploy.onnx_files import bytes_from_onnx
+from resnet_deploy.onnx_files import split_weights
 from resnet_deploy.ort_session import open_session, translate_refusals
 from resnet_deploy.quantize.graph import add_constant, constant, tensor_name, weighted_nodes, with_outputs
 from resnet_deploy.specs import INPUT_NAME
@@ -55,7 +55,7 @@ def measure_corrections(model: ir.Model, lowered: ir.Model, images: "Sequence[Ar
     corrections: dict[str, NDArray[np.float32]] = {}
     held = [{INPUT_NAME: image} for image in images]
     for stage in _stages(lowered.graph, {str(node.name) for node in weighted_nodes(model.graph)}):
-        session = open_session(stage.model(lowered), as_written=True)
+        session = open_session(*split_weights(stage.model(lowered)), as_written=True)
         means = []
         for values in held:
             with translate_refusals():
@@ -119,7 +119,7 @@ def _mean_outputs(model: ir.Model, images: "Sequence[Array]") -> "dict[str, NDAr
     layers = {tensor_name(node.outputs[0]): str(node.name) for node in weighted_nodes(model.graph)}
     tapped = with_outputs(model, layers)
     names = [tensor_name(value) for value in tapped.graph.outputs]
-    session = open_session(bytes_from_onnx(tapped))
+    session = open_session(*split_weights(tapped))
     means = {layers[name]: np.zeros(1) for name in names}
     for image in images:
         with translate_refusals():
@@ -158,10 +158,10 @@ class _Stage:
     outputs: tuple[str, ...]
     spent: tuple[str, ...]
 
-    def model(self, whole: ir.Model) -> bytes:
-        """Serialize these nodes as a model of their own."""
+    def model(self, whole: ir.Model) -> ir.Model:
+        """Make these nodes a model of their own."""
         graph = ir.convenience.extract(whole.graph, list(self.inputs), list(self.outputs))
-        return bytes_from_onnx(ir.Model(graph, ir_version=whole.ir_version))
+        return ir.Model(graph, ir_version=whole.ir_version)
 
 
 def _stages(graph: ir.Graph, layers: set[str]) -> list[_Stage]:

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from resnet_deploy.batching import one_by_one
 from resnet_deploy.environment import compute_threads
 from resnet_deploy.errors import DataError, ModelError
-from resnet_deploy.onnx_files import bytes_from_onnx
+from resnet_deploy.onnx_files import split_weights
 from resnet_deploy.ort_session import open_session, translate_refusals
 from resnet_deploy.quantize.graph import observed_names, with_outputs
 from resnet_deploy.quantize.observers import Histogram
@@ -127,7 +127,7 @@ def observe(model: ir.Model, images: "Iterable[Array]") -> tuple[dict[str, Histo
     names = observed_names(model.graph)
     # The network's input is no output: ONNX Runtime would leave what is bound for it as it is.
     computed = [name for name in names if name != INPUT_NAME]
-    session = open_session(bytes_from_onnx(with_outputs(model, computed)), threads=threads // number)
+    session = open_session(*split_weights(with_outputs(model, computed)), threads=threads // number)
     workers = [_Worker(session, names) for _ in range(number)]
     count = 0
     with ThreadPoolExecutor(number, thread_name_prefix="observe") as pool:

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from resnet_deploy.batching import one_by_one
 from resnet_deploy.errors import ModelError
-from resnet_deploy.onnx_files import bytes_from_onnx
+from resnet_deploy.onnx_files import split_weights
 from resnet_deploy.ort_session import open_session, translate_refusals
 from resnet_deploy.parity import Step
 from resnet_deploy.quantize.graph import all_tensors, constant, tensor_name, with_outputs
@@ -223,7 +223,7 @@ class _Tapped:
 
     def __init__(self, model: ir.Model) -> None:
         self._names = [tensor_name(value) for value in model.graph.outputs]
-        self._session = open_session(bytes_from_onnx(model), as_written=True)
+        self._session = open_session(*split_weights(model), as_written=True)
 
     def __call__(self, feed: "dict[str, Array]") -> "dict[str, Array]":
         with translate_refusals():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import onnx_ir as ir
 
-from resnet_deploy.onnx_files import bytes_from_onnx
+from resnet_deploy.onnx_files import split_weights
 from resnet_deploy.ort_session import open_session, translate_refusals
 from resnet_deploy.quantize.graph import activations, add_constant, grid_source, tensor_name
 from resnet_deploy.quantize.qdq import QdqForm, activation_grid
@@ -51,7 +51,7 @@ def measure_output_sqnr(
     for tensor in activations(trial.graph):
         name = tensor_name(grid_source(tensor))
         trial.try_out(tensor, name, ranges[name])
-    session = open_session(bytes_from_onnx(trial.finished()))
+    session = open_session(*split_weights(trial.finished()))
     totals = np.zeros(len(trial.outputs))
     for batch in images:
         with translate_refusals():

@@ -124,8 +124,9 @@ def _squared_errors(counts: "NDArray[np.float64]", candidates: "NDArray[np.int64
     edges = np.append(begins, np.full_like(candidates, len(counts))[:, None], axis=1)
     counted, summed = (np.diff(_running_sum(values)[edges]) for values in (counts, counts * centres))
     quantized = levels * steps
-    saved: NDArray[np.float64] = (quantized * (2 * summed - quantized * counted)).sum(1)
-    return (counts * centres**2).sum() - saved
+    saved = (quantized * (2 * summed - quantized * counted)).sum(1)
+    errors: NDArray[np.float64] = (counts * centres**2).sum() - saved
+    return errors
 
 
 def _divergences(counts: "NDArray[np.float64]", candidates: "NDArray[np.int64]") -> "NDArray[np.float64]":

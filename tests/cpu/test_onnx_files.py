@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from resnet_deploy import onnx_files
 from resnet_deploy.environment import probe_cpu
 from resnet_deploy.errors import BuildError, ModelError
 from resnet_deploy.export import export_onnx
@@ -23,9 +24,12 @@ from resnet_deploy.onnx_files import (
     onnx_from_bytes,
     read_card,
     read_exported,
+    split_weights,
 )
+from resnet_deploy.ort_session import open_session
 from resnet_deploy.pipeline import lowering
 from resnet_deploy.pipeline.building import RANDOM, BuildInputs, build
+from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.protocols import Silent
 from resnet_deploy.specs import BuildSpec, CalibrationSpec, ModelCard, Precision, Preprocess
 
@@ -92,6 +96,26 @@ def test_the_card_comes_back(narrow):
     model, card = read_exported(narrow, name="model.onnx")
     assert card == read_card(model, name="model.onnx")
     assert msgspec.structs.replace(card, initializers_sha256="") == CARD
+    assert bytes_from_onnx(model) == narrow
+
+
+def test_a_session_takes_large_constants_from_where_they_are(narrow, monkeypatch):
+    monkeypatch.setattr(onnx_files, "_LARGE", 64)  # this file's are all small
+    model, card = read_exported(narrow, name="model.onnx")
+    graph, weights = split_weights(model)
+    images = synthetic_images(card.preprocess, 2)
+    large = {name for name, value in model.graph.initializers.items() if value.const_value.nbytes >= 64}
+    assert set(weights) == large
+    assert len(large) > 3
+    (expected,) = open_session(narrow).run(["logits"], {"images": images})
+    for as_written in (False, True):
+        (found,) = open_session(graph, weights, as_written=as_written).run(["logits"], {"images": images})
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    half = {name: array / 2 for name, array in weights.items()}
+    (wrong,) = open_session(graph, half).run(["logits"], {"images": images})
+    assert not np.allclose(wrong, expected, rtol=1e-2, atol=1e-3)
+    with pytest.raises(BuildError, match="refuses the model"):
+        open_session(graph)
     assert bytes_from_onnx(model) == narrow
 
 
