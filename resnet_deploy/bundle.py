@@ -9,6 +9,8 @@
         observations.safetensors  the histograms that they were chosen from (INT8 only)
         corrections.safetensors   what was added to the biases, layer by layer (INT8 only, where images allowed it)
         search.json               what was given back its precision to keep to a limit, and what that cost
+        layers.json               what the engine inspector says of the plan (TensorRT)
+        timing.cache              how long kernels took when it was compiled (TensorRT, where a cache was asked for)
         golden.npz                a few inputs and the outputs expected of this engine
         build.log                 what the compiler said
         manifest.json             all of the above by digest, everything below, and its own digest as ``sha256``
@@ -34,6 +36,8 @@ SEARCH: Final = "search.json"
 OBSERVATIONS: Final = "observations.safetensors"
 CORRECTIONS: Final = "corrections.safetensors"
 LOG: Final = "build.log"
+LAYERS: Final = "layers.json"
+TIMINGS: Final = "timing.cache"
 _DIGEST: Final = "sha256"
 
 
@@ -57,13 +61,17 @@ class Requirements(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         library: Distribution that runs it, such as ``onnxruntime``.
         version: The exact version of it, where the engine demands that; empty where any supported one will do.
+        later_versions: Whether later versions of the same major release will do too.
         compute_capabilities: GPU generations the engine holds code for, such as ``8.9``; empty on CPU.
+        least_compute_capability: The first GPU generation of those that run it; empty for no such bound.
         int8_dot_product: Whether the CPU must have one (VNNI or its kin): without it, full-range INT8 saturates.
     """
 
     library: str
     version: str = ""
+    later_versions: bool = False
     compute_capabilities: tuple[str, ...] = ()
+    least_compute_capability: str = ""
     int8_dot_product: bool = False
 
 

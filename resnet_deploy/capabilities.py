@@ -5,22 +5,15 @@ Libraries are looked for and not imported, unless asked for: their absence must 
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from typing import Final
 
 import msgspec
 
 from resnet_deploy.backends import Backend
 from resnet_deploy.driver import GpuProbe
 from resnet_deploy.environment import Environment, collect
+from resnet_deploy.trt_options import ARCHITECTURES, RTX_COMPUTE_CAPABILITIES
 
 Importer = Callable[[str], str]
-
-# What the builder of TensorRT-RTX 1.7.1 accepts as a target; it refuses 8.7, 9.0, 10.0 and 10.3. The support matrix has
-# all of these but 8.0, which NVIDIA's guide to building ahead of time adds:
-# https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix-1/1.5.html
-RTX_COMPUTE_CAPABILITIES: Final = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-
-_ARCHITECTURES: Final = {"7.0": "Volta", "8.7": "Orin", "9.0": "Hopper", "10.0": "Blackwell", "10.3": "Blackwell Ultra"}
 
 
 class Capability(msgspec.Struct, frozen=True):
@@ -103,5 +96,5 @@ def _has_device(backend: Backend, gpu: GpuProbe) -> Capability:
     found = dict.fromkeys(one.compute_capability for one in gpu.gpus)
     if backend.device == "nvidia" or any(one in RTX_COMPUTE_CAPABILITIES for one in found):
         return Capability(True)
-    named = " or ".join(f"{one} ({_ARCHITECTURES[one]})" if one in _ARCHITECTURES else one for one in found)
+    named = " or ".join(f"{one} ({ARCHITECTURES[one]})" if one in ARCHITECTURES else one for one in found)
     return Capability(False, f"TensorRT-RTX does not support compute capability {named}", "use --backend tensorrt")

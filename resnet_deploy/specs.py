@@ -5,11 +5,13 @@ Each spec refuses a value that makes no sense when it is made, so that the stage
 
 import hashlib
 import math
+from collections.abc import Sequence
 from typing import Final, Literal, get_args
 
 import msgspec
 
 from resnet_deploy.errors import SpecError
+from resnet_deploy.trt_options import TENSORRT, TENSORRT_RTX, TrtOptions
 
 Precision = Literal["fp32", "fp16", "int8"]
 RangeMethod = Literal["max", "percentile", "entropy", "mse"]
@@ -260,6 +262,22 @@ class BatchRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"{self.min}:{self.opt}:{self.max}"
 
 
+def whole_range(profiles: Sequence[BatchRange]) -> BatchRange:
+    """Join profiles to the range that they cover, tuned for what the first is tuned for.
+
+    Raises:
+        SpecError: If they leave out a batch size in between.
+    """
+    first, *others = sorted(profiles, key=lambda one: one.min)
+    covered = first.max
+    for profile in others:
+        if profile.min > covered + 1:
+            sizes = str(covered + 1) if profile.min == covered + 2 else f"{covered + 1} to {profile.min - 1}"
+            raise SpecError(f"the profiles leave out a batch of {sizes}", hint="let ranges touch, such as 1 and 2:8:64")
+        covered = max(covered, profile.max)
+    return BatchRange(first.min, profiles[0].opt, covered)
+
+
 class CalibrationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How activation ranges are chosen from what was observed.
 
@@ -298,21 +316,30 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         backend: A name in ``builders.BUILDERS``.
         precision: Precision of the convolutions and of the classifier.
         batch: Batch sizes the engine accepts.
+        profiles: Parts of that range that the engine is tuned for one by one; empty for the range as a whole.
+        trt: How TensorRT is to compile it.
         calibration: How INT8 ranges are chosen; absent for the other precisions.
         max_drop: Points of accuracy that INT8 may lose: layers keep their precision until it does; absent for no limit.
 
     Raises:
-        SpecError: If there is no such precision, INT8 lacks a calibration, another precision has one or a limit, or
-            the limit is no number of points.
+        SpecError: If there is no such precision, INT8 lacks a calibration, another precision has one or a limit, the
+            limit is no number of points, the profiles leave sizes out, or the backend lacks an option.
     """
 
     backend: str
     precision: Precision
     batch: BatchRange = BatchRange()
+    profiles: tuple[BatchRange, ...] = ()
+    trt: TrtOptions = TrtOptions()
     calibration: CalibrationSpec | None = None
     max_drop: float | None = None
 
     def __post_init__(self) -> None:
+        self.trt.require_backend(self.backend)
+        if self.profiles and self.backend not in (TENSORRT, TENSORRT_RTX):
+            raise SpecError(f"{self.backend} has no profiles", hint="give --batch once")
+        if self.profiles and whole_range(self.profiles) != self.batch:
+            raise SpecError(f"the profiles do not make up {self.batch}", hint="leave `batch` to `whole_range`")
         _require_choice("precision", self.precision, PRECISIONS)
         if self.precision == "int8" and self.calibration is None:
             raise SpecError("INT8 needs calibration data", hint="add --calib DIR with a few hundred real images")

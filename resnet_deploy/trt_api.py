@@ -5,17 +5,28 @@ process-wide switch.
 """
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from resnet_deploy.backends import find_backend
 from resnet_deploy.errors import BackendError
+from resnet_deploy.trt_options import TENSORRT_RTX
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 # What TensorRT-RTX compiles for when nobody asks for a target: Ampere, Ada and Blackwell RTX GPUs (its own default).
 RTX_DEFAULT_TARGETS: Final = ("8.6", "8.9", "12.0")
+OLDEST: Final = {"tensorrt": (10, 16), "tensorrt-rtx": (1, 7)}
+
+# The one table of differences: what we use and only one flavour has. Everything else that we use is in all of
+# TensorRT 10.16, 11.4 and TensorRT-RTX 1.7, which a test holds against their bindings' complete lists of names.
+ONLY_IN: Final[Mapping[str, str]] = {
+    "ComputeCapability": "tensorrt-rtx",
+    "IBuilderConfig.num_compute_capabilities": "tensorrt-rtx",
+    "IBuilderConfig.set_compute_capability": "tensorrt-rtx",
+}
 
 
 @dataclass(frozen=True)
@@ -35,20 +46,23 @@ class TrtApi:
     @property
     def ahead_of_time(self) -> bool:
         """Whether it compiles for named GPU generations without a GPU, rather than for the one that is present."""
-        return self.backend == "tensorrt-rtx"
+        return self.backend == TENSORRT_RTX
 
 
 def load(backend: str) -> TrtApi:
     """Import a flavour by its name in the table of backends.
 
     Raises:
-        BackendError: If it is not installed, or its libraries do not load.
+        BackendError: If it is not installed, its libraries do not load, or it is older than what this was written for.
     """
     row = find_backend(backend)
+    install = f'install it with `pip install "resnet-deploy[{row.extra}]"`'
     try:
         module: ModuleType = importlib.import_module(row.module)
     except (ImportError, OSError) as error:
-        raise BackendError(
-            f"{backend} cannot be imported: {error}", hint=f'install it with `pip install "resnet-deploy[{row.extra}]"`'
-        ) from error
-    return TrtApi(backend, module, str(module.__version__))
+        raise BackendError(f"{backend} cannot be imported: {error}", hint=install) from error
+    version = str(module.__version__)
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST[backend]:
+        oldest = ".".join(map(str, OLDEST[backend]))
+        raise BackendError(f"{backend} {version} is too old: {oldest} or later is needed", hint=install)
+    return TrtApi(backend, module, version)

@@ -310,7 +310,7 @@ def test_builders_in_the_table_exist(backend):
     module, _, attribute = named("builder")[backend].partition(":")
     pytest.importorskip("onnxruntime", reason="building needs it, whatever the backend")
     build = getattr(importlib.import_module(module), attribute)
-    assert list(inspect.signature(build).parameters) == ["lowered", "spec", "folder"]
+    assert list(inspect.signature(build).parameters) == ["lowered", "spec", "folder", "progress"]
 
 
 @pytest.mark.parametrize("backend", named("runner"))

@@ -4,12 +4,15 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from resnet_deploy.backends import find_backend
 from resnet_deploy.bundle import Requirements
 from resnet_deploy.errors import BackendError
 from resnet_deploy.specs import BuildSpec
+
+if TYPE_CHECKING:
+    from resnet_deploy.protocols import Progress
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,11 @@ class BuiltEngine:
     notes: tuple[str, ...] = field(default=())
 
 
-Builder = Callable[[bytes, BuildSpec, Path], BuiltEngine]
+Builder = Callable[[bytes, BuildSpec, Path, "Progress"], BuiltEngine]
 
 
 def find_builder(name: str) -> Builder:
-    """Look up a backend's builder: (lowered ONNX, spec, folder) -> BuiltEngine.
+    """Look up a backend's builder: (lowered ONNX, spec, folder, progress) -> BuiltEngine.
 
     Raises:
         BackendError: If the backend is unknown or has none.
@@ -44,7 +47,7 @@ def find_builder(name: str) -> Builder:
     if not backend.builder:
         raise BackendError(
             f"this version of resnet-deploy does not build engines for {name}",
-            hint="choose --backend onnxruntime or tensorrt-rtx",
+            hint="choose --backend onnxruntime, tensorrt or tensorrt-rtx",
         )
     module, _, function = backend.builder.partition(":")
     return cast("Builder", getattr(importlib.import_module(module), function))

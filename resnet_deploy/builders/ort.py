@@ -1,17 +1,20 @@
 """ONNX Runtime takes the lowered graph as it is; building means proving that it loads."""
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from resnet_deploy.builders import BuiltEngine
 from resnet_deploy.bundle import Requirements
 from resnet_deploy.ort_session import import_onnxruntime, open_session
 from resnet_deploy.specs import BuildSpec
 
+if TYPE_CHECKING:
+    from resnet_deploy.protocols import Progress
+
 ENGINE: Final = "model.onnx"
 
 
-def build_engine(lowered: bytes, spec: BuildSpec, folder: Path) -> BuiltEngine:
+def build_engine(lowered: bytes, spec: BuildSpec, folder: Path, progress: "Progress") -> BuiltEngine:
     """Write ``model.onnx`` into ``folder`` and open it once.
 
     The file is the portable graph and not ONNX Runtime's optimized one, which would hold layouts of this very CPU.
@@ -22,7 +25,8 @@ def build_engine(lowered: bytes, spec: BuildSpec, folder: Path) -> BuiltEngine:
     """
     ort = import_onnxruntime()
     (folder / ENGINE).write_bytes(lowered)
-    open_session(folder / ENGINE)
+    with progress.task("opening it with onnxruntime"):
+        open_session(folder / ENGINE)
     notes: tuple[str, ...] = ()
     if spec.precision == "fp16":
         notes = ("ONNX Runtime computes FP16 in FP32 on most CPUs: expect half the size, not the speed",)

@@ -15,9 +15,11 @@ from resnet_deploy.cli.options import (
     calibration_spec,
     refuse_idle,
     skip_corrupt_option,
+    trt_options,
+    trt_spec,
 )
 from resnet_deploy.errors import FileError, SpecError
-from resnet_deploy.specs import OBSERVATIONS_SUFFIX, PRECISIONS, BatchRange, BuildSpec, Precision
+from resnet_deploy.specs import OBSERVATIONS_SUFFIX, PRECISIONS, BatchRange, BuildSpec, Precision, whole_range
 
 if TYPE_CHECKING:
     from resnet_deploy.bundle import Measured
@@ -30,8 +32,17 @@ DEFAULT_MODEL: Final = ENGINES / "resnet50.onnx"
 @click.option("--fp32", is_flag=True, help="Build in FP32.")
 @click.option("--fp16", is_flag=True, help="Build in FP16.")
 @click.option("--int8", is_flag=True, help="Build in INT8; needs --calib.")
-@click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime or tensorrt-rtx.")
-@click.option("--batch", default="1:8:64", show_default=True, metavar="MIN:OPT:MAX", help="Batch sizes to accept.")
+@click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime, tensorrt or tensorrt-rtx.")
+@click.option(
+    "--batch",
+    "batches",
+    multiple=True,
+    default=("1:8:64",),
+    show_default=True,
+    metavar="MIN:OPT:MAX",
+    help="Batch sizes to accept; several times for several TensorRT profiles.",
+)
+@trt_options
 @click.option(
     "--calib",
     type=PATH_OR_WORD,
@@ -57,7 +68,7 @@ def build(model: Path | None, **values: Any) -> None:
       resnet-deploy build --int8 --calib imagenet/train-subset
       resnet-deploy build --int8 --calib imagenet/train-subset --max-drop 0.5 --data imagenet/val
       resnet-deploy build --int8 --calib engines/resnet50-observed.safetensors --calib-method mse
-      resnet-deploy build engines/resnet18.onnx --fp16 --backend tensorrt-rtx --batch 1:8:64
+      resnet-deploy build --fp16 --backend tensorrt-rtx --target sm89,sm120 --batch 1 --batch 2:16:64
     """
     from resnet_deploy.cli.terminal import TerminalProgress
 
@@ -94,10 +105,13 @@ def build_spec(values: dict[str, Any], backend: str) -> BuildSpec:
     reads_images = values["samples"] or values["data"] or (values["calib"] not in (None, "random") and not observed)
     if not reads_images:
         refuse_idle("a build that reads no images", "skip_corrupt", hint="drop it, or give --calib or --samples")
+    profiles = tuple(map(BatchRange.parse, values.pop("batches")))
     return BuildSpec(
         backend=backend,
         precision=asked[0],
-        batch=BatchRange.parse(values.pop("batch")),
+        batch=whole_range(profiles),
+        profiles=profiles if len(profiles) > 1 else (),
+        trt=trt_spec(values),
         calibration=calibration if asked[0] == "int8" else None,
         max_drop=values.pop("max_drop"),
     )

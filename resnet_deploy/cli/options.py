@@ -9,6 +9,7 @@ from click.core import ParameterSource
 
 from resnet_deploy.errors import SpecError
 from resnet_deploy.specs import CALIBRATION_DEVICES, CALIBRATION_METHODS, MAX_THREADS, CalibrationSpec, ExportSpec
+from resnet_deploy.trt_options import HARDWARE_COMPATIBILITY, TrtOptions, parse_bytes, parse_targets
 
 
 class _PathType(click.Path):
@@ -120,6 +121,50 @@ def _labels(given: str | None) -> tuple[str, ...]:
     from resnet_deploy.pipeline.exporting import read_labels
 
     return read_labels(Path(given))
+
+
+def trt_options(function: Any) -> Any:
+    """Add the options that say how TensorRT is to compile."""
+    for option in reversed(
+        (
+            click.option(
+                "--target",
+                "targets",
+                metavar="SM,...",
+                help="GPU generations to compile for, such as sm86,sm89,sm120 (TensorRT-RTX).",
+            ),
+            click.option("--workspace", metavar="SIZE", help="Most scratch memory of a kernel, such as 4G (TensorRT)."),
+            click.option("--opt-level", type=int, metavar="0..5", help="Effort of the compiler (TensorRT)."),
+            click.option(
+                "--timing-cache", type=PATH, metavar="FILE", help="Kernel timings to start from and add to (TensorRT)."
+            ),
+            click.option(
+                "--hardware-compat",
+                type=click.Choice(HARDWARE_COMPATIBILITY),
+                default="none",
+                show_default=True,
+                help="Run on other GPUs than this one: any from Ampere on, or of its compute capability (TensorRT).",
+            ),
+            click.option("--version-compatible", is_flag=True, help="Run on later versions too (TensorRT)."),
+            click.option("--strip-weights", is_flag=True, help="Leave the weights out of the plan (TensorRT)."),
+            click.option("--refittable", is_flag=True, help="Let weights be exchanged in the engine (TensorRT)."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def trt_spec(values: dict[str, Any]) -> TrtOptions:
+    """Make the spec from the values of ``trt_options``, taking them out of ``values``."""
+    targets, workspace, timing_cache = (values.pop(name) for name in ("targets", "workspace", "timing_cache"))
+    return TrtOptions(
+        targets=parse_targets(targets) if targets else (),
+        workspace_bytes=parse_bytes(workspace) if workspace else None,
+        optimization_level=values.pop("opt_level"),
+        timing_cache=str(timing_cache or ""),
+        hardware_compatibility=values.pop("hardware_compat"),
+        **{name: values.pop(name) for name in ("version_compatible", "strip_weights", "refittable")},
+    )
 
 
 def skip_corrupt_option(function: Any) -> Any:

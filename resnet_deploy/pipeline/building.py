@@ -13,10 +13,12 @@ from resnet_deploy.bundle import (
     CALIBRATION,
     CORRECTIONS,
     GOLDEN,
+    LAYERS,
     LOG,
     MANIFEST,
     OBSERVATIONS,
     SEARCH,
+    TIMINGS,
     Bundle,
     HashChain,
     Manifest,
@@ -42,7 +44,7 @@ _CACHE_SCHEMA: Final = 1
 _EVALUATION_BATCH: Final = 32
 _OWN_FILES: Final = {
     *(MANIFEST, GOLDEN, CALIBRATION, OBSERVATIONS, CORRECTIONS, SEARCH, LOG),
-    *(LOWERED, "model.onnx", "model.plan"),
+    *(LOWERED, "model.onnx", "model.plan", LAYERS, TIMINGS),
 }
 _BUILD_LIBRARIES: Final = (
     *("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"),
@@ -173,8 +175,7 @@ def _fill(folder: Path, name: str, job: _Job, progress: "Progress") -> None:
     data = bytes_from_onnx(lowered.model)
     if data != job.source.data:  # which was checked when it was read
         check_onnx(data, name=f"the graph lowered to {job.spec.precision}")
-    with progress.task(f"compiling for {job.spec.backend}"):
-        engine = find_builder(job.spec.backend)(data, job.spec, folder)
+    engine = find_builder(job.spec.backend)(data, job.spec, folder, progress)
     if engine.file != "model.onnx":
         (folder / LOWERED).write_bytes(data)
     for kept, content in job.quantized.files.items():
@@ -250,7 +251,7 @@ def _require(spec: BuildSpec) -> None:
     backend = find_backend(spec.backend)
     status = backend_status(backend).build
     if not status.ok:
-        hint = status.fix or "choose --backend onnxruntime or tensorrt-rtx"
+        hint = status.fix or "choose --backend onnxruntime, tensorrt or tensorrt-rtx"
         raise BackendError(f"cannot build for {spec.backend}: {status.reason}", hint=hint)
 
 

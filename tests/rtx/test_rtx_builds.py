@@ -19,14 +19,14 @@ except (ImportError, OSError) as reason:  # OSError: installed, but its librarie
     pytest.skip(f"TensorRT-RTX cannot be imported: {reason}", allow_module_level=True)
 
 from resnet_deploy import trt_api
-from resnet_deploy.builders import Builder, BuiltEngine, find_builder
-from resnet_deploy.builders import trt as trt_builder
+from resnet_deploy.builders import BuiltEngine, find_builder
 from resnet_deploy.errors import BackendError, BuildError, SpecError
 from resnet_deploy.export import export_onnx
 from resnet_deploy.models import create_model
 from resnet_deploy.onnx_files import bytes_from_onnx
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.precision import lower_to_float16
+from resnet_deploy.protocols import Silent
 from resnet_deploy.quantize.calibrate import CalibrationSource, calibration_from, observe
 from resnet_deploy.quantize.qdq import FORMS, insert_qdq
 from resnet_deploy.specs import PRECISIONS, BatchRange, BuildSpec, CalibrationSpec, ModelCard, Precision, Preprocess
@@ -41,8 +41,9 @@ def spec(precision: Precision = "fp32", batch: BatchRange = BATCH) -> BuildSpec:
 
 
 @pytest.fixture(scope="module")
-def build() -> Builder:
-    return find_builder(BACKEND)
+def build():
+    compile_silently = find_builder(BACKEND)
+    return lambda lowered, spec, folder: compile_silently(lowered, spec, folder, Silent())
 
 
 # --- the networks
@@ -79,7 +80,7 @@ def graphs(architecture: str, side: int) -> dict[Precision, bytes]:
 
 
 @pytest.fixture(scope="module", params=[("resnet18", 64), ("resnet50", 224)], ids=["resnet18 at 64", "resnet50 at 224"])
-def plans(request, build: Builder, tmp_path_factory: pytest.TempPathFactory) -> Plans:
+def plans(request, build, tmp_path_factory: pytest.TempPathFactory) -> Plans:
     torch.set_num_threads(2)
     architecture, side = request.param
     built, data = {}, {}
@@ -276,10 +277,3 @@ def test_targets_are_named_one_by_one():
     assert (api.backend, api.version, api.ahead_of_time) == (BACKEND, trt.__version__, True)
     for target in trt_api.RTX_DEFAULT_TARGETS:
         assert hasattr(trt.ComputeCapability, f"SM{target.replace('.', '')}")
-
-
-def test_fp32_is_not_tf32():
-    api = trt_api.load(BACKEND)
-    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
-    assert builder.create_builder_config().get_flag(trt.BuilderFlag.TF32)  # what would happen by itself
-    assert not trt_builder._new_config(api, builder).get_flag(trt.BuilderFlag.TF32)
