@@ -186,11 +186,21 @@ def test_int8_needs_images(deployment, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("backend", ["torch", "null", "openvino", "tensorrt"])
+@pytest.mark.parametrize("backend", ["torch", "null", "openvino"])
 def test_backend_that_builds_nothing(deployment, tmp_path, backend):
     with pytest.raises(BackendError, match=f"cannot build for {backend}") as caught:
         build(BuildInputs(deployment.model, tmp_path / "net"), BuildSpec(backend=backend, precision="fp32"), Silent())
     assert "--backend onnxruntime" in caught.value.hint
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensorrt_wants_itself_and_a_gpu(deployment, tmp_path):
+    with pytest.raises(BackendError, match="cannot build for tensorrt: ") as caught:
+        build(
+            BuildInputs(deployment.model, tmp_path / "net"), BuildSpec(backend="tensorrt", precision="fp32"), Silent()
+        )
+    assert caught.value.message.endswith("tensorrt is not installed") or "no NVIDIA GPU" in caught.value.message
+    assert caught.value.hint
     assert not list(tmp_path.iterdir())
 
 
@@ -380,7 +390,7 @@ def test_damaged_bundle_is_built_anew(case, deployment, rewrite, flip_bit, name)
 
 
 def test_failed_builder_leaves_the_old_bundle(case, monkeypatch):
-    def fail(lowered, spec, folder):
+    def fail(lowered, spec, folder, progress):
         (folder / "model.onnx").write_bytes(b"half of the n")
         raise BuildError("the compiler failed", hint="")
 

@@ -375,6 +375,16 @@ OLD_CPU = {"cpu": environment.Cpu("Synthetic CPU", 8, ("avx2",))}
 MISFITS = {
     "version": Misfit({"version": "1.2.4"}, {}, r"requires\.version is engine-maker 1\.2\.4, installed is 1\.2\.3"),
     "int8": Misfit({"int8_dot_product": True}, OLD_CPU, r"requires\.int8_dot_product is true, and this CPU has none"),
+    "later version": Misfit(
+        {"version": "1.3", "later_versions": True},
+        {},
+        r"requires\.version is engine-maker 1\.3, or a later one of that major release, installed is 1\.2\.3",
+    ),
+    "older gpu": Misfit(
+        {"least_compute_capability": "12.0"},
+        {},
+        r"requires\.least_compute_capability is 12\.0, Synthetic GPU has 8\.9",
+    ),
     "gpu": Misfit(
         {"compute_capabilities": ("8.6", "12.0")},
         {},
@@ -384,6 +394,8 @@ MISFITS = {
 FITS = {
     "same version": Misfit({"version": "1.2.3"}, {}),
     "any version": Misfit({}, {}),
+    "a later version than it was built with": Misfit({"version": "1.1", "later_versions": True}, {}),
+    "a later gpu": Misfit({"least_compute_capability": "8.0"}, {}),
     "dot product": Misfit({"int8_dot_product": True}, {}),
     "no dot product needed": Misfit({}, OLD_CPU),
     "one of its GPUs": Misfit({"compute_capabilities": ("8.6", "8.9")}, {}),

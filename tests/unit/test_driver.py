@@ -133,13 +133,14 @@ def test_failed_call_gives_its_status_and_meaning(stand_in_libcuda, monkeypatch,
 
 
 def test_status_and_attribute_numbers_are_those_of_the_cuda_headers():
-    driver = pytest.importorskip("cuda.bindings.driver")
+    cuda = pytest.importorskip("cuda.bindings.driver")
     assert len(driver._CUDA_MEANINGS) > 3
     for number in driver._CUDA_MEANINGS:
-        driver.CUresult(number)
-    assert driver.CUresult.CUDA_ERROR_NO_DEVICE == 100
-    assert driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR == 75
-    assert driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR == 76
+        cuda.CUresult(number)  # raises where there is no such status
+    assert cuda.CUresult.CUDA_ERROR_NO_DEVICE == 100
+    attribute = cuda.CUdevice_attribute
+    assert attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR == 75
+    assert attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR == 76
 
 
 @pytest.mark.parametrize(
