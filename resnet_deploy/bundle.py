@@ -144,6 +144,11 @@ class Bundle:
         return self.path / self.manifest.engine
 
     @property
+    def manifest_path(self) -> Path:
+        """What the bundle says of itself."""
+        return self.path / MANIFEST
+
+    @property
     def golden_path(self) -> Path:
         """Inputs and the outputs expected of this engine."""
         return self.path / GOLDEN

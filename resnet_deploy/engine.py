@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from resnet_deploy import environment
+from resnet_deploy.backends import find_backend
 from resnet_deploy.batching import infer
 from resnet_deploy.bundle import Bundle, Manifest, open_bundle
+from resnet_deploy.capabilities import backend_status
 from resnet_deploy.errors import BundleError, FeedError, SpecError
+from resnet_deploy.fleet import is_fleet, open_engine, read_fleet
 from resnet_deploy.runners import find_runner
 from resnet_deploy.specs import MAX_THREADS, require_at_most
 from resnet_deploy.verify import best_classes
@@ -118,7 +121,8 @@ def load(path: str | Path, *, threads: int = 0) -> Engine:
     """Open an engine bundle for inference.
 
     Args:
-        path: A folder that ``resnet-deploy build`` made.
+        path: A folder that ``resnet-deploy build`` made; or ``prebuild``, of which the first engine that fits this
+            machine is loaded.
         threads: CPU threads for one call; 0 takes every core this process may use.
 
     Raises:
@@ -130,10 +134,34 @@ def load(path: str | Path, *, threads: int = 0) -> Engine:
     if threads < 0:
         raise SpecError(f"{threads} threads", hint="give a positive number, or 0 for every core")
     require_at_most("number of threads", threads, MAX_THREADS)
-    bundle = open_bundle(Path(path))
-    check_fits(bundle, environment.collect())
+    here = environment.collect()
+    bundle = _choose(Path(path), here) if is_fleet(Path(path)) else open_bundle(Path(path))
+    check_fits(bundle, here)
     bundle.verify_files()
     return Engine(bundle, find_runner(bundle.manifest.spec.backend)(bundle, threads or environment.compute_threads()))
+
+
+def _choose(folder: Path, here: "Environment") -> Bundle:
+    """Take the first engine of a fleet whose backend runs here and whose requirements this machine meets.
+
+    Raises:
+        BundleError: With a reason for each, if there is none.
+    """
+    reasons = []
+    for engine in read_fleet(folder).engines:
+        running = backend_status(find_backend(engine.backend), here).run
+        try:
+            bundle = open_engine(folder, engine)
+            check_fits(bundle, here)
+        except BundleError as error:
+            reasons.append(error.message)
+        else:
+            if running.ok:
+                return bundle
+            reasons.append(f"{engine.folder}: {running.reason}")
+    raise BundleError(
+        f"{folder} has no engine for this machine: {'; '.join(reasons)}", hint="build one on this machine"
+    )
 
 
 def check_fits(bundle: Bundle, here: "Environment") -> None:

@@ -23,6 +23,7 @@ COMMANDS: Final = (
     "calibrate",
     "merge",
     "build",
+    "prebuild",
     "bench",
     "verify",
     "inspect",

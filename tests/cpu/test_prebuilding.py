@@ -1,0 +1,215 @@
+"""A fleet's engines: built in processes of their own, listed in one index, chosen from where one is loaded."""
+
+import json
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+import resnet_deploy
+from resnet_deploy import artifact, environment
+from resnet_deploy.bundle import MANIFEST, open_bundle, write_manifest
+from resnet_deploy.cli.prebuild import fleet_specs
+from resnet_deploy.driver import Gpu, GpuProbe
+from resnet_deploy.errors import BuildError, BundleError, FileError, SpecError
+from resnet_deploy.fleet import INDEX, describe_bundle, is_fleet, read_fleet, write_fleet
+from resnet_deploy.pipeline.building import RANDOM, BuildInputs
+from resnet_deploy.pipeline.prebuilding import engine_name, one_for_each_target, prebuild, require_whole
+from resnet_deploy.protocols import Silent
+from resnet_deploy.specs import BatchRange, BuildSpec, CalibrationSpec
+from resnet_deploy.trt_options import TrtOptions
+
+SMALL = BatchRange(1, 2, 4)
+ORT = {"backend": "onnxruntime", "batch": SMALL}
+
+
+def specs(*precisions):
+    return [
+        BuildSpec(**ORT, precision=name, calibration=CalibrationSpec() if name == "int8" else None)
+        for name in precisions
+    ]
+
+
+@pytest.fixture(scope="module")
+def fleet(deployment, tmp_path_factory) -> Path:
+    """INT8 and FP32 for ONNX Runtime, in that order."""
+    folder = tmp_path_factory.mktemp("fleet") / "engines"
+    inputs = BuildInputs(deployment.model, calib=RANDOM)
+    prebuilt = prebuild(inputs, specs("int8", "fp32"), folder, 2, Silent())
+    require_whole(prebuilt)
+    assert prebuilt.fleet == read_fleet(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(fleet, tmp_path) -> Path:
+    return Path(shutil.copytree(fleet, tmp_path / "engines"))
+
+
+# --- the index
+
+
+def test_the_index_says_what_there_is(fleet, deployment):
+    found = read_fleet(fleet)
+    assert [engine.folder for engine in found.engines] == ["int8-onnxruntime", "fp32-onnxruntime"]
+    assert found.onnx_sha256 == artifact.sha256_file(deployment.model)
+    assert {path.name for path in fleet.iterdir()} == {INDEX, *(engine.folder for engine in found.engines)}
+    for engine in found.engines:
+        bundle = open_bundle(fleet / engine.folder)
+        bundle.verify_files()
+        assert engine == describe_bundle(bundle)
+        assert engine.size_bytes == bundle.engine_path.stat().st_size
+        assert engine.measured.by == "engine"
+    assert is_fleet(fleet)
+    assert not is_fleet(fleet / "int8-onnxruntime")
+
+
+def test_a_second_run_builds_nothing(copy, deployment):
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file() and path.name != INDEX}
+    index = (copy / INDEX).read_bytes()
+    prebuild(BuildInputs(deployment.model, calib=RANDOM), specs("int8", "fp32"), copy, 1, Silent())
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (copy / INDEX).read_bytes() == index
+
+
+def test_what_cannot_be_built_is_told_and_the_rest_is_built(deployment, tmp_path):
+    folder = tmp_path / "engines"
+    inputs = BuildInputs(deployment.model, calib=str(tmp_path / "nowhere"))
+    prebuilt = prebuild(inputs, specs("int8", "fp32"), folder, 1, Silent())
+    assert [engine.folder for engine in prebuilt.fleet.engines] == ["fp32-onnxruntime"]
+    (failure,) = prebuilt.failures
+    assert failure.name == "int8-onnxruntime"
+    assert "nowhere" in failure.message
+    assert failure.hint
+    with pytest.raises(BuildError, match=r"int8-onnxruntime was not built: .*nowhere"):
+        require_whole(prebuilt)
+
+
+def test_nothing_that_can_be_built_leaves_no_index(tmp_path):
+    folder = tmp_path / "engines"
+    prebuilt = prebuild(BuildInputs(tmp_path / "no.onnx"), specs("fp32"), folder, 1, Silent())
+    assert prebuilt.fleet is None
+    assert not artifact.exists(folder / INDEX)
+
+
+def test_requests_that_make_no_sense(tmp_path):
+    inputs = BuildInputs(tmp_path / "no.onnx")
+    with pytest.raises(SpecError, match="asked for twice"):
+        prebuild(inputs, specs("fp32", "fp32"), tmp_path / "engines", 1, Silent())
+    with pytest.raises(SpecError, match="0 processes"):
+        prebuild(inputs, specs("fp32"), tmp_path / "engines", 0, Silent())
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match="is not a folder"):
+        prebuild(inputs, specs("fp32"), tmp_path / "file", 1, Silent())
+
+
+# --- choosing
+
+
+def test_an_application_gets_the_first_engine_that_fits(fleet):
+    with resnet_deploy.load(fleet) as engine:
+        assert engine.bundle.path.name == "int8-onnxruntime"
+        shape = engine.manifest.card.preprocess.shape
+        assert engine(np.zeros((3, *shape), np.uint8)).shape == (3, engine.manifest.card.num_classes)
+
+
+def test_an_engine_for_another_machine_is_passed_over(copy, monkeypatch):
+    demand(copy, "int8-onnxruntime", compute_capabilities=("8.6",))
+    hopper = GpuProbe((Gpu("Synthetic GPU", "9.0", 2**34),), "13.0")
+    here = msgspec.structs.replace(environment.collect(), gpu=hopper)
+    monkeypatch.setattr(environment, "collect", lambda: here)
+    with resnet_deploy.load(copy) as engine:
+        assert engine.bundle.path.name == "fp32-onnxruntime"
+
+
+def test_no_engine_for_this_machine_says_why_not(copy):
+    for name in ("int8-onnxruntime", "fp32-onnxruntime"):
+        demand(copy, name, library="numpy", version="0.0.1")
+    with pytest.raises(BundleError, match="has no engine for this machine") as caught:
+        resnet_deploy.load(copy)
+    assert caught.value.message.count("requires.version is numpy 0.0.1") == 2
+
+
+def demand(folder: Path, name: str, **requires) -> None:
+    """Let an engine of the fleet ask for something, and the index know of it."""
+    bundle = open_bundle(folder / name)
+    wanted = msgspec.structs.replace(bundle.manifest.requires, **requires)
+    write_manifest(bundle.path, msgspec.structs.replace(bundle.manifest, requires=wanted))
+    write_fleet(folder, [open_bundle(folder / engine.folder) for engine in read_fleet(folder).engines])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda index: index | {"schema_version": 99}, "is of schema_version 99"),
+        (lambda index: index | {"engines": 3}, "is damaged"),
+        (lambda index: {**index, "engines": [index["engines"][0] | {"folder": "../x"}]}, "no folder inside the fleet"),
+    ],
+)
+def test_a_damaged_index_is_refused(copy, change, message):
+    index = json.loads((copy / INDEX).read_text())
+    (copy / INDEX).write_text(json.dumps(change(index)))
+    with pytest.raises(BundleError, match=message) as caught:
+        resnet_deploy.load(copy)
+    assert caught.value.hint
+
+
+def test_an_engine_that_was_exchanged_is_not_taken(copy):
+    """A manifest that is whole in itself, and not the one that was indexed."""
+    bundle = open_bundle(copy / "int8-onnxruntime")
+    write_manifest(bundle.path, msgspec.structs.replace(bundle.manifest, notes=("something else",)))
+    (copy / "fp32-onnxruntime" / MANIFEST).unlink()
+    with pytest.raises(BundleError, match=r"int8-onnxruntime is not the engine that .*index\.json names"):
+        read_first(copy)
+
+
+def read_first(folder):
+    from resnet_deploy.fleet import open_engine
+
+    return open_engine(folder, read_fleet(folder).engines[0])
+
+
+# --- what is asked for
+
+
+def asked(**changes):
+    values = {"precisions": "fp16", "backends": "tensorrt-rtx,onnxruntime", "targets": None, "batch": "1:2:4"}
+    calibration = {"method": "percentile", "percentile": 99.9, "max_images": 8, "equalize": True}
+    return fleet_specs({**values, "calib": None, **calibration, "correct_biases": True, **changes})
+
+
+def test_an_engine_for_each_target():
+    found = asked(precisions="int8,fp16", targets="sm89,sm120")
+    assert [engine_name(spec) for spec in found] == [
+        "int8-tensorrt-rtx-sm89",
+        "int8-tensorrt-rtx-sm120",
+        "fp16-tensorrt-rtx-sm89",
+        "fp16-tensorrt-rtx-sm120",
+        "int8-onnxruntime",
+        "fp16-onnxruntime",
+    ]
+    assert {spec.calibration is not None for spec in found if spec.precision == "int8"} == {True}
+    assert [spec.trt.targets for spec in found[:2]] == [("8.9",), ("12.0",)]
+
+
+def test_no_target_is_the_compilers_own_choice():
+    assert [engine_name(spec) for spec in asked()] == ["fp16-tensorrt-rtx", "fp16-onnxruntime"]
+    whole = BuildSpec(backend="tensorrt-rtx", precision="fp16", trt=TrtOptions())
+    assert one_for_each_target(whole) == [whole]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"precisions": "fp16,fp12"}, "no such precision: 'fp12'"),
+        ({"backends": "onnxruntime", "targets": "sm89"}, "--targets has no effect without tensorrt-rtx"),
+        ({"calib": "images"}, "--calib has no effect without int8"),
+        ({"targets": "sm90"}, "does not support compute capability 9.0"),
+    ],
+)
+def test_requests_that_would_have_no_effect(changes, message):
+    with pytest.raises(SpecError, match=message) as caught:
+        asked(**changes)
+    assert caught.value.hint
