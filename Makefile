@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := demo
 
-.PHONY: setup demo bench check test clean
+.PHONY: setup demo bench check test test-gpu bench-gpu clean
 
 setup: $(VENV)/.installed
 
@@ -27,6 +27,13 @@ bench: setup
 	    $(BIN)/resnet-deploy build $(DEMO)/imagenet-sized/resnet50.onnx $$form --backend onnxruntime || exit; done
 	$(BIN)/resnet-deploy bench $(DEMO)/imagenet-sized/resnet50-* --batches 1,8 --seconds 10 --rounds 10
 	$(BIN)/python benchmarks/overhead.py $(DEMO)/imagenet-sized/resnet50-int8-onnxruntime
+
+# On a machine with an NVIDIA GPU, with what is installed there.
+test-gpu:
+	$(PYTHON) -m pytest tests/gpu --strict-markers -m gpu
+
+bench-gpu:
+	$(PYTHON) benchmarks/gpu.py
 
 check: setup
 	$(BIN)/ruff check .

@@ -26,6 +26,7 @@ class Backend:
         device: What it runs on: ``any``, ``cpu``, an ``nvidia`` GPU, or an ``rtx`` GPU (one that TensorRT-RTX
             supports). Building asks for a device only where ``builds_on_device``.
         builds_on_device: Whether the builder needs the device too.
+        provider: Execution provider of ONNX Runtime that runs the engine; empty elsewhere.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Backend:
     runner: str
     device: Device
     builds_on_device: bool = False
+    provider: str = ""
 
 
 BACKENDS: tuple[Backend, ...] = (
@@ -56,6 +58,39 @@ BACKENDS: tuple[Backend, ...] = (
         builder="resnet_deploy.builders.ort:build_engine",
         runner="resnet_deploy.runners.ort:OrtRunner",
         device="any",
+    ),
+    Backend(
+        name="onnxruntime-cuda",
+        summary="ONNX Runtime's CUDA provider",
+        module="onnxruntime",
+        extra="gpu",
+        builder="resnet_deploy.builders.ort:build_for_gpu",
+        runner="resnet_deploy.runners.ort_gpu:OrtGpuRunner",
+        device="nvidia",
+        builds_on_device=True,
+        provider="CUDAExecutionProvider",
+    ),
+    Backend(
+        name="onnxruntime-tensorrt",
+        summary="ONNX Runtime's TensorRT provider",
+        module="onnxruntime",
+        extra="gpu",
+        builder="resnet_deploy.builders.ort:build_for_gpu",
+        runner="resnet_deploy.runners.ort_gpu:OrtGpuRunner",
+        device="nvidia",
+        builds_on_device=True,
+        provider="TensorrtExecutionProvider",
+    ),
+    Backend(
+        name="onnxruntime-rtx",
+        summary="ONNX Runtime's plugin for TensorRT-RTX",
+        module="onnxruntime_ep_nv_tensorrt_rtx",
+        extra="ort-rtx",
+        builder="resnet_deploy.builders.ort:build_for_gpu",
+        runner="resnet_deploy.runners.ort_gpu:OrtGpuRunner",
+        device="rtx",
+        builds_on_device=True,
+        provider="NvTensorRTRTXExecutionProvider",
     ),
     Backend(
         name="openvino",

@@ -62,7 +62,7 @@ def open_session(
         BuildError: If it refuses the model.
     """
     ort = import_onnxruntime()
-    options = _options(ort, threads)
+    options = session_options(ort, threads)
     if as_written:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     kept = [(name, ort.OrtValue.ortvalue_from_numpy(array)) for name, array in (weights or {}).items()]
@@ -82,7 +82,7 @@ def profile_nodes(model: Path | bytes, feed: "Array", *, calls: int) -> dict[str
     """
     ort = import_onnxruntime()
     with tempfile.TemporaryDirectory() as folder:
-        options = _options(ort, 0)
+        options = session_options(ort, 0)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         source = model if isinstance(model, bytes) else str(model)
@@ -99,7 +99,8 @@ def profile_nodes(model: Path | bytes, feed: "Array", *, calls: int) -> dict[str
     return dict(seconds)
 
 
-def _options(ort: Any, threads: int) -> Any:
+def session_options(ort: Any, threads: int) -> Any:
+    """Make the options that every session has; ``threads`` as in ``open_session``."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or compute_threads()
     options.inter_op_num_threads = 1

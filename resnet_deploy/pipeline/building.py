@@ -1,5 +1,6 @@
 """An exported model to an engine bundle: calibrate, lower, compile, measure, and only then put it in place."""
 
+import contextlib
 import json
 import math
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from resnet_deploy import artifact, environment
+from resnet_deploy.backends import find_backend
 from resnet_deploy.bundle import (
     CALIBRATION,
     CORRECTIONS,
@@ -22,24 +24,30 @@ from resnet_deploy.bundle import (
     Bundle,
     HashChain,
     Manifest,
+    Measured,
     open_bundle,
     write_manifest,
 )
+from resnet_deploy.capabilities import backend_status
 from resnet_deploy.errors import BackendError, BundleError, FileError, SpecError
 from resnet_deploy.pipeline import golden, lowering
 from resnet_deploy.pipeline.calibrating import RANDOM, Material, find_material
 from resnet_deploy.pipeline.guarding import measure_pace, require_speedup
 from resnet_deploy.pipeline.quantizing import Quantized, Request, quantize
 from resnet_deploy.pipeline.source import Source, read_source
+from resnet_deploy.runners import find_runner
 from resnet_deploy.specs import BuildSpec, CalibrationDevice
 from resnet_deploy.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from resnet_deploy.datasets import BatchReader
     from resnet_deploy.environment import Environment
-    from resnet_deploy.protocols import Progress
+    from resnet_deploy.protocols import Progress, Runner
 
 LOWERED: Final = "lowered.onnx"
+_NOTHING: Final = Measured(by="", inputs="", images=0, agreement=0, sqnr_db=0, max_difference=0)
 _CACHE_SCHEMA: Final = 1
 _EVALUATION_BATCH: Final = 32
 _OWN_FILES: Final = {
@@ -165,13 +173,31 @@ class _Job:
 
 def _fill(folder: Path, name: str, job: _Job, progress: "Progress") -> None:
     """Write every file of a bundle into ``folder``."""
+    draft = _compile(folder, name, job, progress)
+    bundle, notes = Bundle(folder, draft), draft.notes
+    graph = artifact.read_bytes(folder / (LOWERED if LOWERED in draft.files else draft.engine))
+    with _opened(bundle, job.here) as runner:
+        with progress.task("recording answers"):
+            answers = golden.answer(runner, graph, job.spec, job.source.card, job.samples)
+            golden.write(folder / GOLDEN, answers)
+            measured = golden.compare(answers, job.source.data, job.samples.kind)
+        if runner is not None:
+            with progress.task("timing"):
+                pace = measure_pace(runner, bundle, job.source, answers.images)
+            measured = msgspec.structs.replace(measured, latency_s=pace.latency_s, speedup=pace.speedup)
+            notes = (*pace.notes, *notes)
+    require_speedup(measured.speedup, job.require_speedup)
+    write_manifest(folder, msgspec.structs.replace(draft, files=_digests(folder), measured=measured, notes=notes))
+
+
+def _compile(folder: Path, name: str, job: _Job, progress: "Progress") -> Manifest:
+    """Write the engine and what it was made from; return the manifest as far as it is known before anything ran."""
     import onnx
 
     from resnet_deploy.builders import find_builder
     from resnet_deploy.onnx_files import bytes_from_onnx, check_onnx
 
     lowered = job.quantized.lowered
-    notes = lowered.notes
     data = bytes_from_onnx(lowered.model)
     if data != job.source.data:  # which was checked when it was read
         check_onnx(data, name=f"the graph lowered to {job.spec.precision}")
@@ -181,40 +207,50 @@ def _fill(folder: Path, name: str, job: _Job, progress: "Progress") -> None:
     for kept, content in job.quantized.files.items():
         (folder / kept).write_bytes(content)
     (folder / LOG).write_text("".join(f"{line}\n" for line in (*lowered.notes, *engine.log)), encoding="utf-8")
-    with progress.task("recording answers"):
-        answers = golden.answer(folder / engine.file, data, job.spec, job.source.card, job.samples)
-        golden.write(folder / GOLDEN, answers)
-        measured = golden.compare(answers, job.source.data, job.samples.kind)
-    if answers.by_engine:
-        with progress.task("timing"):
-            pace = measure_pace(folder / engine.file, job.source, job.spec, answers.images)
-        measured = msgspec.structs.replace(measured, latency_s=pace.latency_s, speedup=pace.speedup)
-        notes = (*pace.notes, *notes)
-    require_speedup(measured.speedup, job.require_speedup)
+    files = _digests(folder)
     chain = HashChain(
         weights=job.source.card.weights_sha256,
         onnx=job.source.sha256,
         images=job.quantized.images,
-        calibration=artifact.sha256_file(folder / CALIBRATION) if job.quantized.files else "",
+        calibration=files.get(CALIBRATION, ""),
         lowered=artifact.sha256_bytes(data),
-        engine=artifact.sha256_file(folder / engine.file),
+        engine=files[engine.file],
     )
-    requires = engine.requires
-    manifest = Manifest(
+    return Manifest(
         name=name,
         card=job.source.card,
         spec=job.spec,
         engine=engine.file,
-        files={path.name: artifact.sha256_file(path) for path in sorted(folder.iterdir())},
+        files=files,
         chain=chain,
         cache_key=job.key,
-        requires=msgspec.structs.replace(requires, int8_dot_product=lowered.int8_dot_product),
+        requires=msgspec.structs.replace(engine.requires, int8_dot_product=lowered.int8_dot_product),
         toolchain={"resnet-deploy": __version__, "onnx": onnx.__version__, **engine.toolchain},
         environment=job.here,
-        measured=measured,
-        notes=(*notes, *engine.notes),
+        measured=_NOTHING,
+        notes=(*lowered.notes, *engine.notes),
     )
-    write_manifest(folder, manifest)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {path.name: artifact.sha256_file(path) for path in sorted(folder.iterdir())}
+
+
+@contextlib.contextmanager
+def _opened(bundle: Bundle, here: "Environment") -> "Iterator[Runner | None]":
+    """Open an engine that was just built, if it can run on this machine."""
+    from resnet_deploy.engine import check_fits
+
+    name, runner = bundle.manifest.spec.backend, None
+    with contextlib.suppress(BundleError):  # compiled for other GPUs than this one
+        check_fits(bundle, here)
+        if backend_status(find_backend(name), here).run.ok:
+            runner = find_runner(name)(bundle, environment.compute_threads())
+    try:
+        yield runner
+    finally:
+        if runner is not None:
+            runner.close()
 
 
 def _find_data(inputs: BuildInputs, spec: BuildSpec, source: Source) -> "BatchReader | None":
@@ -245,9 +281,6 @@ def _identify(data: "BatchReader | None") -> list[str]:
 
 def _require(spec: BuildSpec) -> None:
     """Refuse early, with the fix, what this installation cannot build."""
-    from resnet_deploy.backends import find_backend
-    from resnet_deploy.capabilities import backend_status
-
     backend = find_backend(spec.backend)
     status = backend_status(backend).build
     if not status.ok:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from resnet_deploy import environment
 from resnet_deploy.batching import infer
 from resnet_deploy.bundle import Measured
 from resnet_deploy.errors import AccuracyError, DataError
@@ -17,7 +16,7 @@ from resnet_deploy.verify import compare_logits
 
 if TYPE_CHECKING:
     from resnet_deploy.datasets import BatchReader
-    from resnet_deploy.protocols import Array
+    from resnet_deploy.protocols import Array, Runner
 
 IMAGES: Final = 8
 _MOST_DECIBELS: Final = 200.0  # either way: equal outputs have no noise, and JSON has no infinity
@@ -72,8 +71,15 @@ def find_samples(folder: Path | None, material: Material, preprocess: Preprocess
     return Samples(reader, "images" if others else "calibration images")
 
 
-def answer(engine: Path, lowered: bytes, spec: BuildSpec, card: ModelCard, samples: Samples) -> Answers:
+def answer(runner: "Runner | None", lowered: bytes, spec: BuildSpec, card: ModelCard, samples: Samples) -> Answers:
     """Run a few images through the engine, or, where it cannot run here, through its graph on the CPU.
+
+    Args:
+        runner: Of the engine; None where it cannot run here.
+        lowered: The graph that the engine was made from.
+        spec: What the engine was to be.
+        card: The model.
+        samples: The images.
 
     Raises:
         AccuracyError: If a logit is not finite.
@@ -81,14 +87,11 @@ def answer(engine: Path, lowered: bytes, spec: BuildSpec, card: ModelCard, sampl
         DataError: If an image is damaged, or all are.
     """
     from resnet_deploy.ort_session import open_session, translate_refusals
-    from resnet_deploy.runners.ort import OrtRunner
 
     images = _images(samples.reader, card)
-    if spec.backend == "onnxruntime":
-        runner = OrtRunner(engine, card, spec.batch, threads=environment.compute_threads())
+    if runner is not None:
         with translate_refusals():
             logits = infer(runner, images)
-        runner.close()
     else:
         session = open_session(lowered, as_written=True)
         with translate_refusals():
@@ -98,7 +101,7 @@ def answer(engine: Path, lowered: bytes, spec: BuildSpec, card: ModelCard, sampl
             f"the {spec.precision} engine gives logits that are not finite",
             hint="the model's activations do not fit this precision; build with --fp32",
         )
-    return Answers(images, logits, by_engine=spec.backend == "onnxruntime")
+    return Answers(images, logits, by_engine=runner is not None)
 
 
 def write(path: Path, answers: Answers) -> None:

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from resnet_deploy.bundle import Bundle
     from resnet_deploy.pipeline.source import Source
     from resnet_deploy.protocols import Array, Runner
-    from resnet_deploy.specs import BuildSpec
 
 _CALLS: Final = 20
 _PROFILED_CALLS: Final = 10
@@ -50,21 +50,26 @@ class Pace:
         return (f"not faster than FP32 on this machine ({self.speedup:.2f} times its speed){reason}",)
 
 
-def measure_pace(engine: "Path", source: "Source", spec: "BuildSpec", images: "Array") -> Pace:
-    """Time an ONNX Runtime engine, at its smallest batch, in turns with the FP32 model it was made from."""
+def measure_pace(runner: "Runner", bundle: "Bundle", source: "Source", images: "Array") -> Pace:
+    """Time an engine at its smallest batch: on this CPU, in turns with the FP32 model it was made from.
+
+    Args:
+        runner: Of the engine; remains the caller's.
+        bundle: The engine.
+        source: The exported model.
+        images: What to run, as many as there are.
+    """
     from resnet_deploy.runners.ort import OrtRunner
 
-    threads, batch = environment.compute_threads(), spec.batch
-    feed = np.ascontiguousarray(np.resize(images, (batch.min, *images.shape[1:])))
-    models: list[Path | bytes] = [engine] if spec.precision == "fp32" else [engine, source.data]
-    runners = [OrtRunner(model, source.card, batch, threads=threads) for model in models]
-    own, *exported = median_seconds(runners, feed, _CALLS)
-    for runner in runners:
-        runner.close()
-    if not exported:
-        return Pace(own)
-    speedup = exported[0] / own
-    return Pace(own, speedup, () if speedup >= _FASTER else _slower_layers(engine, source, feed))
+    spec = bundle.manifest.spec
+    feed = np.ascontiguousarray(np.resize(images, (spec.batch.min, *images.shape[1:])))
+    if spec.backend != "onnxruntime" or spec.precision == "fp32":
+        return Pace(median_seconds([runner], feed, _CALLS)[0])
+    exported = OrtRunner(source.data, source.card, spec.batch, threads=environment.compute_threads())
+    own, fp32 = median_seconds([runner, exported], feed, _CALLS)
+    exported.close()
+    speedup = fp32 / own
+    return Pace(own, speedup, () if speedup >= _FASTER else _slower_layers(bundle.engine_path, source, feed))
 
 
 def require_speedup(speedup: float | None, least: float | None) -> None:

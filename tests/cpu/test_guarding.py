@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from command_line import assert_refused
 
+from resnet_deploy.bundle import open_bundle
 from resnet_deploy.errors import SpeedError
 from resnet_deploy.onnx_files import onnx_from_bytes
 from resnet_deploy.ort_session import profile_nodes
@@ -13,6 +14,7 @@ from resnet_deploy.pipeline import guarding
 from resnet_deploy.pipeline.guarding import Pace, measure_pace, require_speedup, seconds_by_layer
 from resnet_deploy.pipeline.source import read_source
 from resnet_deploy.pipeline.synthetic import synthetic_images
+from resnet_deploy.runners.ort import OrtRunner
 
 INT8 = "build engines/resnet18.onnx --int8 --backend onnxruntime --calib calibration -o engine"
 FP16 = "build engines/resnet18.onnx --fp16 --backend onnxruntime -o engine"
@@ -41,10 +43,14 @@ def test_every_layer_is_found_in_the_profile(deployment, precision):
     assert min(found.values()) > 0
 
 
+def pace_of(engine, source, images):
+    bundle = open_bundle(engine)
+    return measure_pace(OrtRunner.open(bundle, 1), bundle, source, images)
+
+
 def test_an_engine_is_held_against_the_model_it_was_made_from(deployment):
     source, images = read_source(deployment.model), synthetic_images(deployment.card.preprocess, 1)
-    spec = deployment.int8_spec
-    pace = measure_pace(deployment.engines["int8"] / "model.onnx", source, spec, images)
+    pace = pace_of(deployment.engines["int8"], source, images)
     assert pace.latency_s > 0
     assert 0.2 < pace.speedup < 10  # of either kind of kernel, whatever the machine
     assert pace.notes == () or pace.speedup < 1.05
@@ -55,7 +61,7 @@ def test_a_slow_engine_is_named_with_its_layers(deployment, monkeypatch):
     monkeypatch.setattr(guarding, "_FASTER", 1000.0)
     profiles = [{"conv1_token": 5e-6, "fc_quant": 9e-6, "layer1.0.conv1": 1e-6}, {"conv1": 3e-6, "fc": 1e-6}]
     monkeypatch.setattr("resnet_deploy.ort_session.profile_nodes", lambda *_, **__: profiles.pop(0))
-    pace = measure_pace(deployment.engines["int8"] / "model.onnx", source, deployment.int8_spec, images)
+    pace = pace_of(deployment.engines["int8"], source, images)
     (said,) = pace.notes
     assert "slower than in FP32: fc by 8 us, conv1 by 2 us, layer1.0.conv1 by 1 us" in said
     assert f"({pace.speedup:.2f} times its speed)" in said

@@ -1,0 +1,150 @@
+"""Throughput on this machine's GPU: PyTorch in six ways, and every engine that can be built, in turns.
+
+    python benchmarks/gpu.py [--model MODEL.onnx] [--batches 1,8,32,128] [--seconds N] [--rounds N]
+
+Each batch goes from host memory to logits in host memory. What cannot be built or run stands in the record with the
+reason. Every figure stands beside the arithmetic bound, where the peak of the GPU is known.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import numpy as np
+from safetensors.torch import load_file
+from torch_peers import WAYS, TorchPeer
+
+from resnet_deploy import environment
+from resnet_deploy.backends import BACKENDS
+from resnet_deploy.batching import infer
+from resnet_deploy.bench.measure import Entrant, measure_in_turns
+from resnet_deploy.cli.terminal import TerminalProgress
+from resnet_deploy.errors import ResnetDeployError
+from resnet_deploy.models import create_model
+from resnet_deploy.pipeline.building import RANDOM, BuildInputs, build
+from resnet_deploy.pipeline.exporting import export
+from resnet_deploy.pipeline.source import read_source
+from resnet_deploy.pipeline.synthetic import synthetic_images
+from resnet_deploy.protocols import Silent
+from resnet_deploy.runners import find_runner
+from resnet_deploy.specs import BatchRange, BenchSpec, BuildSpec, CalibrationSpec, ExportSpec, ModelCard, Precision
+from resnet_deploy.verify import compare_logits
+
+RESULTS = Path(__file__).parent / "results"
+FLOP_PER_IMAGE = 8.2e9  # of a ResNet-50 at 224 pixels: 4.09 billion multiply-adds
+# Dense peaks of the tensor cores in FP16, from NVIDIA's data sheets, operations per second; INT8 has twice that.
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12, "T4": 65e12}
+MLPERF_H200 = 94_600  # images/s, ResNet-50 Offline, INT8: MLPerf Inference v4.1, eight H200, NVIDIA, closed division
+IMAGES = 64
+MOST_DECIBELS = 200.0
+NOTHING = "–"  # noqa: RUF001 - the dash that stands for an empty cell
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """What takes part, and why the others do not."""
+
+    entrants: list[Entrant]
+    failures: dict[str, str]
+
+
+@click.command()
+@click.option("--model", type=click.Path(path_type=Path, exists=True), help="[default: an untrained ResNet-50]")
+@click.option("--batches", default="1,8,32,128", show_default=True)
+@click.option("--seconds", default=5.0, show_default=True, help="For each entrant and batch size.")
+@click.option("--rounds", default=5, show_default=True)
+def main(model: Path | None, batches: str, seconds: float, rounds: int) -> None:
+    """Build, measure, print a table, keep the record."""
+    here = environment.collect()
+    if not here.gpu.gpus:
+        click.echo(f"error: no NVIDIA GPU: {here.gpu.reason}", err=True)
+        sys.exit(2)
+    spec = BenchSpec(batches=tuple(map(int, batches.split(","))), seconds=seconds, rounds=rounds)
+    progress = TerminalProgress()
+    with tempfile.TemporaryDirectory() as folder:
+        path = model or Path(folder) / "resnet50.onnx"
+        if model is None:
+            export(ExportSpec(weights="none"), path, progress)
+        card = read_source(path).card
+        images = synthetic_images(card.preprocess, IMAGES)
+        lineup = line_up(path, card, Path(folder), BatchRange(1, max(spec.batches), max(spec.batches)))
+        samples = measure_in_turns(lineup.entrants, images, spec, progress)
+        parity = agreement(lineup, images)
+    record = {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "environment": msgspec.to_builtins(here),
+        "model": {"architecture": card.architecture, "weights": card.weights, "image_size": card.preprocess.image_size},
+        "flop_per_image": FLOP_PER_IMAGE,
+        "samples": {name: msgspec.to_builtins(found) for name, found in samples.items()},
+        "parity": parity,
+        "failures": lineup.failures,
+    }
+    name = here.gpu.gpus[0].name.replace(" ", "-").lower()
+    stamp = str(record["created"])[:19].replace(":", "").replace("-", "") + "Z"
+    kept = RESULTS / f"gpu-{name}-{stamp}.json"
+    kept.write_text(json.dumps(record, indent=1) + "\n")
+    click.echo("\n".join(table(record)))
+    click.echo(f"record: {kept.relative_to(Path.cwd()) if kept.is_relative_to(Path.cwd()) else kept}")
+
+
+def line_up(model: Path, card: ModelCard, folder: Path, batch: BatchRange) -> Lineup:
+    """Make every entrant that this machine allows."""
+    entrants, failures = [], {}
+    weights = load_file(model.with_suffix(".safetensors"))  # which `export` writes beside it
+    for way in WAYS:
+        network = create_model(card.architecture, card.num_classes)
+        network.load_state_dict(weights)
+        entrants.append(Entrant(way.name, TorchPeer(network, card, batch, way, "cuda")))
+    for backend in BACKENDS:
+        if backend.device not in ("nvidia", "rtx") or not backend.builder:
+            continue
+        for precision in PRECISIONS:
+            name = f"{backend.name} {precision}"
+            calibration = CalibrationSpec() if precision == "int8" else None
+            spec = BuildSpec(backend=backend.name, precision=precision, batch=batch, calibration=calibration)
+            inputs = BuildInputs(model, folder / name, calib=RANDOM if precision == "int8" else None)
+            try:
+                bundle = build(inputs, spec, Silent()).bundle
+                entrants.append(Entrant(name, find_runner(backend.name)(bundle, 0)))
+            except ResnetDeployError as error:
+                failures[name] = error.message
+    return Lineup(entrants, failures)
+
+
+def agreement(lineup: Lineup, images: Any) -> dict[str, dict[str, float]]:
+    """Hold every entrant's answers against those of the first, PyTorch in FP32."""
+    first, *others = lineup.entrants
+    expected, found = infer(first.runner, images), {}
+    for entrant in others:
+        difference = compare_logits(expected, infer(entrant.runner, images))
+        sqnr_db = float(np.clip(difference.sqnr_db, -MOST_DECIBELS, MOST_DECIBELS))
+        found[entrant.name] = {"agreement": difference.agreement, "sqnr_db": sqnr_db}
+    return found
+
+
+def table(record: dict[str, Any]) -> list[str]:
+    """Lines of a Markdown table: images per second at each batch size, and the share of the bound at the largest."""
+    gpu = record["environment"]["gpu"]["gpus"][0]["name"]
+    batches = sorted({one["batch"] for found in record["samples"].values() for one in found})
+    peak = next((rate for name, rate in PEAKS.items() if name in gpu.upper().split()), None)
+    heads = ("", *(f"images/s, batch {batch}" for batch in batches), "of the bound")
+    lines = [heads, ("---",) * len(heads)]
+    for name, found in record["samples"].items():
+        rates = {one["batch"]: one["batch"] / statistics.median(one["seconds"]) for one in found}
+        bound = None if peak is None else peak * (2 if name.endswith("int8") else 1) / record["flop_per_image"]
+        share = f"{max(rates.values()) / bound:.1%}" if bound is not None and "fp32" not in name.lower() else NOTHING
+        lines.append((name, *(f"{rates[batch]:,.0f}" if batch in rates else NOTHING for batch in batches), share))
+    lines += [(name, *[NOTHING] * len(batches), reason) for name, reason in record["failures"].items()]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""ONNX Runtime on an NVIDIA GPU: input and output stay in device memory that is bound once for each batch size."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resnet_deploy.backends import find_backend
+from resnet_deploy.batching import check_feed
+from resnet_deploy.ort_providers import open_on, profile_options
+from resnet_deploy.ort_session import import_onnxruntime, translate_refusals
+from resnet_deploy.runners import tensor_specs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from resnet_deploy.bundle import Bundle
+    from resnet_deploy.protocols import Array, TensorSpec
+    from resnet_deploy.specs import BatchRange, ModelCard
+
+
+class OrtGpuRunner:
+    """Runs one ONNX file on one execution provider.
+
+    Args:
+        engine: The ONNX file, or its bytes.
+        card: The model it holds.
+        batch: Batch sizes to accept.
+        provider: Name of the execution provider in ONNX Runtime; it runs, or opening fails.
+        memory: Where the provider computes: ``cuda`` or ``cpu``.
+    """
+
+    def __init__(
+        self, engine: "Path | bytes", card: "ModelCard", batch: "BatchRange", provider: str, *, memory: str = "cuda"
+    ) -> None:
+        self.input: TensorSpec
+        self.output: TensorSpec
+        self.input, self.output = tensor_specs(card)
+        self.batch = batch
+        options = profile_options(provider, batch, self.input.shape)
+        self._session: Any = open_on(provider, engine, options)
+        self.device: str = self._session.get_providers()[0]
+        self._memory = memory
+        self._bound: dict[int, tuple[Any, Any, Any]] = {}  # binding, input and output by batch size
+        self._size = 0
+        ort = import_onnxruntime()
+        self._values: Any = ort.OrtValue
+        self._without_waiting = ort.RunOptions()
+        self._without_waiting.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    @classmethod
+    def open(cls, bundle: "Bundle", threads: int) -> "OrtGpuRunner":
+        """Open the engine of a bundle; threads of the CPU have nothing to do."""
+        del threads
+        manifest = bundle.manifest
+        provider = find_backend(manifest.spec.backend).provider
+        return cls(bundle.engine_path, manifest.card, manifest.spec.batch, provider)
+
+    def load(self, feed: "Array") -> None:
+        """Copy one batch to the device."""
+        check_feed(feed, self)
+        self._size = len(feed)
+        if self._size not in self._bound:
+            self._bound[self._size] = self._bind(self._size)
+        _, images, _ = self._bound[self._size]
+        images.update_inplace(feed)
+
+    def _bind(self, size: int) -> tuple[Any, Any, Any]:
+        binding = self._session.io_binding()
+        images, logits = (
+            self._values.ortvalue_from_shape_and_type([size, *spec.shape], np.dtype(spec.dtype), self._memory)
+            for spec in (self.input, self.output)
+        )
+        binding.bind_ortvalue_input(self.input.name, images)
+        binding.bind_ortvalue_output(self.output.name, logits)
+        return binding, images, logits
+
+    def enqueue(self) -> None:
+        """Start the batch; this returns before it is done."""
+        with translate_refusals():
+            self._session.run_with_iobinding(self._bound[self._size][0], self._without_waiting)
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        self._bound[self._size][0].synchronize_outputs()
+
+    def fetch(self) -> "Array":
+        """Copy the logits back, into memory of the caller's own."""
+        logits: Array = self._bound[self._size][2].numpy()
+        return logits.copy() if self._memory == "cpu" else logits
+
+    def close(self) -> None:
+        """Release the session and what is bound to it."""
+        self._bound = {}
+        self._session = None

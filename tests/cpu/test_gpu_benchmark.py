@@ -1,0 +1,83 @@
+"""The benchmark for GPUs, as far as a CPU can tell: its peers compute what they should, and what its table says."""
+
+import gpu
+import numpy as np
+import pytest
+import torch
+from torch_peers import WAYS, TorchPeer, Way
+
+from resnet_deploy.batching import infer
+from resnet_deploy.models import create_model
+from resnet_deploy.pipeline.synthetic import synthetic_images
+from resnet_deploy.runners.pytorch import TorchRunner
+from resnet_deploy.specs import BatchRange, ModelCard, Preprocess
+
+CONTRACT = Preprocess(image_size=32, resize=32)
+CARD = ModelCard(architecture="resnet18", num_classes=10, weights="none", weights_sha256="0" * 64, preprocess=CONTRACT)
+BATCH = BatchRange(1, 2, 4)
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if not way.graphs and not way.compiled], ids=lambda way: way.name)
+def test_a_peer_computes_what_the_reference_does(way):
+    torch.manual_seed(0)
+    weights = create_model("resnet18", 10).state_dict()
+
+    def network():
+        made = create_model("resnet18", 10)
+        made.load_state_dict(weights)
+        return made
+
+    images = synthetic_images(CONTRACT, 5)
+    expected = infer(TorchRunner(network(), CARD, BATCH), images)
+    found = infer(TorchPeer(network(), CARD, BATCH, way, "cpu"), images)
+    # FP16 rounds to 11 bits in each of 20 layers; FP32 adds up in another order.
+    tolerance = 2e-2 if way.dtype == torch.float16 else 1e-5
+    scale = np.abs(expected).max()
+    assert np.abs(found - expected).max() < tolerance * scale
+    wrong = network()
+    wrong.fc.bias.data += 0.1 * scale
+    other = infer(TorchPeer(wrong, CARD, BATCH, way, "cpu"), images)
+    assert np.abs(other - expected).max() > tolerance * scale
+
+
+def test_ways_are_told_apart():
+    assert len({way.name for way in WAYS}) == len(WAYS)
+    assert {(way.compiled, way.graphs) for way in WAYS} == {(False, False), (True, False), (False, True)}
+    assert Way("").dtype == torch.float32
+
+
+RECORD = {
+    "environment": {"gpu": {"gpus": [{"name": "NVIDIA H100 80GB HBM3"}]}},
+    "flop_per_image": gpu.FLOP_PER_IMAGE,
+    "samples": {
+        "torch FP32 eager": [{"batch": 1, "seconds": [0.01, 0.01, 0.5]}, {"batch": 32, "seconds": [0.032]}],
+        "tensorrt int8": [{"batch": 32, "seconds": [0.0005]}],
+    },
+    "failures": {"tensorrt-rtx fp16": "TensorRT-RTX does not support compute capability 9.0 (Hopper)"},
+}
+
+
+def test_the_table_has_rates_and_their_bound():
+    head, _, torch_row, int8_row, failed = gpu.table(RECORD)
+    assert head == "|  | images/s, batch 1 | images/s, batch 32 | of the bound |"
+    assert torch_row.startswith("| torch FP32 eager | 100 | 1,000 |")  # medians
+    # 64,000 images/s of 2 x 989e12 / 8.2e9 = 241,220
+    assert "| 64,000 | 26.5% |" in int8_row
+    assert "Hopper" in failed
+
+
+def test_without_a_peak_no_bound_is_claimed():
+    unknown = RECORD | {"environment": {"gpu": {"gpus": [{"name": "NVIDIA Something"}]}}}
+    assert "%" not in "".join(gpu.table(unknown))
+
+
+def test_without_a_gpu_it_says_so_and_measures_nothing(monkeypatch):
+    from click.testing import CliRunner
+
+    from resnet_deploy import environment
+
+    if environment.collect().gpu.gpus:
+        pytest.skip("there is a GPU")
+    result = CliRunner().invoke(gpu.main, [])
+    assert result.exit_code == 2
+    assert "no NVIDIA GPU" in result.stderr
