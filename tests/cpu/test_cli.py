@@ -186,7 +186,7 @@ REFUSALS = (
     Refusal(
         "build engines/resnet18.onnx --fp16 --backend tensorflow",
         "unknown backend 'tensorflow'",
-        "choose one of: auto, onnxruntime, tensorrt-rtx, tensorrt",
+        "choose one of: auto, onnxruntime, onnxruntime-cuda, ",
     ),
     Refusal("build engines/resnet18.onnx --fp16 --backend openvino", "cannot build for openvino", "--backend"),
     Refusal("run --calib data --data data --backend tensorflow", "unknown backend 'tensorflow'", "onnxruntime"),

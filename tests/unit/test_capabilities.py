@@ -23,7 +23,16 @@ HOPPER = GpuProbe((Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30),), "13.0")
 ADA = GpuProbe((Gpu("NVIDIA GeForce RTX 4090", "8.9", 24 << 30),), "13.0")
 NO_GPU = GpuProbe(reason="libcuda.so.1 not found: no NVIDIA driver")
 
-MODULES = ("torch", "onnx", "onnx_ir", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
+MODULES = (
+    "torch",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "tensorrt_rtx",
+    "onnxruntime_ep_nv_tensorrt_rtx",
+)
 
 
 @pytest.fixture
@@ -78,6 +87,14 @@ BACKEND_CASES = [
     BackendCase("tensorrt", "none", GPU_MISSING, GPU_MISSING),
     BackendCase("tensorrt", "hopper", YES, YES),
     BackendCase("tensorrt", "ada", YES, YES),
+    *(
+        BackendCase(f"onnxruntime-{provider}", gpu, able, able)
+        for provider in ("cuda", "tensorrt")
+        for gpu, able in (("none", GPU_MISSING), ("hopper", YES), ("ada", YES))
+    ),
+    BackendCase("onnxruntime-rtx", "none", GPU_MISSING, GPU_MISSING),
+    BackendCase("onnxruntime-rtx", "hopper", HOPPER_REFUSED, HOPPER_REFUSED),
+    BackendCase("onnxruntime-rtx", "ada", YES, YES),
     BackendCase("null", "none", NOTHING_FOR_NULL, YES),
 ]
 GPUS = {"none": NO_GPU, "hopper": HOPPER, "ada": ADA}
@@ -108,7 +125,8 @@ def test_backend_not_installed_names_the_command(name, install):
     backend = complete(name)
     install(*{"onnx", "onnx_ir", "onnxruntime"} - {backend.module})
     status = backend_status(backend, on(ADA))
-    missing = Capability(False, f"{name} is not installed", f'pip install "resnet-deploy[{backend.extra}]"')
+    module = backend.module.replace("_", "-")
+    missing = Capability(False, f"{module} is not installed", f'pip install "resnet-deploy[{backend.extra}]"')
     assert status.run == missing
     assert status.build == (missing if backend.builder else NOTHING_FOR_TORCH)
 
