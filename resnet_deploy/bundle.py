@@ -9,6 +9,7 @@
         observations.safetensors  the histograms that they were chosen from (INT8 only)
         corrections.safetensors   what was added to the biases, layer by layer (INT8 only, where images allowed it)
         search.json               what was given back its precision to keep to a limit, and what that cost
+        layers.json               what the compiler's inspector says of its kernels (where a GPU was there to ask it)
         golden.npz                a few inputs and the outputs expected of this engine
         build.log                 what the compiler said
         manifest.json             all of the above by digest, everything below, and its own digest as ``sha256``
@@ -33,6 +34,7 @@ CALIBRATION: Final = "calibration.json"
 SEARCH: Final = "search.json"
 OBSERVATIONS: Final = "observations.safetensors"
 CORRECTIONS: Final = "corrections.safetensors"
+LAYERS: Final = "layers.json"
 LOG: Final = "build.log"
 _DIGEST: Final = "sha256"
 

@@ -1,7 +1,6 @@
 """One form for the kernels of a compiled engine, whoever describes them: what runs, on what types, what is fused."""
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -88,6 +87,12 @@ class LayerInfo:
         """Inputs that are not part of the engine."""
         return tuple(tensor for tensor in self.inputs if not tensor.constant)
 
+    def traffic_bytes(self, batch: int) -> int | None:
+        """Bytes that it reads and writes at a batch size, constants left out; None where not all sizes are known."""
+        sizes = [tensor.bytes_at(batch) for tensor in (*self.activations, *self.outputs)]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if len(known) == len(sizes) else None
+
     @property
     def weights_dtype(self) -> str:
         """Data type of the weights of a weighted layer; empty where the source does not say."""
@@ -139,14 +144,6 @@ class CompiledGraph:
         A tensor counts each time that a kernel reads or writes it. A proxy for memory traffic: caches are left out of
         account, and so is what a kernel reads again.
         """
-        sizes = [tensor.bytes_at(batch) for layer in self.kernels for tensor in (*layer.activations, *layer.outputs)]
-        return _sum(sizes)
-
-
-def _sum(sizes: Iterable[int | None]) -> int | None:
-    total = 0
-    for size in sizes:
-        if size is None:
-            return None
-        total += size
-    return total
+        sizes = [layer.traffic_bytes(batch) for layer in self.kernels]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if len(known) == len(sizes) else None

@@ -73,7 +73,11 @@ def _programs(data: bytes) -> Iterator[Block]:
 
 
 def _tensors(program: Block) -> dict[str, Tensor]:
-    """Everything that is on the device, by name; what is on the host are sizes and conditions."""
+    """Everything that is on the device, by name; what is on the host are sizes and conditions.
+
+    A view has a name and a shape of its own; here it bears the name of what it views, so that what a kernel writes and
+    another reads can be told to be one.
+    """
     regions = [block for name, block in program.block("header").blocks() if name == "region"]
     on_host = {region.text("name") for region in regions if region.text("place") == "host"}
     constant = {region.text("name") for region in regions if region.text("constant") == "true"}
@@ -83,13 +87,15 @@ def _tensors(program: Block) -> dict[str, Tensor]:
         name, region, dtype = block.text("name"), block.text("region"), block.text("type")
         base = tensors.get(block.text("base"))  # of a view
         is_constant = bool(block.text("const_payload_size")) or region in constant or bool(base and base.constant)
-        if (region in on_host and not is_constant) or block.text("is_scratchspace") == "true":
+        if (region in on_host and not is_constant) or block.text("is_scratchspace") in ("1", "true"):
             continue
         shape = block.words("dims")
         symbols |= {word for word in shape if not _DIGITS.fullmatch(word)}
         numbers = tuple(_number(word) if _DIGITS.fullmatch(word) else BATCH for word in shape)
         order = " ".join(block.words("stride_order"))
-        tensors[name] = Tensor(name, _DTYPES.get(dtype, dtype), numbers, f"strides {order}", is_constant)
+        tensors[name] = Tensor(
+            base.name if base else name, _DTYPES.get(dtype, dtype), numbers, f"strides {order}", is_constant
+        )
     if len(symbols) > 1:  # only a program with the batch size as its one unknown has a size at a batch
         raise BundleError("the plan cannot be read: more of its shapes than the batch size are open", hint=_REBUILD)
     return tensors
@@ -102,9 +108,10 @@ def _layer(operation: str, block: Block, tensors: dict[str, Tensor]) -> LayerInf
     )
     name = block.text("name")
     steps = steps_of(name) if operation in ("function", "runtime_fusion") else ()
-    fused = tuple(what for flag, what in _FUSIBLE.items() if block.text(flag) == "true") or fused_by(steps, inputs)
     nodes = tuple(re.findall(r"\[ONNX Layer: ([^\]]*)\]", block.text("layers")))
     kind = kind_of(steps, inputs, outputs) if steps else _KINDS.get(operation, "other")
+    fused = tuple(what for flag, what in _FUSIBLE.items() if block.text(flag) == "true")
+    fused = fused_by(steps, inputs, kind) if steps else fused
     return LayerInfo(name, kind, inputs, outputs, fused, nodes, block.text("fqn"))
 
 

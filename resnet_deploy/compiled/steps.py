@@ -31,13 +31,13 @@ def kind_of(steps: tuple[str, ...], inputs: tuple[Tensor, ...], outputs: tuple[T
     return "pointwise"
 
 
-def fused_by(steps: tuple[str, ...], inputs: tuple[Tensor, ...]) -> tuple[str, ...]:
-    """What a generated kernel does besides moving data; a sum is residual where both its sides are activations."""
+def fused_by(steps: tuple[str, ...], inputs: tuple[Tensor, ...], kind: Kind) -> tuple[str, ...]:
+    """What a generated kernel does besides its kind; a sum is residual where both its sides are activations."""
     activations = sum(not tensor.constant for tensor in inputs)
     sums = steps.count("Add")
     is_residual = sums > 0 and activations > 1
     fused = ["bias"] if sums > is_residual else []
     fused += ["add"] if is_residual else []
     fused += ["relu"] if "Relu" in steps else []
-    fused += ["quantize"] if "Roun" in steps else []
+    fused += ["quantize"] if "Roun" in steps and kind != "quantize" else []
     return tuple(fused)

@@ -25,7 +25,7 @@ DESCRIPTORS = """descriptors {
   tensor={ const_payload_size=512 dims={ 16 16 1 1 } name="w2" region=weights stride_order={ 3 0 2 1 } type=half }
   tensor={ const_payload_size=4 dims={ 1 } name="one" region=weights stride_order={ 0 } type=float }
   tensor={ const_payload_size=5120 dims={ 256 10 } name="w3" region=weights stride_order={ 1 0 } type=half }
-  tensor={ is_scratchspace=true dims={ 1 } name="scratch" region="device" stride_order={ 0 } type=int8 }
+  tensor={ is_scratchspace=1 dims={ 1 } name="scratch" region="device" stride_order={ 0 } type=int8 }
 }
 """
 MAIN = """main {
@@ -53,3 +53,53 @@ def plan_bytes(*programs):
     """A container around programs, which is not read; with a mark that begins no program, as weights may have one."""
     weights = b"\x01\x02NLYM" + bytes(64)
     return b"vtrt" + bytes(40) + weights + b"".join(map(program_bytes, programs)) + weights
+
+
+# --- the engine inspector's JSON, after TensorRT's documentation; no engine was asked
+
+INT8, HALF, FLOAT = "Thirty-two wide channel vectorized row major Int8 format", "Row major linear FP16 format", "Float"
+_SPLIT = {INT8: ("Int8", "kCHW32"), HALF: ("Half", "kLINEAR"), FLOAT: ("Float", "kLINEAR")}
+
+
+def tensor(version, name, words, shape=(8, 16, 4, 4)):
+    fields = {"Name": name, "Location": "Device", "Dimensions": list(shape)}
+    if version == 10:
+        return fields | {"Format/Datatype": words}
+    dtype, layout = _SPLIT[words]
+    return fields | {"Format": layout, "DataType": dtype}
+
+
+def inspected_layer(version, name, layer_type, inputs, output, **parameters):
+    """One layer; inputs and output are pairs of a name and what 10.x calls its format."""
+    tensors = {"Inputs": [tensor(version, *one) for one in inputs], "Outputs": [tensor(version, *output)]}
+    return {"Name": name, "LayerType": layer_type, **tensors, **parameters, "TacticValue": "0x0"}
+
+
+def inspected_conv(version, name, inputs, output, *, weights="Int8", relu=True):
+    return inspected_layer(
+        version, name, "CaskConvolution", inputs, output,
+        Weights={"Type": weights, "Count": 4096}, Activation="RELU" if relu else "NONE", HasBias=1, HasReLU=int(relu),
+        TacticName="made_up", Metadata=f"[ONNX Layer: {name}]\x1e[ONNX Layer: {name}.relu]",
+    )  # fmt: skip
+
+
+def inspected_engine(version, layers, inputs=("images",), outputs=("logits",)):
+    if version == 10:
+        return {"Layers": layers, "Bindings": [*inputs, *outputs]}
+    tensors = [{"Name": name, "IOMode": "Input", "DataType": "Float"} for name in inputs]
+    tensors += [{"Name": name, "IOMode": "Output", "DataType": "Float"} for name in outputs]
+    return {"Layers": layers, "I/O Tensors": tensors}
+
+
+def int8_layers(version):
+    """Stem, a block and a classifier as the documented placement of Q/DQ is said to fuse."""
+    return [
+        inspected_layer(version, "images.quantize", "Reformat", [("images", FLOAT)], ("q0", INT8), Origin="QDQ"),
+        inspected_conv(version, "conv1", [("q0", INT8)], ("q1", INT8)),
+        inspected_conv(version, "layer1.conv1", [("q1", INT8)], ("q2", INT8)),
+        inspected_conv(version, "layer1.conv2", [("q2", INT8), ("q1", INT8)], ("x3", HALF)),
+        inspected_layer(version, "avgpool", "CaskPooling", [("x3", HALF)], ("x4", HALF), ParameterType="Pooling"),
+        inspected_layer(version, "copy", "NoOp", [("x4", HALF)], ("x5", HALF)),
+        inspected_layer(version, "fc", "gemm", [("x5", HALF), ("fc.weight", HALF, (16, 10))], ("x6", HALF, (8, 10))),
+        inspected_layer(version, "logits.float", "Reformat", [("x6", HALF)], ("logits", FLOAT), Origin="CAST"),
+    ]
