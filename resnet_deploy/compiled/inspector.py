@@ -4,8 +4,9 @@ Both have ``Layers``; an engine built with ``ProfilingVerbosity.DETAILED`` has a
 alone. In 10.x a tensor has one field, ``Format/Datatype``, in words ("Channel major FP16 format where channel % 8 ==
 0"), and the engine has ``Bindings``, names. In 11.x that field is split in two, and ``I/O Tensors`` stand for the
 bindings. Sources: TensorRT's documentation, "Engine Inspector" and "Migrating IEngineInspector Usage from TensorRT
-10.x to 11.x"; engines of 8.x among the samples of trt-engine-explorer. That the field is split is documented, how the
-new ones are spelled in a layer was not to be found: names are compared without regard to case.
+10.x to 11.x"; engines of 8.x among the samples of trt-engine-explorer; NVIDIA's TensorRT cookbook, which reads
+``Datatype`` and ``Format`` of a layer's tensors where the documentation has ``DataType`` of the engine's: names are
+compared without regard to case.
 """
 
 import json

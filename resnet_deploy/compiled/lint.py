@@ -71,52 +71,51 @@ def lint(graph: CompiledGraph, expected: Expected) -> tuple[Finding, ...]:
     weighted = [layer for layer in graph.kernels if layer.kind in WEIGHTED]
     if not weighted:
         return (Finding("weighted layers", graph.source, "it has no convolution", "build the engine again"),)
-    classifier = weighted[-1]
+    flow = _Flow(graph.layers)
     findings: list[Finding] = []
-    flow = _Flow(graph)
-    for layer in graph.kernels:
+    for position, layer in enumerate(graph.layers):
         if layer.kind in WEIGHTED:
-            findings += _weighted_findings(layer, expected, is_classifier=layer is classifier)
-        elif flow.is_input_path(layer) or flow.is_output(layer):
-            continue
-        else:
-            findings += _other_findings(layer, expected, flow)
+            findings += _weighted_findings(layer, expected, is_classifier=layer is weighted[-1])
+        elif layer.kind != "no-op" and not flow.is_input_path(position) and not flow.is_output(position):
+            findings += _other_findings(layer, expected, flow.writers(position))
     return tuple(findings)
 
 
 class _Flow:
-    """Where a kernel stands: before the first weighted layer, at the network's end, or in between."""
+    """Where a kernel stands: before the first weighted layer, at the network's end, or in between.
 
-    def __init__(self, graph: CompiledGraph) -> None:
-        self._inner: set[str] = set()  # names of tensors that depend on a weighted layer
-        self._read = {tensor.name for layer in graph.layers for tensor in layer.inputs}
-        self._writer: dict[str, LayerInfo] = {}
-        for layer in graph.layers:
-            if layer.kind in WEIGHTED or any(tensor.name in self._inner for tensor in layer.inputs):
-                self._inner |= {tensor.name for tensor in layer.outputs}
-            self._writer |= {tensor.name: layer for tensor in layer.outputs}
+    Kernels are known by their position, for a compiler gives one name to several tensors, one after another.
+    """
 
-    def is_input_path(self, layer: LayerInfo) -> bool:
-        return not any(tensor.name in self._inner for tensor in layer.inputs)
+    def __init__(self, layers: tuple[LayerInfo, ...]) -> None:
+        self._layers = layers
+        self._sources: list[list[int]] = []  # positions of the kernels that wrote what a kernel reads
+        self._inner: list[bool] = []  # whether it depends on a weighted layer
+        self._read: set[int] = set()
+        written: dict[str, int] = {}
+        for position, layer in enumerate(layers):
+            sources = [written[tensor.name] for tensor in layer.activations if tensor.name in written]
+            self._sources.append(sources)
+            self._read.update(sources)
+            self._inner.append(layer.kind in WEIGHTED or any(self._inner[source] for source in sources))
+            written |= {tensor.name: position for tensor in layer.outputs}
 
-    def is_output(self, layer: LayerInfo) -> bool:
-        return bool(layer.outputs) and not any(tensor.name in self._read for tensor in layer.outputs)
+    def is_input_path(self, position: int) -> bool:
+        return not self._inner[position]
 
-    def writers(self, layer: LayerInfo) -> list[LayerInfo]:
-        """Kernels that write what ``layer`` reads, seen through layout changes."""
+    def is_output(self, position: int) -> bool:
+        return bool(self._layers[position].outputs) and position not in self._read
+
+    def writers(self, position: int) -> list[LayerInfo]:
+        """Kernels that write what the one at ``position`` reads, seen through layout changes."""
         found: list[LayerInfo] = []
-        seen: set[str] = set()
-        open_tensors = [tensor.name for tensor in layer.activations]
-        while open_tensors:
-            name = open_tensors.pop()
-            writer = self._writer.get(name)
-            if writer is None or name in seen:
-                continue
-            seen.add(name)
-            if writer.kind in ("reformat", "no-op"):
-                open_tensors += [tensor.name for tensor in writer.activations]
+        pending = list(self._sources[position])
+        while pending:
+            source = pending.pop()  # always an earlier position: this ends
+            if self._layers[source].kind in ("reformat", "no-op"):
+                pending += self._sources[source]
             else:
-                found.append(writer)
+                found.append(self._layers[source])
         return found
 
 
@@ -145,13 +144,13 @@ _WIDE: Final = {
 }
 
 
-def _other_findings(layer: LayerInfo, expected: Expected, flow: _Flow) -> Iterator[Finding]:
+def _other_findings(layer: LayerInfo, expected: Expected, writers: list[LayerInfo]) -> Iterator[Finding]:
     if "add" in layer.fused:
         yield _finding("residual sums", layer, "the sum is in no convolution", "see Q/DQ and types of its operands")
     elif expected.precision != "int8" and layer.kind in ("quantize", "dequantize"):
         yield _finding("Q/DQ", layer, "it quantizes in an engine without INT8", "build from a graph without Q/DQ")
     elif layer.kind == "quantize":
-        yield from _quantize_findings(layer, expected, flow)
+        yield from _quantize_findings(layer, expected, writers)
     elif layer.kind == "dequantize":
         yield _finding(
             "Q/DQ", layer, "it dequantizes, by itself", "read the tensor in FP16 before its Q, or move the DQ"
@@ -164,7 +163,7 @@ def _other_findings(layer: LayerInfo, expected: Expected, flow: _Flow) -> Iterat
         yield _finding("FP32", layer, f"it writes FP32: {layer.types}", "check where the graph casts")
 
 
-def _quantize_findings(layer: LayerInfo, expected: Expected, flow: _Flow) -> Iterator[Finding]:
+def _quantize_findings(layer: LayerInfo, expected: Expected, writers: list[LayerInfo]) -> Iterator[Finding]:
     if expected.backend not in QUANTIZES_APART:
         advice = (
             "the documented placement fuses it: quantize what convolutions read and the shortcut of sums, no results"
@@ -173,7 +172,7 @@ def _quantize_findings(layer: LayerInfo, expected: Expected, flow: _Flow) -> Ite
         return
     if any(tensor.dtype in FLOATS for tensor in layer.outputs):
         yield _finding("Q/DQ", layer, "it rounds to integers and back", "leave what only sums read without Q/DQ")
-    for writer in flow.writers(layer):
+    for writer in writers:
         if writer.kind in WEIGHTED and "relu" not in writer.fused:
             problem = f"it quantizes what {layer_name(writer)} gives before its ReLU"
             yield _finding("Q/DQ", layer, problem, "quantize behind the ReLU")

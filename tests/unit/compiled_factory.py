@@ -66,7 +66,7 @@ def tensor(version, name, words, shape=(8, 16, 4, 4)):
     if version == 10:
         return fields | {"Format/Datatype": words}
     dtype, layout = _SPLIT[words]
-    return fields | {"Format": layout, "DataType": dtype}
+    return fields | {"Format": layout, "Datatype": dtype}
 
 
 def inspected_layer(version, name, layer_type, inputs, output, **parameters):

@@ -153,16 +153,17 @@ def test_fp32_where_fp16_was_asked_for_is_found():
 
 def test_the_cost_of_a_batch_of_any_size_is_that_of_an_image():
     layers = json.loads(json.dumps(fp16(int8_layers(10))).replace("[8, 16", "[-1, 16"))
-    layers[2] = layers[2] | {"Weights": {"Type": "Float", "Count": 1}, "Outputs": layers[2]["Outputs"]}
-    layers.insert(3, inspected_layer(10, "relu", "PointWise", [("x3", HALF, (-1, 256))], ("x4", HALF, (-1, 256))))
-    findings = lint(read(layers, 10), Expected("tensorrt", "fp16"))
-    assert findings[-1].problem == "a kernel of its own for arithmetic, 0.00102 MB of memory traffic per image"
+    layers.insert(3, inspected_layer(10, "relu", "PointWise", [("x3", HALF, (-1, 256))], ("y3", HALF, (-1, 256))))
+    layers[4] = inspected_layer(10, "avgpool", "CaskPooling", [("y3", HALF)], ("x4", HALF))
+    (finding,) = lint(read(layers, 10), Expected("tensorrt", "fp16"))
+    assert finding.problem == "a kernel of its own for arithmetic, 0.00102 MB of memory traffic per image"
 
 
 def test_quantization_in_an_fp16_engine_is_found():
     layers = fp16(int8_layers(10))
     layers.insert(3, inspected_layer(10, "odd", "Reformat", [("x3", HALF)], ("q9", INT8), Origin="QDQ"))
-    layers.insert(4, inspected_layer(10, "back", "Reformat", [("q9", INT8)], ("x4", HALF), Origin="QDQ"))
+    layers.insert(4, inspected_layer(10, "back", "Reformat", [("q9", INT8)], ("y3", HALF), Origin="QDQ"))
+    layers[5] = inspected_layer(10, "avgpool", "CaskPooling", [("y3", HALF)], ("x4", HALF))
     assert rules(read(layers, 10), Expected("tensorrt", "fp16")) == [("Q/DQ", "odd"), ("Q/DQ", "back")]
 
 
@@ -229,10 +230,18 @@ def test_quantization_before_the_relu_is_found_through_a_change_of_layout():
     assert rules(read(layers, 10), RTX) == [("Q/DQ", "x1.quantize")]
 
 
-def test_changes_of_layout_in_a_circle_end():
+def test_one_name_for_several_tensors_in_turn():
+    """Both convolutions write what is called x1; each quantization reads the one before it."""
+    layers = json.loads(json.dumps(rtx_layers()).replace('"x2"', '"x1"'))
+    assert rules(read(layers, 10), RTX) == []
+    layers[1] = inspected_conv(10, "conv1", [("q0", INT8)], ("x1", HALF), relu=False)
+    (finding,) = lint(read(layers, 10), RTX)
+    assert "what conv1 + conv1.relu gives before its ReLU" in finding.problem
+
+
+def test_changes_of_layout_of_a_tensor_into_itself_end():
     layers = rtx_layers()
-    layers.insert(2, inspected_layer(10, "copy1", "Reformat", [("x1", HALF)], ("x9", HALF), Origin="REFORMAT"))
-    layers.insert(3, inspected_layer(10, "copy2", "Reformat", [("x9", HALF)], ("x1", HALF), Origin="REFORMAT"))
+    layers.insert(2, inspected_layer(10, "copy1", "Reformat", [("x1", HALF)], ("x1", HALF), Origin="REFORMAT"))
     assert rules(read(layers, 10), RTX) == []
 
 
