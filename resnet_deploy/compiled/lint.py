@@ -129,9 +129,9 @@ def _weighted_findings(layer: LayerInfo, expected: Expected, *, is_classifier: b
         kind = "the classifier" if is_classifier else "it"
         advice = "see which Q/DQ it reads: both operands need one" if integer else "check the data types of the graph"
         yield Finding("operands", name, f"{kind} computes {layer.types}, where {operand} is expected", advice)
-    allowed = {body, "float32"} if is_classifier else {body, "int8"} if integer else {body}
-    if expected.in_float:
-        allowed.add("int8")  # what follows a layer in floating point may still be quantized in it
+    allowed = {body, "float32"} if is_classifier else {body}
+    if expected.precision == "int8" and not is_classifier:
+        allowed.add("int8")  # also behind a layer in floating point, whose result may be quantized in it
     writes = {tensor.dtype for tensor in layer.outputs}
     if not writes <= allowed:
         advice = _WIDE[expected.backend] if integer else "check where the graph casts"

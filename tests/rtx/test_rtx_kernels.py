@@ -3,7 +3,7 @@
 The plans are real; nothing is run, and no figure here is a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import onnx
@@ -39,6 +39,7 @@ FORMS_OF_INT8 = {
     "of tensorrt": FORMS["tensorrt"],
 }
 CONVOLUTIONS, SUMS, RELUS = 20, 8, 17  # of ResNet-18
+IN_FLOAT = frozenset({"conv1", "layer1.1.conv2", "layer3.0.downsample.0", "layer4.1.conv2"})
 Read = Callable[[str], CompiledGraph]
 
 
@@ -59,12 +60,14 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Read:
     calibration = calibration_from(histograms, CalibrationSpec(), source)
     kept: dict[str, CompiledGraph] = {}
 
-    def quantized(form: QdqForm) -> bytes:
-        return bytes_from_onnx(lower_to_float16(insert_qdq(model, calibration, form)[0])[0])
+    def quantized(form: QdqForm, in_float: Collection[str] = ()) -> bytes:
+        return bytes_from_onnx(lower_to_float16(insert_qdq(model, calibration, form, in_float)[0])[0])
 
     def graph_of(case: str) -> bytes:
         if case == "before relu":
             return with_qdq_before_relus(quantized(OURS))
+        if case == "some in float":
+            return quantized(OURS, IN_FLOAT)
         if case in FORMS_OF_INT8:
             return quantized(FORMS_OF_INT8[case])
         return bytes_from_onnx(model if case == "fp32" else lower_to_float16(model)[0])
@@ -100,9 +103,11 @@ def with_qdq_before_relus(graph: bytes) -> bytes:
     return model.SerializeToString()
 
 
-def findings(read: Read, case: str, precision: Precision = "int8") -> dict[str, int]:
+def findings(
+    read: Read, case: str, precision: Precision = "int8", in_float: frozenset[str] = frozenset()
+) -> dict[str, int]:
     found: dict[str, int] = {}
-    for finding in lint(read(case), Expected(BACKEND, precision)):
+    for finding in lint(read(case), Expected(BACKEND, precision, in_float)):
         found[finding.rule] = found.get(finding.rule, 0) + 1
     return found
 
@@ -130,6 +135,12 @@ def test_int8_fuses_all_but_quantization(read):
     assert graph.weighted_types() == {"int8 x int8 -> float16": CONVOLUTIONS, "float16 x float16 -> float32": 1}
     assert graph.fused_counts() == {"bias": CONVOLUTIONS + 1, "relu": RELUS, "add": SUMS}
     assert findings(read, "int8") == {}
+
+
+def test_layers_left_in_floating_point_are_meant_to_be(read):
+    assert findings(read, "some in float", in_float=IN_FLOAT) == {}
+    assert findings(read, "some in float") == {"operands": len(IN_FLOAT)}
+    assert findings(read, "some in float", in_float=IN_FLOAT - {"conv1"}) == {"operands": 1}
 
 
 def test_constants_are_the_weights(read):
