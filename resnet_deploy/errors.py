@@ -14,6 +14,7 @@
     │   └── BundleError          an engine bundle is damaged, altered, or not for this machine
     ├── BuildError               a backend's compiler failed
     ├── AccuracyError            a measured difference is beyond its tolerance
+    ├── LintError                an engine is not what its precision is meant to become
     └── SpeedError               a measured speed-up is below what was asked for
 
 Each carries a ``hint``: what to do next. The command line prints both, one line each, without a traceback; anything
@@ -81,6 +82,10 @@ class BuildError(ResnetDeployError):
 
 class AccuracyError(ResnetDeployError):
     """A measured difference is beyond its tolerance."""
+
+
+class LintError(ResnetDeployError):
+    """An engine is not what its precision is meant to become."""
 
 
 class SpeedError(ResnetDeployError):

@@ -103,7 +103,7 @@ def test_every_command_and_the_python_run(readers_folder: Path, capsys: pytest.C
         assert result.exit_code == 0, f"{' '.join(words)}\n{result.output}\n{result.exception!r}"
         ran.append(words[1])
     assert set(ran) == {"export", "calibrate", "merge", "build", "bench", "predict", "doctor", "verify", "inspect"}
-    assert len(ran) == 17
+    assert len(ran) == 18
     assert (readers_folder / "engines/resnet50-fp16-onnxruntime/manifest.json").is_file()
     assert len(list((readers_folder / "benchmarks/results").glob("*.html"))) >= 1
 
@@ -182,3 +182,15 @@ def test_calibration_tables_are_what_their_records_give() -> None:
     for name in names:
         record = json.loads((ROOT / "benchmarks" / name).read_text())
         assert "\n" + "\n".join(table(record["arms"], record["calibration_images"])) + "\n" in page
+
+
+def test_plan_table_is_what_its_record_gives() -> None:
+    pytest.importorskip("onnx_ir")
+    from plan_facts import table
+
+    page = (ROOT / "benchmarks/README.md").read_text()
+    (name,) = re.findall(r"\]\((results/plan-facts-[^)]+\.json)\)", page)
+    record = json.loads((ROOT / "benchmarks" / name).read_text())
+    lines = table(record)
+    assert len(lines) == 2 + len(record["arms"]) == 8
+    assert "\n\n" + "\n".join(lines) + "\n\n" in page

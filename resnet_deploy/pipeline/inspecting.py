@@ -9,7 +9,10 @@ import msgspec
 from resnet_deploy import artifact
 from resnet_deploy.bundle import CALIBRATION, OBSERVATIONS, Bundle, Manifest, open_bundle
 from resnet_deploy.capabilities import have_modules
+from resnet_deploy.compiled.layers import CompiledGraph
+from resnet_deploy.compiled.lint import Finding
 from resnet_deploy.errors import BackendError, BundleError, FileError, ModelError
+from resnet_deploy.pipeline.linting import lint_engine, read_compiled
 from resnet_deploy.pipeline.source import Source, read_source
 from resnet_deploy.pipeline.verifying import read_lowered
 from resnet_deploy.specs import ModelCard
@@ -55,6 +58,9 @@ class InspectedEngine:
         layers: Of the graph that the engine was compiled from, or is; empty where it could not be read.
         activations: Those that are quantized.
         unread: Why the graph could not be read; empty if it was.
+        compiled: The kernels that a compiler made of the graph; None where there are none, or they could not be read.
+        not_compiled: Why there are none; empty if there are.
+        findings: What is wrong with them; None unless that was asked.
     """
 
     path: str
@@ -63,6 +69,9 @@ class InspectedEngine:
     layers: "tuple[Layer, ...]" = ()
     activations: tuple[Activation, ...] = ()
     unread: str = ""
+    compiled: CompiledGraph | None = None
+    not_compiled: str = ""
+    findings: tuple[Finding, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,26 +112,36 @@ def is_engine(path: Path) -> bool:
     return artifact.is_folder(path)
 
 
-def inspect_engine(path: Path, *, need_graph: bool, progress: "Progress") -> InspectedEngine:
-    """Read a bundle and the graph of its engine; without ONNX, and unless ``need_graph``, the manifest alone.
+def inspect_engine(path: Path, *, need_graph: bool, progress: "Progress", lint: bool = False) -> InspectedEngine:
+    """Read a bundle, the kernels of its engine and its graph; without ONNX, and unless ``need_graph``, not the graph.
+
+    Args:
+        path: The bundle.
+        need_graph: Whether to refuse where the graph cannot be read.
+        progress: Shows that something is read.
+        lint: Whether to hold the kernels against what is expected of them; takes the graph, too.
 
     Raises:
         FileError, BundleError: If there is no bundle at ``path``, or it is damaged or was altered.
-        BackendError: If the graph is needed and ONNX is not installed.
+        BackendError: If the graph is needed and ONNX is not installed, or kernels are and there are none to read.
     """
     path = path if path.name not in ("", "..") else path.resolve()
     bundle = open_bundle(path)
     with progress.task("reading the engine"):
         bundle.verify_files()
         size = bundle.engine_path.stat().st_size
+        compiled, reason = read_compiled(bundle)
         libraries = have_modules(_LIBRARIES)
         if not libraries.ok:
-            if need_graph:
+            if need_graph or lint:
                 raise BackendError(f"cannot read graphs: {libraries.reason}", hint=libraries.fix)
             unread = f"layers are not shown: {libraries.reason}; {libraries.fix}"
-            return InspectedEngine(str(path), size, bundle.manifest, unread=unread)
+            return InspectedEngine(
+                str(path), size, bundle.manifest, unread=unread, compiled=compiled, not_compiled=reason
+            )
         layers, activations = _read_graph(bundle)
-    return InspectedEngine(str(path), size, bundle.manifest, layers, activations)
+    findings = lint_engine(bundle.manifest, compiled, reason, layers) if lint else None
+    return InspectedEngine(str(path), size, bundle.manifest, layers, activations, "", compiled, reason, findings)
 
 
 def inspect_model(path: Path, *, outliers: bool, observed: Path | None, progress: "Progress") -> InspectedModel:
@@ -166,7 +185,20 @@ def to_json(found: InspectedEngine | InspectedModel) -> str:
         for name in ("spreads", "activations"):
             for written, spread in zip(fields[name], getattr(found, name), strict=True):
                 written["verdict"] = spread.verdict
+    elif found.compiled is not None:
+        fields["compiled"] |= _compiled_fields(found.compiled, found.manifest.spec.batch.opt)
     return msgspec.json.format(msgspec.json.encode(fields), indent=2).decode()
+
+
+def _compiled_fields(graph: CompiledGraph, batch: int) -> dict[str, Any]:
+    """What follows from the kernels; their traffic is that of a batch."""
+    return {
+        "kernels": len(graph.kernels),
+        "weighted_types": graph.weighted_types(),
+        "fused": graph.fused_counts(),
+        "batch": batch,
+        "activation_bytes": graph.activation_bytes(batch),
+    }
 
 
 def _read_graph(bundle: Bundle) -> "tuple[tuple[Layer, ...], tuple[Activation, ...]]":

@@ -96,12 +96,12 @@ def print_layers(layers: "Sequence[Layer]", console: Console) -> None:
     ]
     header = ("layer", "kind", "weights", "precision", "smallest scale", "largest scale")
     has_scales = any(layer.scales for layer in layers)
-    _print_table(header if has_scales else header[:4], rows if has_scales else [row[:4] for row in rows], 4, console)
+    print_table(header if has_scales else header[:4], rows if has_scales else [row[:4] for row in rows], 4, console)
 
 
 def print_scales(rows: Sequence[Sequence[str]], console: Console) -> None:
     """List quantized activations, a row of ``SCALE_COLUMNS`` each."""
-    _print_table(SCALE_COLUMNS, rows, 1, console)
+    print_table(SCALE_COLUMNS, rows, 1, console)
 
 
 SCALE_COLUMNS: Final = ("activation", "observed", "chosen", "method", "clipped %", "grid", "scale", "zero point")
@@ -135,7 +135,7 @@ def print_spreads(spreads: "Sequence[WeightSpread]", console: Console) -> None:
         )
         for spread in spreads
     ]
-    _print_table(of_channels + of_grids, rows, 1, console, left=(8,))
+    print_table(of_channels + of_grids, rows, 1, console, left=(8,))
     legend = (
         "dB: SQNR that rounding leaves the median channel's weights; wasting: channels that a scale per tensor "
         "leaves fewer than 16 of 127 levels"
@@ -159,7 +159,7 @@ def print_activation_spreads(spreads: "Sequence[ActivationSpread]", console: Con
         )
         for spread in spreads
     ]
-    _print_table(header, rows, 2, console, left=(len(header) - 1,))
+    print_table(header, rows, 2, console, left=(len(header) - 1,))
     legend = (
         "dB: SQNR that 8 bits leave of what was observed, in the range that each method chooses: of the 99.9 % of "
         "the values that are smallest, which large ones would hide, and of all"
@@ -179,9 +179,10 @@ def _number(value: float | None) -> str:
     return wording.NOTHING if value is None else f"{value:.4g}"
 
 
-def _print_table(
+def print_table(
     header: Sequence[str], rows: Iterable[Sequence[str]], figures_from: int, console: Console, left: Sequence[int] = ()
 ) -> None:
+    """Print rows of cells; those from column ``figures_from`` on are figures, but for those in ``left``."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for index, name in enumerate(header):
         is_figure = index >= figures_from and index not in left

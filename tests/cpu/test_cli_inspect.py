@@ -225,6 +225,8 @@ def test_weights_that_are_no_numbers_are_refused(invoke, workplace):
         (f"{MODEL} --outliers --observed absent", "absent", ""),
         (f"{MODEL} --outliers --observed notes.txt", "notes.txt: the observations are damaged", "calibrate"),
         (f"{MODEL} --scales", "--scales has no effect with an exported model", "an engine"),
+        (f"{MODEL} --lint", "--lint has no effect with an exported model", "an engine"),
+        (f"{ENGINE} --lint", "there are no kernels to lint: an engine of onnxruntime is a graph", "TensorRT"),
     ],
 )
 def test_what_is_refused(invoke, workplace, line, message, hint):
