@@ -5,6 +5,7 @@ process-wide switch.
 """
 
 import importlib
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -52,3 +53,26 @@ def load(backend: str) -> TrtApi:
             f"{backend} cannot be imported: {error}", hint=f'install it with `pip install "resnet-deploy[{row.extra}]"`'
         ) from error
     return TrtApi(backend, module, str(module.__version__))
+
+
+def new_logger(api: TrtApi, keep: int | None = None) -> Any:
+    """Make a logger that keeps the last ``keep`` messages as ``lines``, by default all, and ``last_error``.
+
+    Of a flavour's own base class, which exists only once the flavour is loaded. Verbose messages are not kept.
+    """
+    kinds = api.module.ILogger
+
+    class Log(kinds):  # type: ignore[misc, valid-type]
+        def __init__(self) -> None:
+            super().__init__()
+            self.lines: deque[str] = deque(maxlen=keep)
+            self.last_error = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity == kinds.VERBOSE:
+                return
+            self.lines.append(f"{severity.name} {message}")
+            if severity in (kinds.ERROR, kinds.INTERNAL_ERROR):
+                self.last_error = message
+
+    return Log()

@@ -24,7 +24,7 @@ def build_engine(lowered: bytes, spec: BuildSpec, folder: Path) -> BuiltEngine:
         BuildError: If the parser or the compiler refuses the graph; the message is the library's own.
     """
     api = trt_api.load(spec.backend)
-    logger = _new_logger(api)
+    logger = trt_api.new_logger(api)
     plan = _compile(api, lowered, spec, logger)
     (folder / ENGINE).write_bytes(plan)
     return BuiltEngine(
@@ -99,22 +99,3 @@ def _notes(spec: BuildSpec) -> tuple[str, ...]:
     if spec.precision == "int8":
         return ("TensorRT-RTX's fast precision for this network is FP16: its INT8 convolutions fuse less",)
     return ()
-
-
-def _new_logger(api: TrtApi) -> Any:
-    """Make a logger that keeps every message; the base class exists only once the flavour is loaded."""
-
-    class Log(api.module.ILogger):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.lines: list[str] = []
-            self.last_error = ""
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity == api.module.ILogger.VERBOSE:
-                return
-            self.lines.append(f"{severity.name} {message}")
-            if severity in (api.module.ILogger.ERROR, api.module.ILogger.INTERNAL_ERROR):
-                self.last_error = message
-
-    return Log()

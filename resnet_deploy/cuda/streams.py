@@ -58,6 +58,11 @@ class Stream:
             )
         return cls(cuda, cuda.bindings.cudaStream_t(_handle_of(stream)), owner=stream)
 
+    @property
+    def lasts(self) -> bool:
+        """Whether the handle cannot come to mean another stream while this object lives; of bare numbers, few do so."""
+        return self.owner is not None or self.handle <= LEGACY
+
     def synchronize(self) -> None:
         """Wait until all work in the stream is done."""
         self.cuda.call("cudaStreamSynchronize", self.native)
