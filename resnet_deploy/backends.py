@@ -20,12 +20,13 @@ class Backend:
         name: What ``--backend`` takes and manifests record.
         summary: What it is, in one line.
         module: Python module that must be importable to build or run with it; empty when none is needed.
-        extra: Extra of this package that installs the module.
+        extra: Extra of this package that installs the modules.
         builder: ``module:function`` of the engine builder, or empty.
         runner: ``module:class`` of the runner, or empty.
         device: What it runs on: ``any``, ``cpu``, an ``nvidia`` GPU, or an ``rtx`` GPU (one that TensorRT-RTX
             supports). Building asks for a device only where ``builds_on_device``.
         builds_on_device: Whether the builder needs the device too.
+        runtime_module: Another Python module, which only running needs; empty when there is none.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Backend:
     runner: str
     device: Device
     builds_on_device: bool = False
+    runtime_module: str = ""
 
 
 BACKENDS: tuple[Backend, ...] = (
@@ -72,8 +74,9 @@ BACKENDS: tuple[Backend, ...] = (
         module="tensorrt_rtx",
         extra="rtx",
         builder="resnet_deploy.builders.trt:build_engine",
-        runner="",
+        runner="resnet_deploy.runners.trt:TrtRunner",
         device="rtx",
+        runtime_module="cuda.bindings",
     ),
     Backend(
         name="tensorrt",
@@ -81,9 +84,10 @@ BACKENDS: tuple[Backend, ...] = (
         module="tensorrt",
         extra="gpu",
         builder="",
-        runner="",
+        runner="resnet_deploy.runners.trt:TrtRunner",
         device="nvidia",
         builds_on_device=True,
+        runtime_module="cuda.bindings",
     ),
     Backend(
         name="null",

@@ -60,10 +60,10 @@ class Cuda:
     @contextmanager
     def current(self) -> "Iterator[None]":
         """Make this the calling thread's device, and give it its own back afterwards."""
-        before = self.check("cudaGetDevice", self._get_device())[1]
-        if before == self.device:
+        if self.is_current():
             yield
             return
+        before = self.call("cudaGetDevice")
         self.call("cudaSetDevice", self.device)
         try:
             yield
@@ -71,8 +71,8 @@ class Cuda:
             self.call("cudaSetDevice", before)
 
     def is_current(self) -> bool:
-        """Whether this is the calling thread's device already, so that ``current`` would change nothing."""
-        return bool(self.check("cudaGetDevice", self._get_device())[1] == self.device)
+        """Whether this is the calling thread's device already, or the only one there is."""
+        return self.device_count == 1 or bool(self.check("cudaGetDevice", self._get_device())[1] == self.device)
 
     def device_of(self, pointer: int) -> int:
         """Find the device whose memory ``pointer`` points to; -1 for memory of the host."""

@@ -122,7 +122,7 @@ class TrtRunner:
         if slot is None:
             raise FeedError("nothing to run", hint="load a batch first")
         self._compute.wait(slot.uploaded)
-        self._lanes.run((slot.size, slot.images.pointer, slot.logits.pointer), self._compute, patience=1)
+        self._lanes.run((slot.size, slot.images.pointer, slot.logits.pointer), self._compute)
         slot.computed.record(self._compute)
         self._enqueued = slot
 
@@ -166,7 +166,7 @@ class TrtRunner:
         logits = (
             DeviceArray.empty(shape, self.output.dtype, queue) if out is None else self._view_of_out(out, shape, queue)
         )
-        self._lanes.run((shape[0], images.pointer, logits.pointer), queue, patience=2)
+        self._lanes.run((shape[0], images.pointer, logits.pointer), queue)
         return logits
 
     def close(self) -> None:

@@ -45,20 +45,19 @@ class Lanes:
         self._closed = False
         self._changed = threading.Condition()
 
-    def run(self, call: Call, stream: Stream, *, patience: int) -> None:
+    def run(self, call: Call, stream: Stream) -> None:
         """Put a call into ``stream``, in a lane that nobody else uses meanwhile; the device may get to it later.
 
         Args:
             call: What to run.
             stream: In the order of which it is run.
-            patience: As of which turn a call deserves a graph: 1 for buffers that are here to stay.
 
         Raises:
             DeviceError: If no lane gets free in time, the engine is closed, or TensorRT refuses.
         """
         lane = self._take(stream)
         try:
-            lane.run(call, stream, patience)
+            lane.run(call, stream)
         finally:
             with self._changed:
                 self._idle.append(lane)
@@ -126,13 +125,13 @@ class Lane:
         self._scratch: DeviceBuffer | None = None
         self._plain = Context(engine)
         self._graphs: OrderedDict[Call, tuple[Graph, Context]] = OrderedDict()
-        self._seen: OrderedDict[Call, int] = OrderedDict()
+        self._seen: OrderedDict[Call, bool] = OrderedDict()
 
     def was_on(self, stream: Stream) -> bool:
         """Whether the last call was put into ``stream``."""
         return self._last is not None and self._last.is_same(stream)
 
-    def run(self, call: Call, stream: Stream, patience: int) -> None:
+    def run(self, call: Call, stream: Stream) -> None:
         """Put a call into ``stream``, behind the lane's last one; see ``Lanes.run``."""
         self._follow(stream)
         graph = self._graphs.get(call)
@@ -143,10 +142,10 @@ class Lane:
         elif (stream.handle or LEGACY) == LEGACY:
             # On the legacy default stream, TensorRT would wait for the whole device.
             self._side.wait_for(stream)
-            self._run_new(call, self._side, patience)
+            self._run_new(call, self._side)
             stream.wait(self._done)
         else:
-            self._run_new(call, stream, patience)
+            self._run_new(call, stream)
 
     def close(self) -> None:
         """Wait for the device and release everything."""
@@ -164,14 +163,14 @@ class Lane:
         if last is not None and not (last.lasts and last.is_same(stream)):
             stream.wait(self._done)
 
-    def _run_new(self, call: Call, stream: Stream, patience: int) -> None:
-        """Put a call that has no graph into ``stream``; give it one for the next time if it has come often enough."""
-        seen = self._seen.pop(call, 0) + 1
-        self._seen[call] = seen
+    def _run_new(self, call: Call, stream: Stream) -> None:
+        """Put a call that has no graph into ``stream``; if it has come before, give it one for the next time."""
+        came_before = self._seen.pop(call, False)
+        self._seen[call] = True
         if len(self._seen) > _MOST_SEEN:
             self._seen.popitem(last=False)
         context = self._plain
-        if self._engine.captures and seen >= patience:
+        if came_before and self._engine.captures:
             context = self._new_context() or context
         try:
             context.set(call, stream, self._reserve)

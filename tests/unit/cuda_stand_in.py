@@ -340,7 +340,7 @@ class CudaStandIn:
     def cudaStreamWaitEvent(self, stream, event, flags):
         mark = self.event(event)
         if mark is not None:
-            self.put(stream, lambda: self.drain(mark.stream, lambda: mark.reached))
+            self.put(stream, lambda: mark.reached or self.drain(mark.stream, lambda: mark.reached))
         return (SUCCESS,)
 
     @call

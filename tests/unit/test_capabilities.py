@@ -23,7 +23,7 @@ HOPPER = GpuProbe((Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30),), "13.0")
 ADA = GpuProbe((Gpu("NVIDIA GeForce RTX 4090", "8.9", 24 << 30),), "13.0")
 NO_GPU = GpuProbe(reason="libcuda.so.1 not found: no NVIDIA driver")
 
-MODULES = ("torch", "onnx", "onnx_ir", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
+MODULES = ("torch", "onnx", "onnx_ir", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda.bindings")
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_every_row_as_it_is_says_why_not(backend):
 @pytest.mark.parametrize("name", [backend.name for backend in BACKENDS if backend.module])
 def test_backend_not_installed_names_the_command(name, install):
     backend = complete(name)
-    install(*{"onnx", "onnx_ir", "onnxruntime"} - {backend.module})
+    install(*{"onnx", "onnx_ir", "onnxruntime", "cuda.bindings"} - {backend.module})
     status = backend_status(backend, on(ADA))
     missing = Capability(False, f"{name} is not installed", f'pip install "resnet-deploy[{backend.extra}]"')
     assert status.run == missing
@@ -120,6 +120,21 @@ def test_building_needs_the_graph_libraries_too(install):
         "onnx and onnx-ir and onnxruntime and tensorrt-rtx are not installed",
         'pip install "resnet-deploy[export,cpu,rtx]"',
     )
+
+
+@pytest.mark.parametrize(("name", "extra"), [("tensorrt", "gpu"), ("tensorrt-rtx", "rtx")])
+def test_running_needs_more_than_building(name, extra, install):
+    install(*set(MODULES) - {"cuda.bindings"})
+    status = backend_status(complete(name), on(ADA))
+    assert status.build == YES
+    assert status.run == Capability(False, "cuda-bindings is not installed", f'pip install "resnet-deploy[{extra}]"')
+
+
+def test_module_of_a_package_that_is_not_there(monkeypatch):
+    monkeypatch.delitem(sys.modules, "cuda.bindings", raising=False)
+    monkeypatch.setitem(sys.modules, "cuda", None)
+    status = backend_status(find_backend("tensorrt-rtx"), on(ADA))
+    assert "cuda-bindings" in status.run.reason
 
 
 def test_backend_without_builder_or_runner_says_not_yet(install):
@@ -196,4 +211,4 @@ print(json.dumps(sorted(sys.modules)))
     done = subprocess.run([sys.executable, "-c", code], env=paths, capture_output=True, text=True, check=True)
     loaded = set(json.loads(done.stdout))
     assert "resnet_deploy.environment" in loaded
-    assert not loaded & {*MODULES, "numpy", "cuda", "pycuda", "plotly", "PIL", "rich", "click"}
+    assert not loaded & {*MODULES, "numpy", "pycuda", "plotly", "PIL", "rich", "click"}
