@@ -123,7 +123,6 @@ class TrtRunner:
             raise FeedError("nothing to run", hint="load a batch first")
         self._compute.wait(slot.uploaded)
         self._lanes.run((slot.size, slot.images.pointer, slot.logits.pointer), self._compute)
-        slot.computed.record(self._compute)
         self._enqueued = slot
 
     @_on_device

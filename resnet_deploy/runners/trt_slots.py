@@ -1,4 +1,8 @@
-"""Slots: memory that one batch passes through on its way from the host to the device and back."""
+"""Slots: memory that one batch passes through on its way from the host to the device and back.
+
+A runner has two: the batch in one is run while the next is loaded into the other. Nothing waits for a slot to get free,
+since only the answers of the batch that was enqueued last are ever fetched, and that one's slot is not loaded into.
+"""
 
 import math
 from typing import TYPE_CHECKING
@@ -14,13 +18,12 @@ if TYPE_CHECKING:
 
 
 class Slot:
-    """Pinned and device memory for one batch of up to ``most`` images, and the events that order its use.
+    """Pinned and device memory for one batch of up to ``most`` images.
 
     Attributes:
         size: Images in the batch that was uploaded last.
         images, logits: On the device.
         uploaded: Reached when the batch has arrived there.
-        computed: To be recorded when nothing reads it there any more.
     """
 
     def __init__(self, cuda: "Cuda", most: int, images: "TensorSpec", logits: "TensorSpec") -> None:
@@ -33,14 +36,12 @@ class Slot:
         self._pinned_logits = PinnedBuffer(cuda, most * logit_bytes)
         self._staged = self._pinned_images.view((most, *images.shape), images.dtype)
         self._answers = self._pinned_logits.view((most, *logits.shape), logits.dtype)
-        self.uploaded, self.computed = Event(cuda), Event(cuda)
+        self.uploaded = Event(cuda)
 
     def upload(self, feed: "Array", stream: Stream) -> None:
         """Copy a batch to pinned memory at once, and from there to the device in the order of ``stream``."""
-        self.uploaded.synchronize()  # the last batch may still be on its way out of the pinned memory
         self.size = len(feed)
         np.copyto(self._staged[: self.size], feed)
-        stream.wait(self.computed)
         upload(self._cuda, self.images.pointer, self._pinned_images.pointer, self.size * self._image_bytes, stream)
         self.uploaded.record(stream)
 
@@ -60,7 +61,6 @@ class Slot:
             self._pinned_images,
             self._pinned_logits,
             self.uploaded,
-            self.computed,
         ):
             resource.close()
 

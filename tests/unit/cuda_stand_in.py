@@ -72,6 +72,7 @@ class Queue:
 
 
 SUCCESS = Error.cudaSuccess
+BLOCKED = object()
 
 
 def call(function):
@@ -117,6 +118,8 @@ class CudaStandIn:
         self.memory, self.pool, self.reuse = {}, {}, reuse
         self.streams = {0: Queue()}
         self.events, self.templates, self.graphs = {}, {}, {}
+        self.depth = 0
+        self.launched = {}  # how often each graph waits in a stream
         self.numbers = iter(range(0x10, 1 << 40, 0x10))
         self.addresses = 0x7000_0000_0000
         self.random = None if seed is None else random.Random(seed)
@@ -188,20 +191,37 @@ class CudaStandIn:
         (queue.work if queue.captured is None else queue.captured).append(work)
 
     def step(self, queue):
-        if queue.work and not queue.busy:
-            queue.busy = True
-            try:
-                queue.work.popleft()()
-            finally:
-                queue.busy = False
+        """Do the next piece of work in a stream; one that must wait for a stream in the middle of something stays."""
+        if not queue.work or queue.busy:
+            return
+        queue.busy = True
+        work = queue.work.popleft()
+        try:
+            if work() is BLOCKED:
+                queue.work.appendleft(work)
+        finally:
+            queue.busy = False
 
     def drain(self, stream, until=lambda: False):
         """Do what waits in a stream, up to a point; others may get ahead meanwhile."""
         queue = self.queue(stream)
-        while queue.work and not queue.busy and not until():
-            if self.random and self.random.random() < 0.5:
-                self.step(self.random.choice(list(self.streams.values())))
-            self.step(queue)
+        self.depth += 1
+        try:
+            while queue.work and not queue.busy and not until():
+                if self.random and self.random.random() < 0.5:
+                    self.step(self.random.choice(list(self.streams.values())))
+                left = len(queue.work)
+                self.step(queue)
+                if self.depth > 1 and len(queue.work) == left:
+                    return  # it waits for one of those that are in the middle of something: later
+        finally:
+            self.depth -= 1
+
+    def wait(self, mark):
+        """Do what a mark needs; whether it is reached then."""
+        if not mark.reached:
+            self.drain(mark.stream, lambda: mark.reached)
+        return None if mark.reached else BLOCKED
 
     def unsafe(self):
         """What the thread that captures may not do: it spoils the capture."""
@@ -340,7 +360,7 @@ class CudaStandIn:
     def cudaStreamWaitEvent(self, stream, event, flags):
         mark = self.event(event)
         if mark is not None:
-            self.put(stream, lambda: mark.reached or self.drain(mark.stream, lambda: mark.reached))
+            self.put(stream, lambda: self.wait(mark))
         return (SUCCESS,)
 
     @call
@@ -419,13 +439,17 @@ class CudaStandIn:
     def cudaGraphLaunch(self, graph, stream):
         if int(graph) not in self.graphs:
             self.fault(f"graph {int(graph):#x} does not exist")
+        self.launched[int(graph)] = self.launched.get(int(graph), 0) + 1
         for work in self.graphs[int(graph)]:
             self.put(stream, work)
+        self.put(stream, lambda: self.launched.__setitem__(int(graph), self.launched[int(graph)] - 1))
         return (SUCCESS,)
 
     @call
     def cudaGraphExecDestroy(self, graph):
         if int(graph) not in self.graphs:
             self.fault(f"graph {int(graph):#x} is destroyed twice")
+        if self.launched.pop(int(graph), 0):
+            self.fault(f"graph {int(graph):#x} is destroyed before its work is done")
         del self.graphs[int(graph)]
         return (SUCCESS,)

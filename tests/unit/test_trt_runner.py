@@ -105,13 +105,13 @@ def test_a_batch_is_loaded_while_another_is_run(seed):
 def test_loading_does_not_wait_for_the_run_before():
     bench = Bench()
     runner = bench.runner
-    run_once(runner, images(2))
-    run_once(runner, images(2))
+    for _ in range(4):  # twice in each slot, so that both have their graphs
+        run_once(runner, images(2))
     runner.load(images(2))
     runner.enqueue()
     del bench.cuda_stand_in.calls[:]
     runner.load(images(2, 1))
-    assert not any("Synchronize" in name and name != "cudaEventSynchronize" for name in bench.cuda_stand_in.names())
+    assert not any("Synchronize" in name for name in bench.cuda_stand_in.names())
     compute, copies = runner._compute.handle, runner._copies.handle
     assert compute != copies
     assert len(bench.cuda_stand_in.streams[compute].work) > 0  # the run is still to be done
@@ -361,19 +361,53 @@ def test_no_host_waits_once_things_are_warm():
     bench.close()
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_contexts_that_change_streams_wait_for_their_last_call(seed):
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_contexts_that_change_streams_wait_for_their_last_call(seed, rounds):
     """One lane for all: each call must wait for the one before, for they share the memory for activations."""
     bench = Bench(seed=seed, contexts=1)
-    streams = [Stream.create(bench.cuda), None, 0, int(Stream.create(bench.cuda).handle)]
-    results = []
-    for number in range(24):
-        stream = streams[number % len(streams)] if number % len(streams) != 3 else streams[0].handle
-        feed = images(1 + number % 8, number)
-        results.append((feed, bench.runner.run_on(bench.on_device(feed), stream=stream)))
-    bench.cuda_stand_in.random = None
-    for feed, logits in reversed(results):
+    own = [Stream.create(bench.cuda) for _ in range(3)]
+    streams = [own[0], None, own[1], own[2].handle]
+    feeds = [images(1 + number % 8, number) for number in range(8)]
+    arrays = [bench.on_device(feed) for feed in feeds]
+    outs = [DeviceArray.empty((len(feed), 3), "float32", own[0]) for feed in feeds]
+    for turn in range(rounds):
+        for number, (array, out) in enumerate(zip(arrays, outs, strict=True)):
+            bench.runner.run_on(array, stream=streams[(number + turn) % len(streams)], out=out)
+        if turn < rounds - 1:
+            for stream in own:
+                stream.synchronize()
+    for handle in list(bench.cuda_stand_in.streams):
+        bench.cuda_stand_in.drain(handle)
+    for feed, out in zip(feeds, outs, strict=True):
+        np.testing.assert_array_equal(out.to_host(), expected(feed))
+    bench.close()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("default", [False, True])
+def test_images_may_still_be_on_their_way(seed, default):
+    bench = Bench(seed=seed)
+    stream = Stream.borrow(bench.cuda, None) if default else Stream.create(bench.cuda)
+    for number in range(5):
+        feed = images(4, number)
+        pinned = PinnedBuffer(bench.cuda, feed.nbytes)
+        pinned.view(feed.shape, "uint8")[...] = feed
+        array = DeviceArray.empty(feed.shape, "uint8", stream)
+        upload(bench.cuda, array.pointer, pinned.pointer, feed.nbytes, stream)
+        logits = bench.runner.run_on(array, stream=None if default else stream)
         np.testing.assert_array_equal(logits.to_host(), expected(feed))
+    bench.close()
+
+
+def test_a_bare_handle_may_come_to_mean_another_stream():
+    bench = Bench()
+    array, stream = bench.on_device(images(2)), Stream.create(bench.cuda)
+    for given, waits in ((stream, 0), (stream.handle, 1)):
+        bench.runner.run_on(array, stream=given)
+        del bench.cuda_stand_in.calls[:]
+        bench.runner.run_on(array, stream=given)
+        assert bench.cuda_stand_in.names().count("cudaStreamWaitEvent") == waits
     bench.close()
 
 
@@ -481,6 +515,22 @@ def test_a_context_that_gets_free_is_taken():
         thread.join(0.05)
         assert thread.is_alive()
     thread.join()
+    np.testing.assert_array_equal(results[0].to_host(), expected(images(2)))
+    bench.close()
+
+
+def test_a_place_that_gets_free_is_taken():
+    bench = Bench(contexts=1, timeout_s=30)
+    lanes, array, results = bench.runner._lanes, bench.on_device(images(2)), []
+    lanes._made = 1  # as if another thread were about to make the only one
+    thread = threading.Thread(target=lambda: results.append(bench.runner.run_on(array)))
+    thread.start()
+    thread.join(0.05)
+    assert thread.is_alive()
+    with lanes._changed:  # and failed
+        lanes._made = 0
+        lanes._changed.notify()
+    thread.join(10)
     np.testing.assert_array_equal(results[0].to_host(), expected(images(2)))
     bench.close()
 

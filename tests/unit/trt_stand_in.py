@@ -157,7 +157,7 @@ class IExecutionContext:
         self.engine, self.trt, self.config = engine, engine.runtime.trt, config
         self.profile, self.shape, self.addresses = None, None, {}
         self.memory, self.needed = None, None
-        self.flushed, self.changes = False, 0
+        self.flushed, self.changes, self.pending = False, 0, 0
 
     def refuse(self, why):
         self.engine.runtime.logger.log(Severity.ERROR, why)
@@ -185,7 +185,7 @@ class IExecutionContext:
     def update_device_memory_size_for_shapes(self):
         if self.shape is None:
             self.trt.cuda.fault("sizes asked for before the shape is set")
-        self.needed = 256 * self.shape[0]
+        self.needed, self.memory = 256 * self.shape[0], None
         return self.needed
 
     def set_device_memory(self, memory, size):
@@ -220,7 +220,8 @@ class IExecutionContext:
                 cuda.misuses.append(lacking)
                 return self.refuse(lacking)
             queue = cuda.queue(stream)
-            if queue.captured is not None and (not self.flushed or self.trt.not_capturable):
+            ready = self.flushed and not self.pending and not self.trt.not_capturable
+            if queue.captured is not None and not ready:
                 queue.invalid = True
                 return self.refuse(str(Error.cudaErrorStreamCaptureUnsupported.name))
             self.trt.enqueued.append(("captured" if queue.captured is not None else "plain", int(stream)))
@@ -247,7 +248,9 @@ class IExecutionContext:
             sums = cuda.at(scratch, 4 * size)[1].view(np.float32)
             answers = cuda.at(logits, size * model.classes * 4)[1].view(np.float32).reshape(size, -1)
             answers[:] = sums[:, None] * np.arange(1, model.classes + 1, dtype=np.float32)
+            self.pending -= not captured
 
+        self.pending += not captured
         cuda.put(stream, first)
         cuda.put(stream, second)
 
