@@ -1,5 +1,6 @@
 """Arrays in the memory of a GPU, from other libraries and for them, without a copy."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from resnet_deploy.cuda.runtime import Cuda
     from resnet_deploy.protocols import Array
 
+_ON_DEVICE: Final = (dlpack.CUDA, dlpack.CUDA_MANAGED)
 _NO_ORDER: Final = -1  # DLPack: the consumer sees to the order itself
 
 
@@ -55,13 +57,13 @@ class DeviceArray:
     @classmethod
     def empty(cls, shape: tuple[int, ...], dtype: str, stream: Stream) -> "DeviceArray":
         """Take memory in the order of ``stream``; it is given back in that order when nothing holds the array."""
-        buffer = StreamBuffer(stream, math.prod(shape) * np.dtype(dtype).itemsize)
+        buffer = StreamBuffer(stream, math.prod(shape) * _type_of(dtype)[1])
         return cls(stream.cuda, buffer.pointer, shape, dtype, stream=stream, owner=buffer)
 
     @property
     def nbytes(self) -> int:
         """Its size in bytes."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * _type_of(self.dtype)[1]
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -123,37 +125,35 @@ class DeviceArray:
 
 def is_on_device(array: object) -> bool:
     """Whether ``array`` says that it is in the memory of a GPU."""
-    if _interface_of(array) is not None:
+    if isinstance(array, DeviceArray):
         return True
     asked = getattr(array, "__dlpack_device__", None)
-    return asked is not None and asked()[0] in (dlpack.CUDA, dlpack.CUDA_MANAGED)
+    if asked is not None:
+        return asked()[0] in _ON_DEVICE
+    return _interface_of(array) is not None
 
 
 def view_of(array: Any, stream: Stream) -> DeviceArray:
     """See another library's array without copying it, its contents ready on ``stream``.
 
-    The CUDA array interface is read where it tells the stream (version 3), which costs less. Older ones do not, those
-    of PyTorch among them: there DLPack is asked first, whose producers see to the order.
+    Through DLPack where there is one, since its producers see to the order of streams and name the device; the CUDA
+    array interface of PyTorch says nothing of streams. To see an array once and give the view to every call saves the
+    asking, 5 to 20 µs.
 
     Raises:
         FeedError: If it is not on the stream's device, or not C-contiguous.
     """
     if isinstance(array, DeviceArray):
         view = array
-        _let_wait(stream, array.stream)
+        if array.stream is not None:
+            stream.wait_for(array.stream)
+    elif hasattr(array, "__dlpack__"):
+        view = _from_dlpack(array, stream)
     else:
         interface = _interface_of(array)
-        speaks_dlpack = hasattr(array, "__dlpack__")
-        if interface is not None and (interface.get("version", 0) >= 3 or not speaks_dlpack):
-            view = _from_interface(interface, array, stream)
-        elif speaks_dlpack and is_on_device(array):
-            view = _from_dlpack(array, stream)
-        else:
-            kind = type(array)
-            raise FeedError(
-                f"{kind.__module__}.{kind.__qualname__} is not in the memory of a GPU",
-                hint="move it there, such as tensor.cuda(), or call the engine with a NumPy array",
-            )
+        if interface is None:
+            raise _not_on_device(array)
+        view = _from_interface(interface, array, stream)
     _require_device(view, stream.cuda)
     return view
 
@@ -167,47 +167,50 @@ def _interface_of(array: object) -> dict[str, Any] | None:
 
 
 def _from_interface(interface: dict[str, Any], array: object, stream: Stream) -> DeviceArray:
-    dtype, shape = np.dtype(interface["typestr"]), tuple(interface["shape"])
-    _require_contiguous(shape, interface.get("strides"), dtype.itemsize)
+    (name, itemsize), shape = _type_of(interface["typestr"]), tuple(interface["shape"])
+    _require_contiguous(shape, interface.get("strides"), itemsize)
     if interface.get("mask") is not None:
         raise FeedError("the array has a mask", hint="fill in what it hides")
     cuda = stream.cuda
     producer = interface.get("stream")
     if producer is not None:
-        _let_wait(stream, Stream.borrow(cuda, producer))
+        stream.wait_for(Stream.borrow(cuda, producer))
     pointer, read_only = interface["data"]
-    name = dtype.name if dtype.isnative else dtype.str
     return DeviceArray(cuda, int(pointer or 0), shape, name, stream=stream, owner=array, read_only=bool(read_only))
+
+
+@functools.cache
+def _type_of(typestr: str) -> tuple[str, int]:
+    """Find a type's name and its size in bytes; of foreign byte order, the name that tells it."""
+    dtype = np.dtype(typestr)
+    return dtype.name if dtype.isnative else dtype.str, dtype.itemsize
 
 
 def _from_dlpack(array: Any, stream: Stream) -> DeviceArray:
     cuda = stream.cuda
-    ordinal = array.__dlpack_device__()[1]
+    kind, ordinal = array.__dlpack_device__()
+    if kind not in _ON_DEVICE:
+        raise _not_on_device(array)
     if ordinal != cuda.device:  # before the producer is asked to order another device's stream
         raise _on_another_device(ordinal, cuda)
     try:
         capsule = array.__dlpack__(stream=stream.handle or LEGACY)
     except (BufferError, RuntimeError) as error:
         raise _not_shared(error) from error
-    taken = dlpack.take(capsule)
-    _require_contiguous(taken.shape, taken.strides, np.dtype(taken.dtype).itemsize)
-    return DeviceArray(cuda, taken.pointer, taken.shape, taken.dtype, stream=stream, owner=taken)
+    found = dlpack.describe(capsule)
+    _require_contiguous(found.shape, found.strides, 1)
+    return DeviceArray(cuda, found.pointer, found.shape, found.dtype, stream=stream, owner=found)
 
 
-def _let_wait(stream: Stream, producer: Stream | None) -> None:
-    if producer is not None:
-        stream.wait_for(producer)
-
-
-def _require_contiguous(shape: tuple[int, ...], strides: tuple[int, ...] | None, itemsize: int) -> None:
-    """Refuse strides other than those of C order; of an axis of one element they mean nothing."""
+def _require_contiguous(shape: tuple[int, ...], strides: tuple[int, ...] | None, size: int) -> None:
+    """Refuse strides that are not C order's, in units of which an element has ``size``; an axis of 1 may have any."""
     if strides is None or 0 in shape:
         return
-    expected = itemsize
+    expected = size
     for length, stride in zip(reversed(shape), reversed(strides), strict=True):
         if length != 1 and stride != expected:
             raise FeedError(
-                f"the array of shape {shape} is not contiguous: its strides are {tuple(strides)} bytes",
+                f"the array of shape {shape} is not contiguous: its strides are {tuple(strides)}",
                 hint="make it so, such as tensor.contiguous() or cupy.ascontiguousarray",
             )
         expected *= length
@@ -221,6 +224,14 @@ def _require_device(view: DeviceArray, cuda: "Cuda") -> None:
         ordinal = cuda.device_of(view.pointer)
         if ordinal != cuda.device:
             raise _on_another_device(ordinal, cuda)
+
+
+def _not_on_device(array: object) -> FeedError:
+    kind = type(array)
+    return FeedError(
+        f"{kind.__module__}.{kind.__qualname__} is not in the memory of a GPU",
+        hint="move it there, such as tensor.cuda(), or call the engine with a NumPy array",
+    )
 
 
 def _not_shared(error: Exception) -> FeedError:

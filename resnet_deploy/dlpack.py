@@ -6,9 +6,8 @@ takes it renames the capsule and calls the tensor's deleter once, when done. One
 
 import ctypes
 import math
-import weakref
-from dataclasses import dataclass
-from typing import Any, Final
+import struct
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -18,34 +17,18 @@ CPU: Final = 1
 CUDA: Final = 2
 CUDA_MANAGED: Final = 13
 
-_KINDS: Final = {0: "int", 1: "uint", 2: "float"}
 _CODES: Final = {"i": 0, "u": 1, "f": 2}
+_NAMES: Final = {
+    (code, bits): f"{kind}{bits}" for code, kind in enumerate(("int", "uint", "float")) for bits in (8, 16, 32, 64)
+}
 _FRESH: Final = b"dltensor"
-_TAKEN: Final = b"used_dltensor"
 
 
-class _Device(ctypes.Structure):
-    _fields_ = (("kind", ctypes.c_int32), ("ordinal", ctypes.c_int32))
-
-
-class _DataType(ctypes.Structure):
-    _fields_ = (("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16))
-
-
-class _Tensor(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("device", _Device),
-        ("ndim", ctypes.c_int32),
-        ("dtype", _DataType),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),  # in elements; NULL where C-contiguous
-        ("byte_offset", ctypes.c_uint64),
-    )
-
-
-class _ManagedTensor(ctypes.Structure):
-    _fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p))
+# data, device's kind and number, ndim, element's code, bits and lanes, shape, strides (in elements; NULL where
+# C-contiguous), byte offset
+_TENSOR: Final = struct.Struct("@PiiiBBHPPQ")
+# What follows the tensor in DLManagedTensor: the producer's context and the deleter.
+_REST: Final = struct.Struct("@PP")
 
 
 _Callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -58,19 +41,18 @@ _is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("
 _pointer_in = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
 )
-_rename = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_SetName", ctypes.pythonapi))
 
 
-@dataclass(frozen=True, eq=False)
-class Taken:
-    """An array taken out of a capsule; its producer keeps the memory until this is collected.
+class Described(NamedTuple):
+    """What a capsule says of its array.
 
     Attributes:
         pointer: Address of the first element.
         shape: In elements.
-        strides: In bytes; None where C-contiguous.
+        strides: In elements; None where C-contiguous.
         dtype: NumPy's name of the type.
         device: Kind and number of the device, as DLPack counts them.
+        capsule: Keeps the memory: its destructor tells the producer that it is no longer needed.
     """
 
     pointer: int
@@ -78,33 +60,32 @@ class Taken:
     strides: tuple[int, ...] | None
     dtype: str
     device: tuple[int, int]
+    capsule: object
 
 
-def take(capsule: Any) -> Taken:
-    """Take the array out of a capsule, which cannot be taken again.
+def describe(capsule: Any) -> Described:
+    """Read what a capsule holds, without taking it: while it lives, so does the array.
+
+    So the producer's own destructor deletes the array, once, as it does for any capsule that nobody takes.
 
     Raises:
         FeedError: If it is no fresh capsule, or its elements are of a kind that NumPy has no name for.
     """
-    if not _is_valid(id(capsule), _FRESH):
-        raise FeedError("no DLPack capsule that can still be taken", hint="call __dlpack__ for every use")
-    address = _pointer_in(id(capsule), _FRESH)
-    managed = _ManagedTensor.from_address(address)
-    tensor = managed.tensor
-    dtype = tensor.dtype
-    if dtype.code not in _KINDS or dtype.lanes != 1:
-        raise FeedError(f"DLPack elements of code {dtype.code} and {dtype.lanes} lanes", hint="give uint8 or float32")
-    shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))
-    size = dtype.bits // 8
-    strides = tuple(tensor.strides[axis] * size for axis in range(tensor.ndim)) if tensor.strides else None
-    pointer = (tensor.data or 0) + tensor.byte_offset
-    taken = Taken(
-        pointer, shape, strides, f"{_KINDS[dtype.code]}{dtype.bits}", (tensor.device.kind, tensor.device.ordinal)
+    try:
+        address = _pointer_in(id(capsule), _FRESH)
+    except ValueError:
+        raise FeedError("no DLPack capsule that can still be taken", hint="call __dlpack__ for every use") from None
+    data, kind, ordinal, ndim, code, bits, lanes, shape, strides, offset = _TENSOR.unpack(
+        ctypes.string_at(address, _TENSOR.size)
     )
-    _rename(id(capsule), _TAKEN)
-    if managed.deleter:
-        weakref.finalize(taken, _Callback(managed.deleter), address)
-    return taken
+    dtype = _NAMES.get((code, bits))
+    if dtype is None or lanes != 1:
+        raise FeedError(
+            f"DLPack elements of code {code}, {bits} bits and {lanes} lanes", hint="give an array of uint8 or float32"
+        )
+    lengths = struct.unpack(f"{ndim}q", ctypes.string_at(shape, 8 * ndim))
+    steps = struct.unpack(f"{ndim}q", ctypes.string_at(strides, 8 * ndim)) if strides else None
+    return Described(data + offset, lengths, steps, dtype, (kind, ordinal), capsule)
 
 
 def give(pointer: int, shape: tuple[int, ...], dtype: str, device: tuple[int, int], owner: object) -> Any:
@@ -120,16 +101,10 @@ def give(pointer: int, shape: tuple[int, ...], dtype: str, device: tuple[int, in
     kind = np.dtype(dtype)
     dimensions = (ctypes.c_int64 * len(shape))(*shape)
     strides = (ctypes.c_int64 * len(shape))(*(math.prod(shape[axis + 1 :]) for axis in range(len(shape))))
-    tensor = _Tensor(
-        pointer,
-        _Device(*device),
-        len(shape),
-        _DataType(_CODES[kind.kind], kind.itemsize * 8, 1),
-        dimensions,
-        strides,
-        0,
-    )
-    managed = _ManagedTensor(tensor, None, ctypes.cast(_deleter, ctypes.c_void_p))
+    addresses = (ctypes.addressof(dimensions), ctypes.addressof(strides))
+    element = (_CODES[kind.kind], kind.itemsize * 8, 1)
+    tensor = _TENSOR.pack(pointer, *device, len(shape), *element, *addresses, 0)
+    managed = ctypes.create_string_buffer(tensor + _REST.pack(0, ctypes.cast(_deleter, ctypes.c_void_p).value), 64)
     address = ctypes.addressof(managed)
     _given[address] = (managed, dimensions, strides, owner)
     return _new_capsule(address, _FRESH, ctypes.cast(_destructor, ctypes.c_void_p))

@@ -43,7 +43,9 @@ class Lanes:
         self._idle: list[Lane] = []  # the one that was used last comes last
         self._made = 0
         self._closed = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._waiting = 0  # for something to change: a notification that nobody waits for costs a tenth of a call
 
     def run(self, call: Call, stream: Stream) -> None:
         """Put a call into ``stream``, in a lane that nobody else uses meanwhile; the device may get to it later.
@@ -59,25 +61,33 @@ class Lanes:
         try:
             lane.run(call, stream)
         finally:
-            with self._changed:
+            with self._lock:
                 self._idle.append(lane)
-                self._changed.notify()
+                if self._waiting:
+                    self._changed.notify_all()
 
     def close(self) -> None:
         """Wait for calls that are being put into streams, then for the device, and release all lanes."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: len(self._idle) == self._made)
+            self._wait(lambda: len(self._idle) == self._made, None)
             lanes, self._idle, self._made = self._idle, [], 0
         for lane in lanes:
             lane.close()
 
+    def _wait(self, condition: "Callable[[], bool]", timeout_s: float | None) -> bool:
+        self._waiting += 1
+        try:
+            return self._changed.wait_for(condition, timeout_s)
+        finally:
+            self._waiting -= 1
+
     def _take(self, stream: Stream) -> "Lane":
-        with self._changed:
+        with self._lock:
             lane = self._choose(stream)
             if lane is None and self._made >= self._most:
-                if not self._changed.wait_for(self._may_take, self._timeout_s):
+                if not self._wait(self._may_take, self._timeout_s):
                     raise DeviceError(
                         f"all {self._most} execution contexts were in use for {self._timeout_s:g} seconds",
                         hint="use more contexts, or fewer threads",
@@ -93,9 +103,9 @@ class Lanes:
         try:
             return Lane(self._engine)
         except BaseException:
-            with self._changed:
+            with self._lock:
                 self._made -= 1
-                self._changed.notify()
+                self._changed.notify_all()
             raise
 
     def _may_take(self) -> bool:
@@ -192,8 +202,7 @@ class Lane:
             return
         self._seen.pop(call, None)
         self._graphs[call] = (graph, context)
-        if len(self._graphs) > MOST_GRAPHS:
-            self._done.synchronize()
+        if len(self._graphs) > MOST_GRAPHS:  # none is under way: the first call of this one was waited for
             self._graphs.popitem(last=False)[1][0].close()
 
     def _new_context(self) -> "Context | None":
