@@ -57,6 +57,11 @@ class Engine:
         """What the bundle says of itself."""
         return self.bundle.manifest
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the runner has to say of how it runs, one line each, such as why it does without CUDA graphs."""
+        return tuple(getattr(self._runner, "notes", ()))
+
     @overload
     def __call__(self, images: "Array | Sequence[Picture]") -> "Array": ...
 
