@@ -9,7 +9,7 @@ import numpy as np
 
 from resnet_deploy import dlpack
 from resnet_deploy.cuda.memory import StreamBuffer, download
-from resnet_deploy.cuda.streams import LEGACY, Stream, order
+from resnet_deploy.cuda.streams import LEGACY, Stream
 from resnet_deploy.errors import FeedError
 
 if TYPE_CHECKING:
@@ -101,12 +101,16 @@ class DeviceArray:
             raise BufferError("this array is read-only, which DLPack's first version cannot say")
         if stream == 0:
             raise BufferError("stream 0 is ambiguous: give 1 for the legacy default stream, 2 for the thread's own")
-        reader = LEGACY if stream is None else stream
-        if self.stream is not None and reader not in (_NO_ORDER, self.stream.handle or LEGACY):
-            order(self.cuda, self.stream.native, self.cuda.bindings.cudaStream_t(reader))
-            if isinstance(self.owner, StreamBuffer):
-                self.owner.read_by(reader)
+        if stream != _NO_ORDER:
+            self.make_ready_on(Stream.borrow(self.cuda, LEGACY if stream is None else stream))
         return dlpack.give(self.pointer, self.shape, self.dtype, self.__dlpack_device__(), self)
+
+    def make_ready_on(self, stream: Stream) -> None:
+        """Let ``stream`` wait for the contents, and the memory, once let go of, for what uses it there."""
+        if self.stream is not None and not stream.is_same(self.stream):
+            stream.wait_for(self.stream)
+            if isinstance(self.owner, StreamBuffer):
+                self.owner.used_on(stream)
 
     def to_host(self) -> "Array":
         """Copy it to the host, (*shape), and wait until that is done."""
@@ -145,8 +149,7 @@ def view_of(array: Any, stream: Stream) -> DeviceArray:
     """
     if isinstance(array, DeviceArray):
         view = array
-        if array.stream is not None:
-            stream.wait_for(array.stream)
+        array.make_ready_on(stream)
     elif hasattr(array, "__dlpack__"):
         view = _from_dlpack(array, stream)
     else:

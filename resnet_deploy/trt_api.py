@@ -58,7 +58,8 @@ def load(backend: str) -> TrtApi:
 def new_logger(api: TrtApi, keep: int | None = None) -> Any:
     """Make a logger that keeps the last ``keep`` messages as ``lines``, by default all, and ``last_error``.
 
-    Of a flavour's own base class, which exists only once the flavour is loaded. Verbose messages are not kept.
+    Of a flavour's own base class, which exists only once the flavour is loaded. Verbose messages are not kept. It
+    lives as long as the process: TensorRT makes the first one it sees its global logger, and does not own it.
     """
     kinds = api.module.ILogger
 
@@ -75,4 +76,9 @@ def new_logger(api: TrtApi, keep: int | None = None) -> Any:
             if severity in (kinds.ERROR, kinds.INTERNAL_ERROR):
                 self.last_error = message
 
-    return Log()
+    logger = Log()
+    _loggers.append(logger)
+    return logger
+
+
+_loggers: list[Any] = []

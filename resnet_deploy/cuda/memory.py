@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resnet_deploy.cuda.runtime import Cuda, Owned
-from resnet_deploy.cuda.streams import Stream, order
+from resnet_deploy.cuda.streams import Stream
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,17 +39,15 @@ class StreamBuffer(Owned):
 
     def __init__(self, stream: Stream, nbytes: int) -> None:
         cuda = stream.cuda
-        self.pointer: int = int(cuda.call("cudaMallocAsync", nbytes, stream.native))
+        with cuda.current():  # the default stream's device is the thread's
+            self.pointer: int = int(cuda.call("cudaMallocAsync", nbytes, stream.native))
         self.nbytes = nbytes
-        self._readers: set[int] = set()
+        self._readers: dict[int, Stream] = {}
         super().__init__(cuda, _free_in_order, self.pointer, stream, self._readers)
 
-    def read_by(self, stream: int) -> None:
-        """Keep the memory, once let go of, until what the stream of that number then holds is done.
-
-        That stream must outlive the buffer.
-        """
-        self._readers.add(stream)
+    def used_on(self, stream: Stream) -> None:
+        """Keep the memory, once let go of, until what another stream then holds is done; it must exist until then."""
+        self._readers[stream.handle] = stream
 
 
 class PinnedBuffer(Owned):
@@ -98,7 +96,7 @@ def _free_pinned(cuda: Cuda, pointer: int) -> None:
     cuda.call("cudaFreeHost", pointer)
 
 
-def _free_in_order(cuda: Cuda, pointer: int, stream: Stream, readers: set[int]) -> None:
-    for reader in readers:
-        order(cuda, cuda.bindings.cudaStream_t(reader), stream.native)
+def _free_in_order(cuda: Cuda, pointer: int, stream: Stream, readers: dict[int, Stream]) -> None:
+    for reader in readers.values():
+        stream.wait_for(reader)
     cuda.call("cudaFreeAsync", pointer, stream.native)

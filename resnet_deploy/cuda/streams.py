@@ -73,8 +73,15 @@ class Stream:
 
     def wait_for(self, other: "Stream") -> None:
         """Let later work in this stream wait for all that ``other`` holds now; the host does not wait."""
-        if not self.is_same(other):
-            order(self.cuda, other.native, self.native)
+        if self.is_same(other):
+            return
+        with self.cuda.current():
+            event = self.cuda.call("cudaEventCreateWithFlags", self.cuda.bindings.cudaEventDisableTiming)
+        try:
+            self.cuda.call("cudaEventRecord", event, other.native)
+            self.cuda.call("cudaStreamWaitEvent", self.native, event, 0)
+        finally:
+            self.cuda.call("cudaEventDestroy", event)  # CUDA keeps it until it was reached
 
     def is_same(self, other: "Stream") -> bool:
         """Whether both are the same queue."""
@@ -119,17 +126,6 @@ class Event(Owned):
     def seconds_since(self, earlier: "Event") -> float:
         """Time between two marks that were both reached."""
         return float(self._cuda.call("cudaEventElapsedTime", earlier.native, self.native)) * 1e-3
-
-
-def order(cuda: Cuda, first: Any, then: Any) -> None:
-    """Let later work in ``then`` wait for all that ``first`` holds now: streams as the bindings have them."""
-    with cuda.current():
-        event = cuda.call("cudaEventCreateWithFlags", cuda.bindings.cudaEventDisableTiming)
-    try:
-        cuda.call("cudaEventRecord", event, first)
-        cuda.call("cudaStreamWaitEvent", then, event, 0)
-    finally:
-        cuda.call("cudaEventDestroy", event)  # CUDA keeps it until it was reached
 
 
 def _handle_of(stream: object) -> int:

@@ -234,7 +234,7 @@ def test_memory_freed_in_order_waits_for_its_readers(seed):
     buffer, back = StreamBuffer(stream, 4), PinnedBuffer(cuda, 4)
     reader.wait_for(stream)
     download(cuda, back.pointer, buffer.pointer, 4, reader)
-    buffer.read_by(reader.handle)
+    buffer.used_on(reader)
     buffer.close()
     stream.synchronize()  # the memory is gone now; the reader must have been first
     reader.synchronize()

@@ -240,6 +240,22 @@ def test_what_a_library_does_not_share_is_said(stream, array):
     assert "detach" in caught.value.hint
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_our_own_memory_waits_for_those_who_use_it_elsewhere(seed):
+    stand_in = CudaStandIn(seed=seed)
+    cuda = Cuda(0, stand_in)
+    producer, consumer = Stream.create(cuda), Stream.create(cuda)
+    array = DeviceArray.empty((2, 3), "uint8", producer)
+    copy = PinnedBuffer(cuda, 6)
+    pointer = view_of(array, consumer).pointer
+    cuda.call("cudaMemcpyAsync", copy.pointer, pointer, 6, stand_in.cudaMemcpyKind(2), consumer.native)
+    del array
+    producer.synchronize()
+    assert "ordered" not in stand_in.left()
+    consumer.synchronize()
+    assert stand_in.misuses == []
+
+
 # --- out
 
 
