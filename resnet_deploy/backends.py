@@ -20,13 +20,14 @@ class Backend:
         name: What ``--backend`` takes and manifests record.
         summary: What it is, in one line.
         module: Python module that must be importable to build or run with it; empty when none is needed.
-        extra: Extra of this package that installs the module.
+        extra: Extra of this package that installs the modules.
         builder: ``module:function`` of the engine builder, or empty.
         runner: ``module:class`` of the runner, or empty.
         device: What it runs on: ``any``, ``cpu``, an ``nvidia`` GPU, or an ``rtx`` GPU (one that TensorRT-RTX
             supports). Building asks for a device only where ``builds_on_device``.
         builds_on_device: Whether the builder needs the device too.
         provider: Execution provider of ONNX Runtime that runs the engine; empty elsewhere.
+        runtime_module: Another Python module, which only running needs; empty when there is none.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Backend:
     device: Device
     builds_on_device: bool = False
     provider: str = ""
+    runtime_module: str = ""
 
 
 BACKENDS: tuple[Backend, ...] = (
@@ -107,8 +109,9 @@ BACKENDS: tuple[Backend, ...] = (
         module="tensorrt_rtx",
         extra="rtx",
         builder="resnet_deploy.builders.trt:build_engine",
-        runner="",
+        runner="resnet_deploy.runners.trt:TrtRunner",
         device="rtx",
+        runtime_module="cuda.bindings",
     ),
     Backend(
         name="tensorrt",
@@ -116,9 +119,10 @@ BACKENDS: tuple[Backend, ...] = (
         module="tensorrt",
         extra="gpu",
         builder="resnet_deploy.builders.trt:build_engine",
-        runner="",
+        runner="resnet_deploy.runners.trt:TrtRunner",
         device="nvidia",
         builds_on_device=True,
+        runtime_module="cuda.bindings",
     ),
     Backend(
         name="null",

@@ -1,6 +1,6 @@
 """Any number of images through a runner that takes a limited range of batch sizes."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -12,24 +12,47 @@ if TYPE_CHECKING:
     from resnet_deploy.protocols import Array, Runner
 
 
+class Shaped(Protocol):
+    """What has a type and a shape, in the memory of the host or of a device."""
+
+    @property
+    def dtype(self) -> object:
+        """Compares equal to NumPy's name of it."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In elements, the batch first."""
+        ...
+
+
 def check_feed(feed: "Array", runner: "Runner") -> None:
     """Hold one batch against what ``runner.load`` accepts.
 
     Raises:
         FeedError: If its dtype, shape or batch size does not fit, or it is not C-contiguous.
     """
-    check_images(feed, runner)
-    sizes = runner.batch
-    if not sizes.min <= len(feed) <= sizes.max:
-        raise FeedError(
-            f"batch of {len(feed)}, the engine takes {sizes.min} to {sizes.max}",
-            hint="build the engine with another --batch, or let Engine split the images",
-        )
+    check_batch(feed, runner)
     if not feed.flags.c_contiguous:
         raise FeedError("the batch is not contiguous", hint="pass it through numpy.ascontiguousarray")
 
 
-def check_images(images: "Array", runner: "Runner") -> None:
+def check_batch(feed: "Shaped", runner: "Runner") -> None:
+    """Hold dtype, shape and batch size of ``feed``, wherever it is, against what ``runner`` runs at once.
+
+    Raises:
+        FeedError: If they do not fit.
+    """
+    check_images(feed, runner)
+    sizes, size = runner.batch, feed.shape[0]
+    if not sizes.min <= size <= sizes.max:
+        raise FeedError(
+            f"batch of {size}, the engine takes {sizes.min} to {sizes.max}",
+            hint="build the engine with another --batch, or let Engine split the images",
+        )
+
+
+def check_images(images: "Shaped", runner: "Runner") -> None:
     """Hold dtype and per-image shape of ``images`` against what ``runner`` accepts, for any number of them.
 
     Raises:
@@ -75,10 +98,33 @@ def infer(runner: "Runner", images: "Array") -> "Array":
     """
     check_images(images, runner)
     answers: list[Array] = [np.zeros((0, *runner.output.shape), runner.output.dtype)]
+    batches = _batches(images, runner)
+    if getattr(runner, "loads_ahead", False):  # one runner does: the protocol asks for less
+        answers += _run_ahead(runner, batches)
+    else:
+        answers += [run_once(runner, batch) for batch in batches]
+    return np.concatenate(answers)[: len(images)]
+
+
+def _batches(images: "Array", runner: "Runner") -> "Iterator[Array]":
+    """Split ``images``, and fill up a remainder that is too small."""
     for start in range(0, len(images), runner.batch.max):
         batch = images[start : start + runner.batch.max]
         missing = runner.batch.min - len(batch)
         if missing > 0:
             batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-        answers.append(run_once(runner, np.ascontiguousarray(batch))[: len(images) - start])
-    return np.concatenate(answers)
+        yield np.ascontiguousarray(batch)
+
+
+def _run_ahead(runner: "Runner", batches: "Iterator[Array]") -> "Iterator[Array]":
+    """Load each batch while the one before it is run."""
+    running = False
+    for batch in batches:
+        runner.load(batch)
+        if running:
+            yield runner.fetch()
+        runner.enqueue()
+        running = True
+    if running:
+        runner.synchronize()
+        yield runner.fetch()

@@ -62,7 +62,7 @@ def _can_run(backend: Backend, gpu: GpuProbe, try_import: Importer) -> Capabilit
     """Say whether engines can be run: runner, library and device."""
     if not backend.runner:
         return Capability(False, f"this version of resnet-deploy does not run {backend.name} engines yet")
-    libraries = have_modules({backend.module: backend.extra}, try_import)
+    libraries = have_modules({backend.module: backend.extra, backend.runtime_module: backend.extra}, try_import)
     return _has_device(backend, gpu) if libraries.ok else libraries
 
 
@@ -70,7 +70,7 @@ def have_modules(extras: Mapping[str, str], try_import: Importer = lambda module
     """Say whether the modules, given with the extras that install them, are here and can be imported."""
     missing = [module for module in extras if module and not _is_installed(module)]
     if missing:
-        names = " and ".join(module.replace("_", "-") for module in missing)
+        names = " and ".join(module.replace("_", "-").replace(".", "-") for module in missing)
         wanted = ",".join(dict.fromkeys(extras[module] for module in missing))
         verb = "is" if len(missing) == 1 else "are"
         return Capability(False, f"{names} {verb} not installed", f'pip install "resnet-deploy[{wanted}]"')
@@ -81,8 +81,11 @@ def have_modules(extras: Mapping[str, str], try_import: Importer = lambda module
 
 
 def _is_installed(module: str) -> bool:
-    """Look for a top-level module without importing it; a bare folder of that name on the path is not it."""
-    spec = importlib.util.find_spec(module)
+    """Look for a module without importing it; a bare folder of that name on the path is not it."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # the package it would be in
+        return False
     return spec is not None and not (spec.origin is None and spec.submodule_search_locations is not None)
 
 

@@ -3,7 +3,7 @@
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, overload
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from resnet_deploy.backends import find_backend
 from resnet_deploy.batching import infer
 from resnet_deploy.bundle import Bundle, Manifest, open_bundle
 from resnet_deploy.capabilities import backend_status
+from resnet_deploy.device_arrays import is_on_device
 from resnet_deploy.errors import BundleError, FeedError, SpecError
 from resnet_deploy.fleet import is_fleet, open_engine, read_fleet
 from resnet_deploy.runners import find_runner
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from resnet_deploy.bundle import Requirements
+    from resnet_deploy.device_arrays import DeviceArray, SupportsCuda
     from resnet_deploy.environment import Environment
     from resnet_deploy.protocols import Array, Runner
 
@@ -59,20 +61,42 @@ class Engine:
         """What the bundle says of itself."""
         return self.bundle.manifest
 
-    def __call__(self, images: "Array | Sequence[Picture]") -> "Array":
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the runner has to say of how it runs, one line each, such as why it does without CUDA graphs."""
+        return tuple(getattr(self._runner, "notes", ()))
+
+    @overload
+    def __call__(self, images: "Array | Sequence[Picture]") -> "Array": ...
+
+    @overload
+    def __call__(
+        self, images: "SupportsCuda", *, stream: object = None, out: "SupportsCuda | None" = None
+    ) -> "DeviceArray": ...
+
+    def __call__(self, images: Any, *, stream: object = None, out: Any = None) -> "Array | DeviceArray":
         """Compute logits.
 
         Args:
             images: One array of prepared images, (N, H, W, 3) uint8 for the default input contract; or file paths and
-                Pillow images, which are decoded and preprocessed a batch at a time. Any N.
+                Pillow images, which are decoded and preprocessed a batch at a time. Any N. An array on the GPU is run
+                where it is, without a copy, and may have as many images as the engine takes at once.
+            stream: For an array on the GPU: the stream of PyTorch, CuPy or PyCUDA in whose order it is run; None is
+                the default stream.
+            out: For an array on the GPU: where the logits go; None takes fresh memory.
 
         Returns:
-            Logits, (N, classes) float32, owned by the caller.
+            Logits, (N, classes) float32, owned by the caller; on the GPU where the images are, ready on ``stream``.
 
         Raises:
-            FeedError: If an array has the wrong dtype or shape, or ``images`` are anything else.
+            FeedError: If an array has the wrong dtype or shape, or ``images`` are anything else, or are on a GPU that
+                the engine does not run on.
             FileError, DataError: If a file is missing or is no image.
         """
+        if is_on_device(images):
+            return self._infer_on_device(images, stream, out)
+        if stream is not None or out is not None:
+            raise FeedError("stream and out are for arrays on the GPU", hint="give images there, or neither of the two")
         if isinstance(images, np.ndarray):
             return self._infer(images)
         pictures, size = _pictures(images), self.manifest.spec.batch.max
@@ -99,9 +123,25 @@ class Engine:
 
     def _infer(self, feed: "Array") -> "Array":
         with self._lock:
-            if self._runner is None:
-                raise FeedError("the engine is closed", hint="load it again")
-            return infer(self._runner, feed)
+            return infer(self._opened(), feed)
+
+    def _infer_on_device(self, images: Any, stream: object, out: Any) -> "DeviceArray":
+        with self._lock:
+            runner = self._opened()
+        run_on = getattr(runner, "run_on", None)  # of runners whose memory is a GPU's
+        if run_on is None:
+            backend = self.manifest.spec.backend
+            raise FeedError(
+                f"the images are on a GPU, and {backend} engines run on {runner.device}",
+                hint="copy them to the host, such as tensor.cpu().numpy(), or build with --backend tensorrt",
+            )
+        logits: DeviceArray = run_on(images, stream=stream, out=out)  # does without the lock: it takes any threads
+        return logits
+
+    def _opened(self) -> "Runner":
+        if self._runner is None:
+            raise FeedError("the engine is closed", hint="load it again")
+        return self._runner
 
     def close(self) -> None:
         """Release the runner; harmless when repeated."""

@@ -77,6 +77,11 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     libraries: tuple[Library, ...]
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: ``$XDG_CACHE_HOME/resnet-deploy``, or ~/.cache in its place."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-deploy"
+
+
 def collect() -> Environment:
     """Probe this machine.
 

@@ -13,6 +13,7 @@
     │   ├── BackendError         a backend is unknown, not installed, or cannot do what was asked
     │   └── BundleError          an engine bundle is damaged, altered, or not for this machine
     ├── BuildError               a backend's compiler failed
+    ├── DeviceError              the GPU, its driver or the library that runs on it refused a call
     ├── AccuracyError            a measured difference is beyond its tolerance
     ├── LintError                an engine is not what its precision is meant to become
     └── SpeedError               a measured speed-up is below what was asked for
@@ -78,6 +79,10 @@ class BundleError(UserError):
 
 class BuildError(ResnetDeployError):
     """A backend's compiler failed on a request that looked sound."""
+
+
+class DeviceError(ResnetDeployError):
+    """The GPU, its driver or the library that runs on it refused a call."""
 
 
 class AccuracyError(ResnetDeployError):

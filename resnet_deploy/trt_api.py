@@ -5,6 +5,7 @@ process-wide switch.
 """
 
 import importlib
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -66,3 +67,32 @@ def load(backend: str) -> TrtApi:
         oldest = ".".join(map(str, OLDEST[backend]))
         raise BackendError(f"{backend} {version} is too old: {oldest} or later is needed", hint=install)
     return TrtApi(backend, module, version)
+
+
+def new_logger(api: TrtApi, keep: int | None = None) -> Any:
+    """Make a logger that keeps the last ``keep`` messages as ``lines``, by default all, and ``last_error``.
+
+    Of a flavour's own base class, which exists only once the flavour is loaded. Verbose messages are not kept. It
+    lives as long as the process: TensorRT makes the first one it sees its global logger, and does not own it.
+    """
+    kinds = api.module.ILogger
+
+    class Log(kinds):  # type: ignore[misc, valid-type]
+        def __init__(self) -> None:
+            super().__init__()
+            self.lines: deque[str] = deque(maxlen=keep)
+            self.last_error = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity == kinds.VERBOSE:
+                return
+            self.lines.append(f"{severity.name} {message}")
+            if severity in (kinds.ERROR, kinds.INTERNAL_ERROR):
+                self.last_error = message
+
+    logger = Log()
+    _loggers.append(logger)
+    return logger
+
+
+_loggers: list[Any] = []

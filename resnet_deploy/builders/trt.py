@@ -35,7 +35,7 @@ def build_engine(lowered: bytes, spec: BuildSpec, folder: Path, progress: "Progr
     """
     api = trt_api.load(spec.backend)
     requires = _requirements(api, spec)
-    logger = _new_logger(api)
+    logger = trt_api.new_logger(api)
     compiler = _Compiler(api, spec, logger)
     plan = compile_watched(
         api, lambda monitor: compiler.compile(lowered, monitor), progress, f"compiling for {spec.backend}"
@@ -135,22 +135,3 @@ def _notes(spec: BuildSpec) -> tuple[str, ...]:
     if spec.trt.refittable:
         notes.append("hold every set of weights that is put in against `verify`: refitted engines have been wrong")
     return tuple(notes)
-
-
-def _new_logger(api: TrtApi) -> Any:
-    """Make a logger that keeps every message; the base class exists only once the flavour is loaded."""
-
-    class Log(api.module.ILogger):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.lines: list[str] = []
-            self.last_error = ""
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity == api.module.ILogger.VERBOSE:
-                return
-            self.lines.append(f"{severity.name} {message}")
-            if severity in (api.module.ILogger.ERROR, api.module.ILogger.INTERNAL_ERROR):
-                self.last_error = message
-
-    return Log()

@@ -21,7 +21,7 @@ except (ImportError, OSError) as reason:  # OSError: installed, but its librarie
 
 from resnet_deploy import trt_api
 from resnet_deploy.builders import trt_config
-from resnet_deploy.builders.trt import _Compiler, _new_logger, build_engine
+from resnet_deploy.builders.trt import _Compiler, build_engine
 from resnet_deploy.builders.trt_config import new_config
 from resnet_deploy.errors import BuildError
 from resnet_deploy.protocols import Silent
@@ -117,7 +117,7 @@ def phases(*, go_on: bool) -> list[str]:
         def phase_finish(self, phase_name):
             pass
 
-    compiler = _Compiler(api, spec(), _new_logger(api))
+    compiler = _Compiler(api, spec(), trt_api.new_logger(api))
     with nullcontext() if go_on else pytest.raises(BuildError, match="tensorrt-rtx failed to build"):
         compiler.compile(NETWORK, Answer())
     return told

@@ -31,6 +31,7 @@ MODULES = (
     "openvino",
     "tensorrt",
     "tensorrt_rtx",
+    "cuda.bindings",
     "onnxruntime_ep_nv_tensorrt_rtx",
 )
 
@@ -123,7 +124,7 @@ def test_every_row_as_it_is_says_why_not(backend):
 @pytest.mark.parametrize("name", [backend.name for backend in BACKENDS if backend.module])
 def test_backend_not_installed_names_the_command(name, install):
     backend = complete(name)
-    install(*{"onnx", "onnx_ir", "onnxruntime"} - {backend.module})
+    install(*{"onnx", "onnx_ir", "onnxruntime", "cuda.bindings"} - {backend.module})
     status = backend_status(backend, on(ADA))
     module = backend.module.replace("_", "-")
     missing = Capability(False, f"{module} is not installed", f'pip install "resnet-deploy[{backend.extra}]"')
@@ -138,6 +139,21 @@ def test_building_needs_the_graph_libraries_too(install):
         "onnx and onnx-ir and onnxruntime and tensorrt-rtx are not installed",
         'pip install "resnet-deploy[export,cpu,rtx]"',
     )
+
+
+@pytest.mark.parametrize(("name", "extra"), [("tensorrt", "gpu"), ("tensorrt-rtx", "rtx")])
+def test_running_needs_more_than_building(name, extra, install):
+    install(*set(MODULES) - {"cuda.bindings"})
+    status = backend_status(complete(name), on(ADA))
+    assert status.build == YES
+    assert status.run == Capability(False, "cuda-bindings is not installed", f'pip install "resnet-deploy[{extra}]"')
+
+
+def test_module_of_a_package_that_is_not_there(monkeypatch):
+    monkeypatch.delitem(sys.modules, "cuda.bindings", raising=False)
+    monkeypatch.setitem(sys.modules, "cuda", None)
+    status = backend_status(find_backend("tensorrt-rtx"), on(ADA))
+    assert "cuda-bindings" in status.run.reason
 
 
 def test_backend_without_builder_or_runner_says_not_yet(install):
@@ -214,4 +230,4 @@ print(json.dumps(sorted(sys.modules)))
     done = subprocess.run([sys.executable, "-c", code], env=paths, capture_output=True, text=True, check=True)
     loaded = set(json.loads(done.stdout))
     assert "resnet_deploy.environment" in loaded
-    assert not loaded & {*MODULES, "numpy", "cuda", "pycuda", "plotly", "PIL", "rich", "click"}
+    assert not loaded & {*MODULES, "numpy", "pycuda", "plotly", "PIL", "rich", "click"}

@@ -1,0 +1,324 @@
+"""Streams, events, memory and graphs on the stand-in for CUDA, and that the stand-in catches what is wrong."""
+
+import contextlib
+import gc
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from cuda_stand_in import CudaStandIn, Error, MisuseError
+
+from resnet_deploy.cuda.graphs import capture
+from resnet_deploy.cuda.memory import DeviceBuffer, PinnedBuffer, StreamBuffer, copy_on_device, download, upload
+from resnet_deploy.cuda.runtime import Cuda
+from resnet_deploy.cuda.streams import Event, Stream
+from resnet_deploy.errors import DeviceError, FeedError
+
+SEEDS = [None, *range(5)]
+
+
+@pytest.fixture
+def stand_in():
+    return CudaStandIn()
+
+
+@pytest.fixture
+def cuda(stand_in):
+    return Cuda(0, stand_in)
+
+
+# --- errors
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (Error.cudaErrorMemoryAllocation, "free GPU memory"),
+        (Error.cudaErrorIllegalAddress, "restart it"),
+        (Error.cudaErrorNoDevice, "resnet-deploy doctor"),
+        (Error.cudaErrorInvalidValue, ""),
+    ],
+)
+def test_a_status_becomes_an_error_that_names_the_call(stand_in, cuda, error, hint):
+    stand_in.failing["cudaMalloc"] = error
+    with pytest.raises(DeviceError) as caught:
+        DeviceBuffer(cuda, 16)
+    assert caught.value.message == f"cudaMalloc failed: {error.name}, what {int(error)} means"
+    assert hint in caught.value.hint
+    assert bool(hint) == bool(caught.value.hint)
+    assert caught.value.exit_code == 1
+    assert stand_in.names()[-1] == "cudaGetLastError"
+    assert stand_in.left() == []
+
+
+def test_the_real_bindings_are_understood():
+    bindings = pytest.importorskip("cuda.bindings.runtime")
+    if bindings.cudaGetDeviceCount()[0] == bindings.cudaError_t.cudaSuccess:
+        pytest.skip("there is a GPU, and so no error to look at")
+    with pytest.raises(DeviceError, match=r"cudaGetDeviceCount failed: cudaError\w+, .+") as caught:
+        Cuda()
+    assert "resnet-deploy doctor" in caught.value.hint
+
+
+def test_the_real_bindings_have_every_name_of_the_stand_in():
+    bindings = pytest.importorskip("cuda.bindings.runtime")
+    names = [name for name in vars(CudaStandIn) if name.startswith("cuda")]
+    assert len(names) > 30
+    assert [name for name in names if not hasattr(bindings, name)] == []
+
+
+def test_a_device_that_is_not_there():
+    with pytest.raises(DeviceError, match="no CUDA device 2 of 2"):
+        Cuda(2, CudaStandIn(devices=2))
+
+
+def test_the_device_of_the_thread_is_given_back():
+    stand_in = CudaStandIn(devices=2)
+    cuda = Cuda(1, stand_in)
+    assert not cuda.is_current()
+    with contextlib.suppress(KeyError), cuda.current():
+        assert cuda.is_current()
+        raise KeyError
+    assert stand_in.device() == 0
+    assert stand_in.names().count("cudaSetDevice") == 2
+
+
+# --- ownership
+
+
+def make_all(cuda):
+    stream = Stream.create(cuda)
+    return [stream, Event(cuda), DeviceBuffer(cuda, 8), PinnedBuffer(cuda, 8), StreamBuffer(stream, 8)]
+
+
+def test_everything_is_given_back_once_by_close(stand_in, cuda):
+    made = make_all(cuda)
+    assert stand_in.left() == ["device", "event", "ordered", "pinned", "stream"]
+    for one in reversed(made):
+        one.close()
+        one.close()
+    assert stand_in.left() == []
+
+
+def test_what_is_left_open_is_given_back_when_collected(stand_in, cuda):
+    made = make_all(cuda)
+    assert len(stand_in.left()) == 5
+    del made
+    gc.collect()
+    for stream in list(stand_in.streams):
+        stand_in.drain(stream)
+    assert stand_in.left() == []
+
+
+def test_a_with_block_closes(stand_in, cuda):
+    with DeviceBuffer(cuda, 8) as buffer:
+        assert not buffer.closed
+    assert buffer.closed
+    assert stand_in.left() == []
+
+
+@pytest.mark.parametrize("collected", [False, True])
+def test_a_release_that_fails_is_a_warning(stand_in, cuda, collected):
+    buffers = [DeviceBuffer(cuda, 8)]
+    stand_in.failing["cudaFree"] = Error.cudaErrorIllegalAddress
+    release = buffers.clear if collected else buffers[0].close
+    with pytest.warns(ResourceWarning, match="not released: cudaFree failed: cudaErrorIllegalAddress"):
+        release()
+    assert stand_in.names().count("cudaFree") == 1
+
+
+def test_a_release_while_the_process_ends_is_not_worth_a_word(stand_in, cuda, recwarn):
+    buffer = DeviceBuffer(cuda, 8)
+    stand_in.failing["cudaFree"] = Error.cudaErrorCudartUnloading
+    buffer.close()
+    assert not recwarn.list
+
+
+def test_borrowed_streams_are_left_alone(stand_in, cuda):
+    handle = stand_in.cudaStreamCreateWithFlags(1)[1]
+    Stream.borrow(cuda, int(handle)).close()
+    assert "cudaStreamDestroy" not in stand_in.names()
+
+
+# --- other libraries' streams
+
+
+class WithProtocol:
+    def __cuda_stream__(self):
+        return (0, 0x40)
+
+
+@pytest.mark.parametrize(
+    ("stream", "handle"),
+    [
+        (None, 0),
+        (0, 0),
+        (0x40, 0x40),
+        (SimpleNamespace(cuda_stream=0x40, device_index=0), 0x40),  # torch
+        (SimpleNamespace(ptr=0x40), 0x40),  # CuPy
+        (SimpleNamespace(handle=0x40), 0x40),  # PyCUDA
+        (WithProtocol(), 0x40),
+    ],
+)
+def test_streams_of_other_libraries(cuda, stream, handle):
+    borrowed = Stream.borrow(cuda, stream)
+    assert borrowed.handle == handle
+    assert int(borrowed.native) == handle
+    assert Stream.borrow(cuda, borrowed) is borrowed
+    assert borrowed.__cuda_stream__() == (0, handle)
+    if stream is not None and not isinstance(stream, int):
+        assert borrowed.owner is stream
+
+
+@pytest.mark.parametrize("stream", ["0", object(), -1, 1.5])
+def test_what_is_no_stream(cuda, stream):
+    with pytest.raises(FeedError, match="is no CUDA stream") as caught:
+        Stream.borrow(cuda, stream)
+    assert caught.value.hint
+
+
+def test_a_stream_of_another_device(cuda):
+    with pytest.raises(FeedError, match="the stream is on CUDA device 1, the engine on 0"):
+        Stream.borrow(cuda, SimpleNamespace(cuda_stream=0x40, device_index=1))
+
+
+# --- order and data
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_data_goes_round(seed):
+    stand_in = CudaStandIn(seed=seed)
+    cuda = Cuda(0, stand_in)
+    copies, other = Stream.create(cuda), Stream.create(cuda)
+    pinned, back = PinnedBuffer(cuda, 32), PinnedBuffer(cuda, 32)
+    first, second = DeviceBuffer(cuda, 32), DeviceBuffer(cuda, 32)
+    pinned.view((8,), "float32")[:] = np.arange(8)
+    arrived = Event(cuda)
+    upload(cuda, first.pointer, pinned.pointer, 32, copies)
+    arrived.record(copies)
+    other.wait(arrived)
+    copy_on_device(cuda, second.pointer, first.pointer, 32, other)
+    download(cuda, back.pointer, second.pointer, 32, other)
+    other.synchronize()
+    np.testing.assert_array_equal(back.view((8,), "float32"), np.arange(8))
+
+
+def test_without_the_event_the_data_would_be_wrong():
+    """The stand-in's own twin: work that does not wait is overtaken."""
+    cuda = Cuda(0, CudaStandIn())
+    copies, other = Stream.create(cuda), Stream.create(cuda)
+    pinned, back, device = PinnedBuffer(cuda, 4), PinnedBuffer(cuda, 4), DeviceBuffer(cuda, 4)
+    pinned.view((4,), "uint8")[:] = 7
+    upload(cuda, device.pointer, pinned.pointer, 4, copies)
+    download(cuda, back.pointer, device.pointer, 4, other)
+    other.synchronize()
+    assert back.view((4,), "uint8").tolist() != [7] * 4
+
+
+def test_time_between_events(cuda):
+    stream, start, end = Stream.create(cuda), Event(cuda, timing=True), Event(cuda, timing=True)
+    start.record(stream)
+    end.record(stream)
+    with pytest.raises(DeviceError, match="cudaErrorNotReady"):
+        end.seconds_since(start)
+    end.synchronize()
+    assert end.seconds_since(start) == pytest.approx(1.5e-3)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_memory_freed_in_order_waits_for_its_readers(seed):
+    stand_in = CudaStandIn(seed=seed)
+    cuda = Cuda(0, stand_in)
+    stream, reader = Stream.create(cuda), Stream.create(cuda)
+    buffer, back = StreamBuffer(stream, 4), PinnedBuffer(cuda, 4)
+    reader.wait_for(stream)
+    download(cuda, back.pointer, buffer.pointer, 4, reader)
+    buffer.used_on(reader)
+    buffer.close()
+    stream.synchronize()  # the memory is gone now; the reader must have been first
+    reader.synchronize()
+    assert stand_in.misuses == []
+
+
+# --- graphs
+
+
+def test_a_graph_does_again_what_was_captured(stand_in, cuda):
+    side, stream = Stream.create(cuda), Stream.create(cuda)
+    source, target, back = PinnedBuffer(cuda, 4), DeviceBuffer(cuda, 4), PinnedBuffer(cuda, 4)
+    with capture(cuda, side, lambda: upload(cuda, target.pointer, source.pointer, 4, side)) as graph:
+        for value in (3, 9):
+            source.view((4,), "uint8")[:] = value
+            graph.launch(stream)
+            download(cuda, back.pointer, target.pointer, 4, stream)
+            stream.synchronize()
+            assert back.view((4,), "uint8").tolist() == [value] * 4
+    assert "template" not in stand_in.left()
+    assert "graph" not in stand_in.left()
+
+
+def test_what_cannot_be_captured_leaves_the_stream_as_it_was(stand_in, cuda):
+    side = Stream.create(cuda)
+    with pytest.raises(DeviceError, match="cudaErrorStreamCaptureUnsupported"):
+        capture(cuda, side, lambda: DeviceBuffer(cuda, 4))
+    side.synchronize()
+    assert stand_in.left() == ["stream"]
+    with capture(cuda, side, lambda: None):
+        pass
+
+
+def test_another_thread_may_allocate_during_a_capture(stand_in, cuda):
+    side = Stream.create(cuda)
+
+    def enqueue():
+        other = threading.Thread(target=lambda: DeviceBuffer(cuda, 4).close())
+        other.start()
+        other.join()
+
+    stand_in.lock = threading.RLock()
+    with capture(cuda, side, enqueue):
+        assert "cudaMalloc" in stand_in.names()
+
+
+# --- the stand-in catches what is wrong
+
+
+def test_stand_in_catches_a_double_free(stand_in, cuda):
+    pointer = cuda.call("cudaMalloc", 8)
+    cuda.call("cudaFree", pointer)
+    with pytest.raises(MisuseError, match="freed twice"):
+        cuda.call("cudaFree", pointer)
+
+
+def test_stand_in_catches_a_double_free_in_order(stand_in, cuda):
+    pointer = cuda.call("cudaMallocAsync", 8, 0)
+    cuda.call("cudaFreeAsync", pointer, 0)
+    with pytest.raises(MisuseError, match="cannot be freed"):
+        cuda.call("cudaFreeAsync", pointer, 0)
+
+
+def test_stand_in_catches_use_after_free(cuda):
+    stream, buffer, pinned = Stream.create(cuda), DeviceBuffer(cuda, 8), PinnedBuffer(cuda, 8)
+    buffer.close()
+    with pytest.raises(MisuseError, match="was freed"):
+        upload(cuda, buffer.pointer, pinned.pointer, 8, stream)
+
+
+def test_stand_in_catches_a_copy_beyond_the_end(cuda):
+    stream, buffer, pinned = Stream.create(cuda), DeviceBuffer(cuda, 8), PinnedBuffer(cuda, 16)
+    with pytest.raises(MisuseError, match="beyond the end"):
+        upload(cuda, buffer.pointer, pinned.pointer, 16, stream)
+
+
+def test_stand_in_catches_a_copy_of_the_wrong_kind(cuda):
+    stream, buffer, pinned = Stream.create(cuda), DeviceBuffer(cuda, 8), PinnedBuffer(cuda, 8)
+    with pytest.raises(MisuseError, match="copy of kind 2"):
+        download(cuda, buffer.pointer, pinned.pointer, 8, stream)
+
+
+def test_stand_in_catches_a_destroyed_stream(cuda):
+    stream = Stream.create(cuda)
+    stream.close()
+    with pytest.raises(MisuseError, match="does not exist"):
+        stream.synchronize()
