@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resnet_deploy.errors import BackendError
+from resnet_deploy.specs import PRECISIONS, Precision
 
 Device = Literal["any", "cpu", "nvidia", "rtx"]
 
@@ -26,6 +27,7 @@ class Backend:
         device: What it runs on: ``any``, ``cpu``, an ``nvidia`` GPU, or an ``rtx`` GPU (one that TensorRT-RTX
             supports). Building asks for a device only where ``builds_on_device``.
         builds_on_device: Whether the builder needs the device too.
+        precisions: What its engines may be built in; empty where there is no form of the graph for it.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Backend:
     runner: str
     device: Device
     builds_on_device: bool = False
+    precisions: tuple[Precision, ...] = ()
 
 
 BACKENDS: tuple[Backend, ...] = (
@@ -56,6 +59,7 @@ BACKENDS: tuple[Backend, ...] = (
         builder="resnet_deploy.builders.ort:build_engine",
         runner="resnet_deploy.runners.ort:OrtRunner",
         device="any",
+        precisions=("fp32", "fp16", "int8"),  # its CPU kernels know neither BF16 nor FP8
     ),
     Backend(
         name="openvino",
@@ -74,6 +78,7 @@ BACKENDS: tuple[Backend, ...] = (
         builder="resnet_deploy.builders.trt:build_engine",
         runner="",
         device="rtx",
+        precisions=PRECISIONS,
     ),
     Backend(
         name="tensorrt",
@@ -84,6 +89,7 @@ BACKENDS: tuple[Backend, ...] = (
         runner="",
         device="nvidia",
         builds_on_device=True,
+        precisions=PRECISIONS,
     ),
     Backend(
         name="null",
@@ -95,6 +101,20 @@ BACKENDS: tuple[Backend, ...] = (
         device="any",
     ),
 )
+
+
+def require_precision(name: str, precision: Precision) -> None:
+    """Hold a precision against what a backend's engines may be built in.
+
+    Raises:
+        BackendError: If the backend lacks it, or there is no backend of that name.
+    """
+    backend = find_backend(name)
+    if precision in backend.precisions:
+        return
+    others = " or ".join(one.name for one in BACKENDS if precision in one.precisions)
+    instead = f", or build with {' or '.join(f'--{one}' for one in backend.precisions)}" if backend.precisions else ""
+    raise BackendError(f"{name} has no {precision.upper()} engines", hint=f"choose --backend {others}{instead}")
 
 
 def find_backend(name: str) -> Backend:

@@ -10,7 +10,7 @@ from resnet_deploy import trt_api
 from resnet_deploy.builders import BuiltEngine
 from resnet_deploy.bundle import Requirements
 from resnet_deploy.errors import BuildError
-from resnet_deploy.specs import INPUT_NAME, BuildSpec
+from resnet_deploy.specs import INPUT_NAME, QUANTIZED, BuildSpec
 from resnet_deploy.trt_api import TrtApi
 
 ENGINE: Final = "model.plan"
@@ -30,7 +30,9 @@ def build_engine(lowered: bytes, spec: BuildSpec, folder: Path) -> BuiltEngine:
     return BuiltEngine(
         file=ENGINE,
         requires=Requirements(
-            library=spec.backend, version=api.version, compute_capabilities=trt_api.RTX_DEFAULT_TARGETS
+            library=spec.backend,
+            version=api.version,
+            compute_capabilities=trt_api.default_targets(spec.precision),
         ),
         toolchain={spec.backend: api.version},
         log=tuple(logger.lines),
@@ -49,7 +51,7 @@ def _compile(api: TrtApi, lowered: bytes, spec: BuildSpec, logger: Any) -> memor
     config = _new_config(api, builder)
     config.add_optimization_profile(_profile(builder, network, spec))
     if api.ahead_of_time:
-        _set_targets(api, config)
+        _set_targets(api, config, trt_api.default_targets(spec.precision))
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BuildError(f"{api.backend} failed to build: {_reason(logger.last_error)}")
@@ -85,20 +87,27 @@ def _profile(builder: Any, network: Any, spec: BuildSpec) -> Any:
     return profile
 
 
-def _set_targets(api: TrtApi, config: Any) -> None:
+def _set_targets(api: TrtApi, config: Any, targets: tuple[str, ...]) -> None:
     """Name the GPU generations to compile for; a refusal is a False, not an exception."""
     trt = api.module
-    config.num_compute_capabilities = len(trt_api.RTX_DEFAULT_TARGETS)
-    for index, target in enumerate(trt_api.RTX_DEFAULT_TARGETS):
+    config.num_compute_capabilities = len(targets)
+    for index, target in enumerate(targets):
         capability = getattr(trt.ComputeCapability, f"SM{target.replace('.', '')}")
         if not config.set_compute_capability(capability, index):
             raise BuildError(f"{api.backend} {api.version} does not compile for compute capability {target}")
 
 
 def _notes(spec: BuildSpec) -> tuple[str, ...]:
-    if spec.precision == "int8":
-        return ("TensorRT-RTX's fast precision for this network is FP16: its INT8 convolutions fuse less",)
-    return ()
+    notes = []
+    kind = spec.precision.upper()
+    targets = trt_api.default_targets(spec.precision)
+    left_out = [target for target in trt_api.RTX_DEFAULT_TARGETS if target not in targets]
+    if left_out:
+        kept, without = (" and ".join(found) for found in (targets, left_out))
+        notes.append(f"compiled for compute capabilities {kept}, and not for {without}, which has no {kind}")
+    if spec.precision in QUANTIZED:
+        notes.append(f"TensorRT-RTX's fast precision for this network is FP16: its {kind} convolutions fuse less")
+    return tuple(notes)
 
 
 def _new_logger(api: TrtApi) -> Any:

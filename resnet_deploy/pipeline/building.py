@@ -57,7 +57,7 @@ class BuildInputs:
     Attributes:
         model: The exported ONNX file.
         output: Folder of the bundle; None names it ``<model>-<precision>-<backend>`` beside the model, less its .onnx.
-        calib: What to calibrate INT8 on: a folder of real images, observations of them, or ``random`` for noise.
+        calib: What to calibrate INT8 or FP8 on: a folder of real images, observations of them, or ``random`` for noise.
         samples: Folder of images whose answers the bundle keeps; None takes the calibration's folder, or makes some.
         data: Folder of images to hold the accuracy against its limit on, where there is one.
         labels_file: Labels of those images, where their folder does not tell.
@@ -189,6 +189,7 @@ def _fill(folder: Path, name: str, job: _Job, progress: "Progress") -> None:
             pace = measure_pace(folder / engine.file, job.source, job.spec, answers.images)
         measured = msgspec.structs.replace(measured, latency_s=pace.latency_s, speedup=pace.speedup)
         notes = (*pace.notes, *notes)
+    notes = (*notes, *answers.notes)
     require_speedup(measured.speedup, job.require_speedup)
     chain = HashChain(
         weights=job.source.card.weights_sha256,
@@ -244,9 +245,10 @@ def _identify(data: "BatchReader | None") -> list[str]:
 
 def _require(spec: BuildSpec) -> None:
     """Refuse early, with the fix, what this installation cannot build."""
-    from resnet_deploy.backends import find_backend
+    from resnet_deploy.backends import find_backend, require_precision
     from resnet_deploy.capabilities import backend_status
 
+    require_precision(spec.backend, spec.precision)
     backend = find_backend(spec.backend)
     status = backend_status(backend).build
     if not status.ok:

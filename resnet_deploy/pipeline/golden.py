@@ -25,11 +25,19 @@ _MOST_DECIBELS: Final = 200.0  # either way: equal outputs have no noise, and JS
 
 @dataclass(frozen=True)
 class Answers:
-    """Inputs and logits, of the engine itself where it could run."""
+    """Inputs and logits, of the engine itself where it could run.
+
+    Attributes:
+        images: The inputs.
+        logits: What they gave.
+        by_engine: Whether the engine gave them, and not its graph on the CPU.
+        notes: How that graph was run, where not as it is written.
+    """
 
     images: "Array"
     logits: "Array"
     by_engine: bool
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,9 @@ def answer(engine: Path, lowered: bytes, spec: BuildSpec, card: ModelCard, sampl
     """
     from resnet_deploy.ort_session import open_session, translate_refusals
     from resnet_deploy.runners.ort import OrtRunner
+    from resnet_deploy.simulation import simulated
 
+    notes: tuple[str, ...] = ()
     images = _images(samples.reader, card)
     if spec.backend == "onnxruntime":
         runner = OrtRunner(engine, card, spec.batch, threads=environment.compute_threads())
@@ -90,7 +100,8 @@ def answer(engine: Path, lowered: bytes, spec: BuildSpec, card: ModelCard, sampl
             logits = infer(runner, images)
         runner.close()
     else:
-        session = open_session(lowered, as_written=True)
+        graph, notes = simulated(lowered, name="the lowered graph")
+        session = open_session(graph, as_written=True)
         with translate_refusals():
             (logits,) = session.run([OUTPUT_NAME], {INPUT_NAME: images})
     if not np.isfinite(logits).all():
@@ -98,7 +109,7 @@ def answer(engine: Path, lowered: bytes, spec: BuildSpec, card: ModelCard, sampl
             f"the {spec.precision} engine gives logits that are not finite",
             hint="the model's activations do not fit this precision; build with --fp32",
         )
-    return Answers(images, logits, by_engine=spec.backend == "onnxruntime")
+    return Answers(images, logits, by_engine=spec.backend == "onnxruntime", notes=notes)
 
 
 def write(path: Path, answers: Answers) -> None:
