@@ -87,7 +87,7 @@ def _lower(model: ir.Model, half: _Half) -> tuple[ir.Model, HalfReport]:
     _cast_after(graph, entry, body, half)
     for node in body:
         for output in node.outputs:
-            if output.dtype == ir.DataType.FLOAT:
+            if output.dtype in (ir.DataType.FLOAT, None):  # nothing but Q/DQ is of another type, and that says so
                 output.type = ir.TensorType(half.onnx)  # a new type: a clone shares the old one with the original
     _cast_outputs(graph)
     return lowered, HalfReport(tensors, flushed)

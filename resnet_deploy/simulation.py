@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
+from resnet_deploy.errors import ModelError
 from resnet_deploy.onnx_files import bytes_from_onnx, onnx_from_bytes
 
 BFLOAT16_NOTE: Final = "BF16 is simulated: in FP32, with all constants and the result of every node rounded to BF16"
@@ -21,7 +22,7 @@ def simulated(lowered: bytes, *, name: str) -> tuple[bytes, tuple[str, ...]]:
     """Serialize what ONNX Runtime can run of a lowered graph, and say how that differs; ``name`` is for messages.
 
     Raises:
-        ModelError: If ``lowered`` is damaged.
+        ModelError: If ``lowered`` is damaged, or does not say what type a tensor has.
     """
     model = onnx_from_bytes(lowered, name=name)
     if not _has_bfloat16(model.graph):
@@ -33,6 +34,9 @@ def widen_bfloat16(model: ir.Model) -> ir.Model:
     """Return ``model`` with its BF16 nodes in FP32, each result rounded to BF16; ``model`` itself if it has none.
 
     Tensors keep their names: what was BF16 is FP32 of BF16 values, outputs included.
+
+    Raises:
+        ModelError: If the graph does not say what type a tensor has.
     """
     if not _has_bfloat16(model.graph):
         return model
@@ -45,6 +49,8 @@ def widen_bfloat16(model: ir.Model) -> ir.Model:
             value.type = _FLOAT
     for node in list(graph):
         for output in node.outputs:
+            if output.dtype is None:  # it would be left unrounded
+                raise ModelError(f"the type of {output.name} is not known", hint="lower what `export` wrote")
             if output.dtype == ir.DataType.BFLOAT16:
                 _round(graph, node, output)
     return widened
