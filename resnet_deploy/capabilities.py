@@ -20,8 +20,13 @@ Importer = Callable[[str], str]
 # all of these but 8.0, which NVIDIA's guide to building ahead of time adds:
 # https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix-1/1.5.html
 RTX_COMPUTE_CAPABILITIES: Final = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-# Those of them without hardware for a type: the compiler of 1.7.1 refuses it for these, and takes it for the others.
-RTX_WITHOUT: Final[Mapping[Precision, tuple[str, ...]]] = {"bf16": ("7.5",), "fp8": ("7.5", "8.0", "8.6")}
+# Those of them that a precision cannot be compiled for: the compiler of 1.7.1 refuses these, and takes the others.
+# Turing and Ampere lack the types; of FP32, Turing lacks the matrix multiplication that the classifier is.
+RTX_WITHOUT: Final[Mapping[Precision, tuple[str, ...]]] = {
+    "fp32": ("7.5",),
+    "bf16": ("7.5",),
+    "fp8": ("7.5", "8.0", "8.6"),
+}
 
 _ARCHITECTURES: Final = {"7.0": "Volta", "8.7": "Orin", "9.0": "Hopper", "10.0": "Blackwell", "10.3": "Blackwell Ultra"}
 
