@@ -248,12 +248,12 @@ def _require(spec: BuildSpec) -> None:
     from resnet_deploy.backends import find_backend, require_precision
     from resnet_deploy.capabilities import backend_status
 
-    require_precision(spec.backend, spec.precision)
     backend = find_backend(spec.backend)
     status = backend_status(backend).build
     if not status.ok:
         hint = status.fix or "choose --backend onnxruntime or tensorrt-rtx"
         raise BackendError(f"cannot build for {spec.backend}: {status.reason}", hint=hint)
+    require_precision(spec.backend, spec.precision)
 
 
 def _cache_key(source: Source, spec: BuildSpec, images: list[str | bool], here: "Environment") -> str:
