@@ -25,11 +25,15 @@ from resnet_deploy.errors import BuildError
 from resnet_deploy.export import export_onnx
 from resnet_deploy.models import create_model
 from resnet_deploy.onnx_files import bytes_from_onnx
+from resnet_deploy.pipeline.building import BuildInputs, build
+from resnet_deploy.pipeline.calibrating import RANDOM
 from resnet_deploy.pipeline.lowering import Recipe, lower
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.precision import lower_to_float16
+from resnet_deploy.protocols import Silent
 from resnet_deploy.quantize.calibrate import Calibration, CalibrationSource, calibration_from, observe
 from resnet_deploy.quantize.qdq import FLOAT8_FORMS, insert_qdq
+from resnet_deploy.simulation import BFLOAT16_NOTE
 from resnet_deploy.specs import (
     PRECISIONS,
     QUANTIZED,
@@ -154,3 +158,21 @@ def test_every_form_of_fp8_compiles(network, monkeypatch):
             plan = compile_for(bytes_from_onnx(lower_to_float16(quantized)[0]), "fp8", ("8.9",), monkeypatch)
             # Per channel, convolutions write FP32, which is scaled in a kernel of its own.
             assert (plan.count(b"type=float") > 60) == per_channel, (shortcut, per_channel)  # measured 84 and 46
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_a_bundle_says_what_was_compiled_and_what_was_simulated(network, tmp_path, precision):
+    model = tmp_path / "model.onnx"
+    model.write_bytes(bytes_from_onnx(network.model))
+    calib = RANDOM if precision in QUANTIZED else None
+    bundle = build(BuildInputs(model, tmp_path / "engine", calib=calib), spec(precision), Silent()).bundle
+    manifest = bundle.manifest
+    assert (manifest.engine, manifest.spec.precision) == ("model.plan", precision)
+    assert manifest.requires.compute_capabilities == trt_api.default_targets(precision)
+    assert (manifest.measured.by, manifest.measured.latency_s) == ("simulation", None)
+    # Untrained and on noise, FP8 keeps some 15 dB, BF16 some 40: neither is the other, nor FP32.
+    assert {"bf16": 30 < manifest.measured.sqnr_db < 50, "fp8": 8 < manifest.measured.sqnr_db < 30}[precision]
+    assert (BFLOAT16_NOTE in manifest.notes) == (precision == "bf16")
+    assert any("not for 8.6" in note for note in manifest.notes) == (precision == "fp8")
+    assert ("calibration.json" in manifest.files) == (precision == "fp8")
+    assert "lowered.onnx" in manifest.files
