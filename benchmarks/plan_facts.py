@@ -29,6 +29,7 @@ from resnet_deploy.models import create_model
 from resnet_deploy.onnx_files import bytes_from_onnx, read_card
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.precision import lower_to_float16
+from resnet_deploy.protocols import Silent
 from resnet_deploy.quantize.calibrate import CalibrationSource, calibration_from, observe
 from resnet_deploy.quantize.qdq import FORMS, insert_qdq
 from resnet_deploy.specs import BatchRange, BuildSpec, CalibrationSpec, ModelCard, Precision, Preprocess
@@ -106,7 +107,7 @@ def facts(precision: Precision, graph: bytes) -> dict[str, Any]:
         begin = time.perf_counter()
         # The graph says all of its precision; a spec of INT8 would want a calibration.
         spec = BuildSpec(backend=BACKEND, precision="fp32", batch=BATCH)
-        built = find_builder(BACKEND)(graph, spec, Path(folder))
+        built = find_builder(BACKEND)(graph, spec, Path(folder), Silent())
         seconds = time.perf_counter() - begin
         plan = (Path(folder) / built.file).read_bytes()
     compiled = read_plan(plan)

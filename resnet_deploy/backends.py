@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resnet_deploy.errors import BackendError
+from resnet_deploy.specs import PRECISIONS, Precision
 
 Device = Literal["any", "cpu", "nvidia", "rtx"]
 
@@ -28,6 +29,7 @@ class Backend:
         builds_on_device: Whether the builder needs the device too.
         provider: Execution provider of ONNX Runtime that runs the engine; empty elsewhere.
         runtime_module: Another Python module, which only running needs; empty when there is none.
+        precisions: What its engines may be built in; empty where there is no form of the graph for it.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Backend:
     builds_on_device: bool = False
     provider: str = ""
     runtime_module: str = ""
+    precisions: tuple[Precision, ...] = ()
 
 
 BACKENDS: tuple[Backend, ...] = (
@@ -60,6 +63,7 @@ BACKENDS: tuple[Backend, ...] = (
         builder="resnet_deploy.builders.ort:build_engine",
         runner="resnet_deploy.runners.ort:OrtRunner",
         device="any",
+        precisions=("fp32", "fp16", "int8"),  # its CPU kernels know neither BF16 nor FP8
     ),
     Backend(
         name="onnxruntime-cuda",
@@ -71,6 +75,7 @@ BACKENDS: tuple[Backend, ...] = (
         device="nvidia",
         builds_on_device=True,
         provider="CUDAExecutionProvider",
+        precisions=("fp32", "fp16"),  # its INT8 convolutions are the CPU's
     ),
     Backend(
         name="onnxruntime-tensorrt",
@@ -82,6 +87,7 @@ BACKENDS: tuple[Backend, ...] = (
         device="nvidia",
         builds_on_device=True,
         provider="TensorrtExecutionProvider",
+        precisions=("fp32", "fp16", "int8"),
     ),
     Backend(
         name="onnxruntime-rtx",
@@ -93,6 +99,7 @@ BACKENDS: tuple[Backend, ...] = (
         device="rtx",
         builds_on_device=True,
         provider="NvTensorRTRTXExecutionProvider",
+        precisions=("fp32", "fp16", "int8"),
     ),
     Backend(
         name="openvino",
@@ -112,6 +119,7 @@ BACKENDS: tuple[Backend, ...] = (
         runner="resnet_deploy.runners.trt:TrtRunner",
         device="rtx",
         runtime_module="cuda.bindings",
+        precisions=PRECISIONS,
     ),
     Backend(
         name="tensorrt",
@@ -123,6 +131,7 @@ BACKENDS: tuple[Backend, ...] = (
         device="nvidia",
         builds_on_device=True,
         runtime_module="cuda.bindings",
+        precisions=PRECISIONS,
     ),
     Backend(
         name="null",
@@ -134,6 +143,20 @@ BACKENDS: tuple[Backend, ...] = (
         device="any",
     ),
 )
+
+
+def require_precision(name: str, precision: Precision) -> None:
+    """Hold a precision against what a backend's engines may be built in.
+
+    Raises:
+        BackendError: If the backend lacks it, or there is no backend of that name.
+    """
+    backend = find_backend(name)
+    if precision in backend.precisions:
+        return
+    others = " or ".join(one.name for one in BACKENDS if precision in one.precisions)
+    instead = f", or build with {' or '.join(f'--{one}' for one in backend.precisions)}" if backend.precisions else ""
+    raise BackendError(f"{name} has no {precision.upper()} engines", hint=f"choose --backend {others}{instead}")
 
 
 def find_backend(name: str) -> Backend:

@@ -5,9 +5,9 @@
     engines/<name>/
         model.onnx | model.plan   the engine, exactly as its backend takes it
         lowered.onnx              what the plan was compiled from, for rebuilding elsewhere (plans only)
-        calibration.json          the observed and chosen ranges (INT8 only)
-        observations.safetensors  the histograms that they were chosen from (INT8 only)
-        corrections.safetensors   what was added to the biases, layer by layer (INT8 only, where images allowed it)
+        calibration.json          the observed and chosen ranges (INT8 and FP8)
+        observations.safetensors  the histograms that they were chosen from (INT8 and FP8)
+        corrections.safetensors   what was added to the biases, layer by layer (INT8 and FP8, where images allowed it)
         search.json               what was given back its precision to keep to a limit, and what that cost
         layers.json               what the engine inspector says of the plan (TensorRT)
         timing.cache              how long kernels took when it was compiled (TensorRT, where a cache was asked for)

@@ -5,15 +5,25 @@ Libraries are looked for and not imported, unless asked for: their absence must 
 
 import importlib.util
 from collections.abc import Callable, Mapping
+from typing import Final
 
 import msgspec
 
 from resnet_deploy.backends import Backend
 from resnet_deploy.driver import GpuProbe
 from resnet_deploy.environment import Environment, collect
+from resnet_deploy.specs import Precision
 from resnet_deploy.trt_options import ARCHITECTURES, RTX_COMPUTE_CAPABILITIES
 
 Importer = Callable[[str], str]
+
+# Compute capabilities that a precision cannot be compiled for: the compiler of TensorRT-RTX 1.7.1 refuses these, and
+# takes the others. Turing and Ampere lack the types; of FP32, Turing lacks the matrix multiplication of the classifier.
+RTX_WITHOUT: Final[Mapping[Precision, tuple[str, ...]]] = {
+    "fp32": ("7.5",),
+    "bf16": ("7.5",),
+    "fp8": ("7.5", "8.0", "8.6"),
+}
 
 
 class Capability(msgspec.Struct, frozen=True):

@@ -108,7 +108,7 @@ def split_weights(model: ir.Model) -> "tuple[bytes, dict[str, NDArray[np.generic
     for name, value in split.graph.initializers.items():
         assert value.const_value is not None
         array = value.const_value.numpy()
-        if array.nbytes >= _LARGE:
+        if array.nbytes >= _LARGE and array.dtype.isbuiltin == 1:  # a session takes no other arrays: BF16, FP8
             dtype, shape = value.const_value.dtype, value.const_value.shape
             assert isinstance(shape, ir.Shape)
             value.const_value = ir.ExternalTensor(_NOWHERE, 0, array.nbytes, dtype, shape=shape, name=name)

@@ -13,7 +13,7 @@ import msgspec
 from resnet_deploy.errors import SpecError
 from resnet_deploy.trt_options import TENSORRT, TENSORRT_RTX, TrtOptions
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 RangeMethod = Literal["max", "percentile", "entropy", "mse"]
 CalibrationMethod = Literal["max", "percentile", "entropy", "mse", "auto"]
 ComputeDevice = Literal["cpu", "cuda"]
@@ -23,8 +23,11 @@ InputDtype = Literal["uint8", "float32"]
 Layout = Literal["NHWC", "NCHW"]
 
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+QUANTIZED: Final[tuple[Precision, ...]] = ("int8", "fp8")  # those that are calibrated
 RANGE_METHODS: Final[tuple[RangeMethod, ...]] = get_args(RangeMethod)
 CALIBRATION_METHODS: Final[tuple[CalibrationMethod, ...]] = get_args(CalibrationMethod)
+# They weigh clipping against the even steps of 8-bit integers, which FP8 does not have.
+INTEGER_METHODS: Final[tuple[RangeMethod, ...]] = ("entropy", "mse")
 CALIBRATION_DEVICES: Final[tuple[CalibrationDevice, ...]] = get_args(CalibrationDevice)
 INTERPOLATIONS: Final[tuple[Interpolation, ...]] = get_args(Interpolation)
 
@@ -318,12 +321,13 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         batch: Batch sizes the engine accepts.
         profiles: Parts of that range that the engine is tuned for one by one; empty for the range as a whole.
         trt: How TensorRT is to compile it.
-        calibration: How INT8 ranges are chosen; absent for the other precisions.
+        calibration: How the ranges of INT8 and FP8 are chosen; absent for the other precisions.
         max_drop: Points of accuracy that INT8 may lose: layers keep their precision until it does; absent for no limit.
 
     Raises:
-        SpecError: If there is no such precision, INT8 lacks a calibration, another precision has one or a limit, the
-            limit is no number of points, the profiles leave sizes out, or the backend lacks an option.
+        SpecError: If there is no such precision, INT8 or FP8 lacks a calibration or another precision has one, FP8 is
+            to be calibrated for integers, there is a limit without INT8 or that is no number of points, the profiles
+            leave sizes out, or the backend lacks an option.
     """
 
     backend: str
@@ -341,14 +345,26 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if self.profiles and whole_range(self.profiles) != self.batch:
             raise SpecError(f"the profiles do not make up {self.batch}", hint="leave `batch` to `whole_range`")
         _require_choice("precision", self.precision, PRECISIONS)
-        if self.precision == "int8" and self.calibration is None:
-            raise SpecError("INT8 needs calibration data", hint="add --calib DIR with a few hundred real images")
-        if self.precision != "int8" and self.calibration is not None:
-            raise SpecError(f"{self.precision} takes no calibration data", hint="drop --calib, or build with --int8")
+        _require_calibration(self.precision, self.calibration)
         if self.max_drop is not None and self.precision != "int8":
             raise SpecError(f"{self.precision} takes no limit of accuracy", hint="drop --max-drop, or use --int8")
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise SpecError(f"a drop of {self.max_drop} points", hint="give --max-drop in points, such as 0.5")
+
+
+def _require_calibration(precision: Precision, calibration: CalibrationSpec | None) -> None:
+    if precision not in QUANTIZED:
+        if calibration is not None:
+            raise SpecError(f"{precision} takes no calibration data", hint="drop --calib, or build with --int8")
+        return
+    if calibration is None:
+        reason = f"{precision.upper()} needs calibration data"
+        raise SpecError(reason, hint="add --calib DIR with a few hundred real images")
+    if precision == "fp8" and calibration.method in INTEGER_METHODS:
+        raise SpecError(
+            f"{calibration.method} chooses ranges for the even steps of integers, which FP8 does not have",
+            hint="use --calib-method max, percentile or auto, or build with --int8",
+        )
 
 
 class BenchSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

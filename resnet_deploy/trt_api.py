@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from resnet_deploy.backends import find_backend
+from resnet_deploy.capabilities import RTX_WITHOUT
 from resnet_deploy.errors import BackendError
+from resnet_deploy.specs import Precision
 from resnet_deploy.trt_options import TENSORRT_RTX
 
 if TYPE_CHECKING:
@@ -48,6 +50,17 @@ class TrtApi:
     def ahead_of_time(self) -> bool:
         """Whether it compiles for named GPU generations without a GPU, rather than for the one that is present."""
         return self.backend == TENSORRT_RTX
+
+
+def default_targets(precision: Precision) -> tuple[str, ...]:
+    """List what to compile for when nobody asks for a target: the default ones that have hardware for ``precision``."""
+    left_out = left_out_targets(precision)
+    return tuple(target for target in RTX_DEFAULT_TARGETS if target not in left_out)
+
+
+def left_out_targets(precision: Precision) -> tuple[str, ...]:
+    """List the default targets that have no hardware for ``precision``."""
+    return tuple(target for target in RTX_DEFAULT_TARGETS if target in RTX_WITHOUT.get(precision, ()))
 
 
 def load(backend: str) -> TrtApi:

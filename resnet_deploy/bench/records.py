@@ -107,7 +107,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: Folder name of the bundle, or ``pytorch`` for the reference.
         backend: Its row in the table of backends.
-        precision: ``fp32``, ``fp16`` or ``int8``.
+        precision: One of ``specs.PRECISIONS``.
         size_bytes: Size of the engine file (of the weights, for the reference).
         sha256: Digest of the engine file; of the weights, for the reference.
         device: What it ran on, in the backend's words, such as ``CPUExecutionProvider``.

@@ -13,7 +13,7 @@ from resnet_deploy.builders.trt_config import new_config
 from resnet_deploy.builders.trt_watch import compile_watched
 from resnet_deploy.bundle import LAYERS, TIMINGS, Requirements
 from resnet_deploy.errors import BackendError, BuildError
-from resnet_deploy.specs import BuildSpec
+from resnet_deploy.specs import QUANTIZED, BuildSpec
 from resnet_deploy.trt_api import TrtApi
 from resnet_deploy.trt_options import TENSORRT_RTX
 
@@ -58,7 +58,7 @@ def build_engine(lowered: bytes, spec: BuildSpec, folder: Path, progress: "Progr
 def _requirements(api: TrtApi, spec: BuildSpec) -> Requirements:
     """Say what a machine must have to run the engine."""
     if api.ahead_of_time:
-        targets = spec.trt.targets or trt_api.RTX_DEFAULT_TARGETS
+        targets = spec.trt.targets or trt_api.default_targets(spec.precision)
         return Requirements(library=spec.backend, version=api.version, compute_capabilities=targets)
     gpus = driver.probe_gpu()
     if not gpus.gpus:
@@ -129,9 +129,14 @@ def _reason(message: str) -> str:
 
 
 def _notes(spec: BuildSpec) -> tuple[str, ...]:
-    notes = []
-    if spec.precision == "int8" and spec.backend == TENSORRT_RTX:
-        notes.append("TensorRT-RTX's fast precision for this network is FP16: its INT8 convolutions fuse less")
+    notes, kind = [], spec.precision.upper()
+    if spec.backend == TENSORRT_RTX:
+        left_out = trt_api.left_out_targets(spec.precision) if not spec.trt.targets else ()
+        if left_out:
+            kept, without = (" and ".join(found) for found in (trt_api.default_targets(spec.precision), left_out))
+            notes.append(f"compiled for compute capabilities {kept}, and not for {without}, which has no {kind}")
+        if spec.precision in QUANTIZED:
+            notes.append(f"TensorRT-RTX's fast precision for this network is FP16: its {kind} convolutions fuse less")
     if spec.trt.refittable:
         notes.append("hold every set of weights that is put in against `verify`: refitted engines have been wrong")
     return tuple(notes)

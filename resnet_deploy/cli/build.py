@@ -19,7 +19,15 @@ from resnet_deploy.cli.options import (
     trt_spec,
 )
 from resnet_deploy.errors import FileError, SpecError
-from resnet_deploy.specs import OBSERVATIONS_SUFFIX, PRECISIONS, BatchRange, BuildSpec, Precision, whole_range
+from resnet_deploy.specs import (
+    OBSERVATIONS_SUFFIX,
+    PRECISIONS,
+    QUANTIZED,
+    BatchRange,
+    BuildSpec,
+    Precision,
+    whole_range,
+)
 
 if TYPE_CHECKING:
     from resnet_deploy.bundle import Measured
@@ -31,7 +39,9 @@ DEFAULT_MODEL: Final = ENGINES / "resnet50.onnx"
 @click.argument("model", type=PATH, required=False)
 @click.option("--fp32", is_flag=True, help="Build in FP32.")
 @click.option("--fp16", is_flag=True, help="Build in FP16.")
+@click.option("--bf16", is_flag=True, help="Build in BF16; TensorRT only.")
 @click.option("--int8", is_flag=True, help="Build in INT8; needs --calib.")
+@click.option("--fp8", is_flag=True, help="Build in FP8; needs --calib; TensorRT only.")
 @click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime, tensorrt or tensorrt-rtx.")
 @click.option(
     "--batch",
@@ -47,7 +57,7 @@ DEFAULT_MODEL: Final = ENGINES / "resnet50.onnx"
     "--calib",
     type=PATH_OR_WORD,
     metavar="DIR|FILE",
-    help="Real images to calibrate INT8 on, or what `calibrate` wrote; `random` for noise, to try it out.",
+    help="Real images to calibrate INT8 or FP8 on, or what `calibrate` wrote; `random` for noise, to try it out.",
 )
 @calibration_options
 @click.option(
@@ -87,15 +97,16 @@ def build_spec(values: dict[str, Any], backend: str) -> BuildSpec:
     """Make the spec; exactly one precision must be asked for."""
     asked: list[Precision] = [precision for precision in PRECISIONS if values.pop(precision)]
     if len(asked) != 1:
-        raise SpecError(
-            f"{len(asked)} precisions asked for, one is needed", hint="give one of --fp32, --fp16 and --int8"
-        )
+        names = [f"--{precision}" for precision in PRECISIONS]
+        hint = f"give one of {', '.join(names[:-1])} and {names[-1]}"
+        raise SpecError(f"{len(asked)} precisions asked for, one is needed", hint=hint)
     if asked[0] == "fp32":
         refuse_idle("--fp32", "require_speedup", hint="drop it: FP32 is what the others are held against")
     calibration = calibration_spec(values)
-    if asked[0] != "int8" and values["calib"]:
+    is_quantized = asked[0] in QUANTIZED
+    if not is_quantized and values["calib"]:
         raise SpecError(f"{asked[0]} takes no calibration data", hint="drop --calib, or build with --int8")
-    if asked[0] != "int8":
+    if not is_quantized:
         refuse_idle(f"--{asked[0]}", *CALIBRATION_PARAMETERS, hint="drop it, or build with --int8")
     observed = str(values["calib"]).endswith(OBSERVATIONS_SUFFIX)
     if values["calib"] == "random" or observed:
@@ -112,7 +123,7 @@ def build_spec(values: dict[str, Any], backend: str) -> BuildSpec:
         batch=whole_range(profiles),
         profiles=profiles if len(profiles) > 1 else (),
         trt=trt_spec(values),
-        calibration=calibration if asked[0] == "int8" else None,
+        calibration=calibration if is_quantized else None,
         max_drop=values.pop("max_drop"),
     )
 
@@ -150,6 +161,6 @@ def _measured_in_words(measured: "Measured", precision: Precision) -> str:
     distance = "equal to the last bit" if measured.max_difference == 0 else f"SQNR {measured.sqnr_db:.1f} dB"
     shared = f"{measured.agreement:.1%} of {measured.images} {measured.inputs}"
     caveat = ""
-    if precision == "int8" and measured.inputs != "images":
+    if precision in QUANTIZED and measured.inputs != "images":
         caveat = " (no measure of accuracy: name other real images with --samples, or see bench)"
     return f"{by} agrees with the exported FP32 model on {shared}, {distance}{caveat}"

@@ -1,7 +1,7 @@
 """``resnet-deploy run``."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -18,7 +18,9 @@ from resnet_deploy.cli.options import (
     export_spec,
     skip_corrupt_option,
 )
-from resnet_deploy.specs import PRECISIONS, BatchRange, BuildSpec
+from resnet_deploy.specs import BatchRange, BuildSpec, Precision
+
+_BUILT: Final[tuple[Precision, ...]] = ("fp32", "fp16", "int8")  # what every backend has
 
 
 @click.command()
@@ -56,7 +58,7 @@ def run(output: Path, calib: str, data: Path, **values: Any) -> None:
     model = output / f"{export_what.architecture}.onnx"
     describe_export(run_export(export_what, model, progress))
     bundles = []
-    for precision in PRECISIONS:
+    for precision in _BUILT:
         is_int8 = precision == "int8"
         spec = BuildSpec(
             backend=backend, precision=precision, batch=batch, calibration=calibration if is_int8 else None

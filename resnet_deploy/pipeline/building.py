@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from resnet_deploy import artifact, environment
-from resnet_deploy.backends import find_backend
+from resnet_deploy.backends import find_backend, require_precision
 from resnet_deploy.bundle import (
     CALIBRATION,
     CORRECTIONS,
@@ -28,7 +28,7 @@ from resnet_deploy.bundle import (
     open_bundle,
     write_manifest,
 )
-from resnet_deploy.capabilities import backend_status
+from resnet_deploy.capabilities import RTX_WITHOUT, backend_status
 from resnet_deploy.errors import BackendError, BundleError, FileError, SpecError
 from resnet_deploy.pipeline import golden, lowering
 from resnet_deploy.pipeline.calibrating import RANDOM, Material, find_material
@@ -67,7 +67,7 @@ class BuildInputs:
     Attributes:
         model: The exported ONNX file.
         output: Folder of the bundle; None names it ``<model>-<precision>-<backend>`` beside the model, less its .onnx.
-        calib: What to calibrate INT8 on: a folder of real images, observations of them, or ``random`` for noise.
+        calib: What to calibrate INT8 or FP8 on: a folder of real images, observations of them, or ``random`` for noise.
         samples: Folder of images whose answers the bundle keeps; None takes the calibration's folder, or makes some.
         data: Folder of images to hold the accuracy against its limit on, where there is one.
         labels_file: Labels of those images, where their folder does not tell.
@@ -186,6 +186,7 @@ def _fill(folder: Path, name: str, job: _Job, progress: "Progress") -> None:
                 pace = measure_pace(runner, bundle, job.source, answers.images)
             measured = msgspec.structs.replace(measured, latency_s=pace.latency_s, speedup=pace.speedup)
             notes = (*pace.notes, *notes)
+    notes = (*notes, *answers.notes)
     require_speedup(measured.speedup, job.require_speedup)
     write_manifest(folder, msgspec.structs.replace(draft, files=_digests(folder), measured=measured, notes=notes))
 
@@ -286,6 +287,11 @@ def _require(spec: BuildSpec) -> None:
     if not status.ok:
         hint = status.fix or "choose --backend onnxruntime, tensorrt or tensorrt-rtx"
         raise BackendError(f"cannot build for {spec.backend}: {status.reason}", hint=hint)
+    require_precision(spec.backend, spec.precision)
+    lacking = [target for target in spec.trt.targets if target in RTX_WITHOUT.get(spec.precision, ())]
+    if lacking:
+        what = f"{spec.backend} compiles no {spec.precision.upper()} for compute capability {lacking[0]}"
+        raise BackendError(what, hint="name others with --target, or choose another precision")
 
 
 def _cache_key(source: Source, spec: BuildSpec, images: list[str | bool], here: "Environment") -> str:

@@ -33,7 +33,7 @@ _BATCH: Final = 8
 
 @dataclass(frozen=True)
 class Material:
-    """What INT8 is calibrated on: images to run, or observations made earlier; noise where there is neither.
+    """What INT8 or FP8 is calibrated on: images to run, or observations made earlier; noise where there is neither.
 
     Attributes:
         reader: Images.
@@ -90,7 +90,7 @@ def find_material(
     from resnet_deploy.quantize.observations import read_observations
 
     if calib is None:
-        raise DataError("INT8 needs calibration images", hint="add --calib DIR with a few hundred real images")
+        raise DataError("INT8 and FP8 need calibration images", hint="add --calib DIR with a few hundred real images")
     if calib == RANDOM:
         return Material(device=find_device(device))
     if Path(calib).suffix == OBSERVATIONS_SUFFIX:

@@ -24,11 +24,19 @@ _MOST_DECIBELS: Final = 200.0  # either way: equal outputs have no noise, and JS
 
 @dataclass(frozen=True)
 class Answers:
-    """Inputs and logits, of the engine itself where it could run."""
+    """Inputs and logits, of the engine itself where it could run.
+
+    Attributes:
+        images: The inputs.
+        logits: What they gave.
+        by_engine: Whether the engine gave them, and not its graph on the CPU.
+        notes: How that graph was run, where not as it is written.
+    """
 
     images: "Array"
     logits: "Array"
     by_engine: bool
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,13 +95,16 @@ def answer(runner: "Runner | None", lowered: bytes, spec: BuildSpec, card: Model
         DataError: If an image is damaged, or all are.
     """
     from resnet_deploy.ort_session import open_session, translate_refusals
+    from resnet_deploy.simulation import simulated
 
+    notes: tuple[str, ...] = ()
     images = _images(samples.reader, card)
     if runner is not None:
         with translate_refusals():
             logits = infer(runner, images)
     else:
-        session = open_session(lowered, as_written=True)
+        graph, notes = simulated(lowered, name="the lowered graph")
+        session = open_session(graph, as_written=True)
         with translate_refusals():
             (logits,) = session.run([OUTPUT_NAME], {INPUT_NAME: images})
     if not np.isfinite(logits).all():
@@ -101,7 +112,7 @@ def answer(runner: "Runner | None", lowered: bytes, spec: BuildSpec, card: Model
             f"the {spec.precision} engine gives logits that are not finite",
             hint="the model's activations do not fit this precision; build with --fp32",
         )
-    return Answers(images, logits, by_engine=runner is not None)
+    return Answers(images, logits, by_engine=runner is not None, notes=notes)
 
 
 def write(path: Path, answers: Answers) -> None:

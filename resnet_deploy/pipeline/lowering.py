@@ -28,8 +28,8 @@ class Recipe:
         model: The FP32 graph.
         spec: What the engine is to be.
         cpu: What this machine can do.
-        calibration: Ranges of the graph's activations; absent for precisions other than INT8.
-        corrections: What INT8 adds to the biases of the layers that it puts on integers.
+        calibration: Ranges of the graph's activations; absent for precisions other than INT8 and FP8.
+        corrections: What is added to the biases of the layers that these quantize.
     """
 
     model: "ir.Model"
@@ -45,7 +45,7 @@ class Lowered:
 
     Attributes:
         model: The graph.
-        quantized: Layers that run on integers.
+        quantized: Layers that run on integers, or in FP8.
         corrections: What was added to the biases of those layers.
         int8_dot_product: Whether its weights use the full 8 bits on a CPU, which then must have a dot product for them.
         notes: What was done, and what a reader of figures should know.
@@ -62,10 +62,9 @@ def lower(recipe: Recipe, in_float: Collection[str] = ()) -> Lowered:
     """Lower a graph as ``recipe`` says, but for the nodes that are to stay ``in_float``.
 
     Raises:
-        BackendError: If the backend has no INT8 form.
-        ModelError: If a weight does not fit FP16, or the calibration is of another model.
+        BackendError: If the backend has no such form.
+        ModelError: If a weight does not fit 16 bits, or the calibration is of another model.
     """
-    from resnet_deploy.precision import lower_to_float16
     from resnet_deploy.quantize.bias import correct_biases
     from resnet_deploy.quantize.qdq import insert_qdq
 
@@ -74,8 +73,8 @@ def lower(recipe: Recipe, in_float: Collection[str] = ()) -> Lowered:
     quantized: tuple[str, ...] = ()
     corrections: Corrections = {}
     full_range = False
-    if spec.precision == "int8":
-        assert calibration is not None
+    form = None
+    if calibration is not None:
         form = find_form(spec, recipe.cpu)
         full_range = form.activation == "uint8" and form.weight_bits == 8
         if form.weight_bits == 7:
@@ -86,12 +85,25 @@ def lower(recipe: Recipe, in_float: Collection[str] = ()) -> Lowered:
         quantized = report.quantized
         notes.append(f"{len(quantized)} layers and {len(report.activations)} activations quantized")
         notes += _left_in_words(report.left_in_float)
-    if spec.precision == "fp16" or (spec.precision == "int8" and form.scale_dtype == "float16"):
-        model, halved = lower_to_float16(model)
-        lost = sum(halved.flushed.values())
-        if lost:
-            notes.append(f"{lost} weights in {len(halved.flushed)} tensors were too small for FP16 and became 0")
+    model, found = _to_sixteen_bits(model, spec, form)
+    notes += found
     return Lowered(model, quantized, corrections, full_range, tuple(notes))
+
+
+def _to_sixteen_bits(model: "ir.Model", spec: BuildSpec, form: "QdqForm | None") -> "tuple[ir.Model, list[str]]":
+    """Take what is not quantized to 16 bits, where spec or form ask for that; say what it cost."""
+    from resnet_deploy.precision import lower_to_bfloat16, lower_to_float16
+
+    if spec.precision == "bf16":
+        kind, (lowered, report) = "BF16", lower_to_bfloat16(model)
+    elif spec.precision == "fp16" or (form is not None and form.scale_dtype == "float16"):
+        kind, (lowered, report) = "FP16", lower_to_float16(model)
+    else:
+        return model, []
+    lost = sum(report.flushed.values())
+    if not lost:
+        return lowered, []
+    return lowered, [f"{lost} weights in {len(report.flushed)} tensors were too small for {kind} and became 0"]
 
 
 def _left_in_words(left: dict[str, str]) -> list[str]:
@@ -108,13 +120,15 @@ def find_form(spec: BuildSpec, cpu: "Cpu") -> "QdqForm":
     """Choose the form of Q/DQ for the target and, where the target is this CPU, what its kernels can do.
 
     Raises:
-        BackendError: If the backend has no INT8 form.
+        BackendError: If the backend has no such form.
     """
-    from resnet_deploy.quantize.qdq import FORMS
+    from resnet_deploy.quantize.qdq import FLOAT8_FORMS, FORMS
 
-    if spec.backend not in FORMS:
-        raise BackendError(f"{spec.backend} has no INT8 form", hint=f"choose one of: {', '.join(FORMS)}")
-    form = FORMS[spec.backend]
+    forms = FLOAT8_FORMS if spec.precision == "fp8" else FORMS
+    if spec.backend not in forms:
+        reason = f"{spec.backend} has no {spec.precision.upper()} form"
+        raise BackendError(reason, hint=f"choose one of: {', '.join(forms)}")
+    form = forms[spec.backend]
     return replace(form, weight_bits=7) if form.activation == "uint8" and not cpu.has_vnni else form
 
 

@@ -1,4 +1,4 @@
-"""An exported graph to INT8: calibrate, search where a limit is set, lower."""
+"""An exported graph to INT8 or FP8: calibrate, search where a limit is set, lower."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What INT8 is made from.
+    """What INT8 or FP8 is made from.
 
     Attributes:
         source: The exported model.
@@ -57,7 +57,7 @@ class Quantized:
 
 
 def quantize(request: Request, measured: Path, key: str, progress: "Progress") -> Quantized:
-    """Take the graph to INT8.
+    """Take the graph to INT8 or FP8.
 
     Args:
         request: From what.
@@ -97,7 +97,7 @@ def quantize(request: Request, measured: Path, key: str, progress: "Progress") -
         files[SEARCH] = msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n"
         in_float = found.in_float
         notes.append(_in_words(found))
-    with progress.task("lowering to int8"):
+    with progress.task(f"lowering to {spec.precision}"):
         lowered = lowering.lower(recipe, in_float)
     if lowered.corrections:
         files[CORRECTIONS] = bytes_from_corrections(lowered.corrections)

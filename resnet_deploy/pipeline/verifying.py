@@ -169,6 +169,8 @@ def _open_forms(
     inputs: VerifyInputs, bundle: Bundle, graphs: tuple[bytes, bytes], threads: int, stack: ExitStack
 ) -> tuple[dict[str, Answer], list[Rung]]:
     """Open every form of the model that can run here, by name; say why the engine cannot where it cannot."""
+    from resnet_deploy.simulation import simulated
+
     manifest = bundle.manifest
     forms: dict[str, Answer] = {}
     if inputs.pytorch:
@@ -178,7 +180,8 @@ def _open_forms(
         forms["PyTorch, FP32"] = partial(infer, reference)
     exported, lowered = graphs
     forms["exported ONNX, FP32"] = _as_written(exported, threads)
-    forms[f"lowered to {manifest.spec.precision}, simulated"] = _as_written(lowered, threads)
+    runnable, _ = simulated(lowered, name="the lowered graph")
+    forms[f"lowered to {manifest.spec.precision}, simulated"] = _as_written(runnable, threads)
     engine = f"{manifest.spec.backend} engine"
     try:
         check_fits(bundle, environment.collect())

@@ -6,7 +6,7 @@ that came before. *So far*: against the FP32 graph run from the image on, which 
 
 What a step's number format accounts for is computed from the FP32 numbers: rounding the layer's weights to the grid
 it has (``outliers.weight_sqnr_db``); rounding an activation to the levels of 8 bits over the values it takes, a noise
-of step**2 / 12 each (Widrow and Kollar, "Quantization Noise", 2008); the digits of FP16 and FP32.
+of step**2 / 12 each (Widrow and Kollar, "Quantization Noise", 2008); the digits of FP32, FP16, BF16 and FP8.
 """
 
 import math
@@ -21,9 +21,11 @@ from resnet_deploy.errors import ModelError
 from resnet_deploy.onnx_files import split_weights
 from resnet_deploy.ort_session import open_session, translate_refusals
 from resnet_deploy.parity import Step
+from resnet_deploy.quantize.float8 import EXPECTED_DB, FLOAT8, UNCLIPPED, float8_sqnr_db
 from resnet_deploy.quantize.graph import all_tensors, constant, tensor_name, with_outputs
 from resnet_deploy.quantize.layers import used_bits
 from resnet_deploy.quantize.outliers import weight_sqnr_db
+from resnet_deploy.simulation import widen_bfloat16
 from resnet_deploy.specs import INPUT_NAME
 from resnet_deploy.verify import sqnr_db
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
     from resnet_deploy.protocols import Array
 
-_FLOAT_DB: Final = {ir.DataType.FLOAT16: 66.0, ir.DataType.FLOAT: 110.0}
+_FLOAT_DB: Final = {ir.DataType.BFLOAT16: 48.0, ir.DataType.FLOAT16: 66.0, ir.DataType.FLOAT: 110.0}
 _INTERVALS: Final = 255  # between the levels of 8 bits
 
 
@@ -56,7 +58,7 @@ def compare_steps(
     fed = {name for pair in pairs for name in pair.inputs.values()}
     run_reference = _Tapped(with_outputs(reference, {pair.reference for pair in pairs}))
     compared = {name for pair in pairs for name in (pair.result, pair.source)}
-    run_lowered = _Tapped(with_outputs(lowered, fed | compared))
+    run_lowered = _Tapped(widen_bfloat16(with_outputs(lowered, fed | compared)))
     run_alone = _Tapped(_one_step_each(corrected or reference, pairs))
     for image in one_by_one(images):
         whole, found = run_reference({INPUT_NAME: image}), run_lowered({INPUT_NAME: image})
@@ -79,6 +81,7 @@ class _Pair:
         inputs: Tensors of the lowered graph that the FP32 node is to be given, by operand.
         source: The lowered graph's tensor before it goes onto its grid; empty for a node of the FP32 graph.
         symmetric: Whether half of the grid is below zero, whatever the values are.
+        even: Whether its steps are equal, as those of integers are and those of FP8 are not.
         ends: Smallest and largest value that the grid does not clip.
     """
 
@@ -89,6 +92,7 @@ class _Pair:
     inputs: dict[int, str] = field(default_factory=dict)
     source: str = ""
     symmetric: bool = False
+    even: bool = True
     ends: tuple[float, float] = (-math.inf, math.inf)
     whole_power: float = 0.0
     whole_noise: float = 0.0
@@ -114,7 +118,7 @@ class _Pair:
     def measured(self) -> Step:
         """Turn the sums into figures."""
         expected_db = self.format_db
-        if self.kind == "grid":
+        if self.kind == "grid" and self.even:
             span = 2 * max(-self.low, self.high) if self.symmetric else self.high - self.low
             expected_db = min(expected_db, sqnr_db(self.power, (span / _INTERVALS) ** 2 / 12 * self.values))
         return Step(
@@ -163,19 +167,23 @@ def _grid_pair(quantize: ir.Node, names: set[str]) -> _Pair:
     if tensor_name(original) not in names and producer is not None and producer.op_type == "Cast":
         original = producer.inputs[0]
     scale, zero_point = constant(quantize.inputs[1]).astype(np.float64), constant(quantize.inputs[2])
-    limits = np.iinfo(zero_point.dtype.name)
-    zero = int(zero_point)
-    ends = (float((limits.min - zero - 0.5) * scale), float((limits.max - zero + 0.5) * scale))
+    is_float8, zero = zero_point.dtype == FLOAT8, int(zero_point)
+    if is_float8:
+        first, last = -UNCLIPPED, UNCLIPPED
+    else:
+        limits = np.iinfo(zero_point.dtype.name)
+        first, last = limits.min - zero - 0.5, limits.max - zero + 0.5
     (dequantize,) = quantize.outputs[0].consumers()
     result = dequantize.outputs[0]
     return _Pair(
         tensor_name(original),
         tensor_name(result),
         "grid",
-        _float_db(result),
+        EXPECTED_DB if is_float8 else _float_db(result),
         source=tensor_name(source),
         symmetric=zero_point.dtype == np.int8 and zero == 0,
-        ends=ends,
+        even=not is_float8,
+        ends=(float(first * scale), float(last * scale)),
     )
 
 
@@ -185,8 +193,10 @@ def _weights_db(original: ir.Node, node: ir.Node) -> float:
     if producer is None or producer.op_type != "DequantizeLinear":
         return math.inf
     integers, scales = constant(producer.inputs[0]), constant(producer.inputs[1])
-    bits = used_bits(integers)
-    return weight_sqnr_db(constant(original.inputs[1]), bits=bits, per_channel=scales.ndim > 0)
+    weights, per_channel = constant(original.inputs[1]), scales.ndim > 0
+    if integers.dtype == FLOAT8:
+        return float8_sqnr_db(weights, per_channel=per_channel)
+    return weight_sqnr_db(weights, bits=used_bits(integers), per_channel=per_channel)
 
 
 def _float_db(value: ir.Value) -> float:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from resnet_deploy.quantize.float8 import FLOAT8, LARGEST
 from resnet_deploy.quantize.graph import constant, tensor_name, weighted_nodes
 
 if TYPE_CHECKING:
@@ -54,15 +55,15 @@ class Layer:
 
 @dataclass(frozen=True)
 class Grid:
-    """The integers that one activation is put on.
+    """The integers, or the FP8 numbers, that one activation is put on.
 
     Attributes:
         tensor: Name of the activation.
         source: Name of the observed tensor whose range it takes; empty where none is known.
-        dtype: Data type of the integers.
-        scale: Step of the grid.
+        dtype: Data type of these.
+        scale: Step of the grid; value of the FP8 number 1.
         zero_point: Integer that stands for zero.
-        low, high: Values of the first and the last integer.
+        low, high: Values of the first and the last of them.
     """
 
     tensor: str
@@ -85,7 +86,9 @@ def read_grids(model: "ir.Model", observed: Collection[str] = ()) -> tuple[Grid,
 
 
 def used_bits(integers: "NDArray[Any]") -> int:
-    """Bits of symmetric INT8 weights that are used: 7 where no magnitude exceeds 63, else 8."""
+    """Bits of symmetric INT8 weights that are used: 7 where no magnitude exceeds 63, else 8; 8 of FP8."""
+    if integers.dtype == FLOAT8:
+        return 8
     return 7 if np.abs(integers.astype(np.int16)).max() <= 63 else 8
 
 
@@ -130,15 +133,19 @@ def _layer(node: "ir.Node") -> Layer:
 
 def _grid(quantize: "ir.Node", observed: Collection[str]) -> Grid:
     scale, zero_point = float(constant(quantize.inputs[1])), constant(quantize.inputs[2])
-    limits = np.iinfo(zero_point.dtype.name)
+    if zero_point.dtype == FLOAT8:
+        first, last = -LARGEST, LARGEST
+    else:
+        limits = np.iinfo(zero_point.dtype.name)
+        first, last = limits.min - int(zero_point), limits.max - int(zero_point)
     return Grid(
         tensor=tensor_name(quantize.inputs[0]),
         source=_source(quantize.inputs[0], observed),
         dtype=zero_point.dtype.name,
         scale=scale,
         zero_point=int(zero_point),
-        low=(limits.min - int(zero_point)) * scale,
-        high=(limits.max - int(zero_point)) * scale,
+        low=first * scale,
+        high=last * scale,
     )
 
 

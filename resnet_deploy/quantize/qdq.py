@@ -2,13 +2,15 @@
 
     q = clip(round(x / scale) + zero_point, q_min, q_max)        x' = (q - zero_point) * scale
 
-(ONNX, QuantizeLinear; Jacob et al. 2018, section 2.1.) Weights are stored as integers behind a DequantizeLinear alone,
-which halves the file and spares the compiler the rounding. One calibration serves every form.
+(ONNX, QuantizeLinear; Jacob et al. 2018, section 2.1; for FP8 see ``float8``.) Weights are stored as integers, or FP8,
+behind a DequantizeLinear alone, which halves the file and spares the compiler the rounding. One calibration serves
+every form.
 """
 
+import math
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +19,7 @@ import onnx_ir.passes.common as ir_passes
 from resnet_deploy.errors import ModelError
 from resnet_deploy.onnx_files import read_card
 from resnet_deploy.quantize.calibrate import Calibration
+from resnet_deploy.quantize.float8 import FLOAT8, LARGEST, round_to_float8
 from resnet_deploy.quantize.graph import (
     activations,
     add_constant,
@@ -40,7 +43,7 @@ class QdqForm:
     """How a target wants its quantization written.
 
     Attributes:
-        activation: ``uint8`` is asymmetric, ``int8`` symmetric with zero point 0.
+        activation: ``uint8`` is asymmetric, ``int8`` symmetric with zero point 0, ``float8`` FP8, weights included.
         everywhere: Quantize every activation, so that convolutions, sums and pooling all run on integers and pass
             integers on; otherwise only what convolutions read, and sums stay in floating point.
         shortcut: Quantize the shortcut operand of residual sums where ``everywhere`` does not hold.
@@ -50,7 +53,7 @@ class QdqForm:
         classifier: Quantize the fully connected layer too; its output, the logits, never is.
     """
 
-    activation: Literal["uint8", "int8"]
+    activation: Literal["uint8", "int8", "float8"]
     everywhere: bool
     shortcut: bool
     per_channel: bool
@@ -67,6 +70,17 @@ FORMS: Final[dict[str, QdqForm]] = {
     # Per-channel scales make its convolutions write FP32 and fuse nothing; a quantized shortcut costs a kernel each.
     "tensorrt-rtx": QdqForm("int8", everywhere=False, shortcut=False, per_channel=False, scale_dtype="float16"),
 }
+# The same compilers inside ONNX Runtime want the same forms.
+FORMS |= {"onnxruntime-tensorrt": FORMS["tensorrt"], "onnxruntime-rtx": FORMS["tensorrt-rtx"]}
+
+# FP8, where the INT8 form of the same target has integers, and for the same reasons.
+FLOAT8_FORMS: Final[dict[str, QdqForm]] = {
+    target: replace(FORMS[target], activation="float8") for target in ("tensorrt", "tensorrt-rtx")
+}
+# TensorRT has no FP8 kernel for convolutions with more elements; of those with fewer channels NVIDIA's own tool,
+# ModelOpt, makes none.
+_FLOAT8_ELEMENTS: Final = 32
+_FLOAT8_CHANNELS: Final = 16
 
 
 @dataclass(frozen=True)
@@ -74,7 +88,7 @@ class QdqReport:
     """What was done to a graph.
 
     Attributes:
-        quantized: Weighted layers that run on integers, in order.
+        quantized: Weighted layers that run on integers, or in FP8, in order.
         left_in_float: Weighted layers that do not, each with the reason.
         activations: Tensors that got a Q/DQ pair.
         shortcuts: Residual sums whose shortcut operand is quantized.
@@ -105,7 +119,7 @@ def insert_qdq(
     graph = lowered.graph
     writer = _Writer(graph, form)
     integer = [node for node in graph if node.name not in in_float]
-    layers = [node for node in weighted_nodes(graph) if node in integer and (node.op_type == "Conv" or form.classifier)]
+    layers = [node for node in weighted_nodes(graph) if node in integer and not _unsuited(node, form)]
     shortcuts = [
         (add.node, add.shortcut_index) for add in residual_adds(graph) if form.shortcut and add.node in integer
     ]
@@ -122,7 +136,7 @@ def insert_qdq(
     ir_passes.RemoveUnusedNodesPass()(lowered)
     done = tuple(str(layer.name) for layer in layers)
     left = {
-        str(node.name): _KEPT if node.name in in_float else _NOT_IN_FORM
+        str(node.name): _KEPT if node.name in in_float else _unsuited(node, form)
         for node in weighted_nodes(graph)
         if node not in layers
     }
@@ -143,7 +157,18 @@ def _refuse_other_model(model: ir.Model, calibration: Calibration) -> None:
 
 
 _KEPT: Final = "kept there for accuracy"
-_NOT_IN_FORM: Final = "the classifier stays in floating point for this target"
+
+
+def _unsuited(layer: ir.Node, form: QdqForm) -> str:
+    """Say why a layer has no place in a form; empty if it has one."""
+    if layer.op_type != "Conv":
+        return "" if form.classifier else "the classifier stays in floating point for this target"
+    channels, inputs, *kernel = constant(layer.inputs[1]).shape
+    if form.activation != "float8":
+        return ""
+    if math.prod(kernel) > _FLOAT8_ELEMENTS:
+        return f"no FP8 kernel has more than {_FLOAT8_ELEMENTS} elements"
+    return f"fewer than {_FLOAT8_CHANNELS} channels" if min(channels, inputs) < _FLOAT8_CHANNELS else ""
 
 
 def _edges(tensor: ir.Value, integer: list[ir.Node]) -> list[tuple[ir.Node, int]]:
@@ -178,7 +203,7 @@ class _Writer:
         scale, zero_point = activation_grid(chosen, self.form)
         self._refuse_infinite(name, scale)
         scale_value = add_constant(self.graph, f"{name}.scale", np.array(scale, self.scale_dtype))
-        zero_value = add_constant(self.graph, f"{name}.zero_point", np.array(zero_point, self.form.activation))
+        zero_value = add_constant(self.graph, f"{name}.zero_point", np.array(zero_point, grid_dtype(self.form)))
         quantize = self._node("QuantizeLinear", f"{name}.quantize", [tensor, scale_value, zero_value], tensor.shape)
         quantized = quantize.outputs[0]
         quantized.type = zero_value.type
@@ -193,7 +218,7 @@ class _Writer:
         self.scales[tensor_name(dequantize.outputs[0])] = scale
 
     def quantize_weights(self, layer: ir.Node) -> None:
-        """Store a layer's weights, and on integer targets its bias, as integers."""
+        """Store a layer's weights, and on integer targets its bias, as integers; or its weights as FP8."""
         name = tensor_name(layer.inputs[1])
         weights = constant(layer.inputs[1])
         bias_value = layer.inputs[2] if len(layer.inputs) > 2 else None
@@ -206,8 +231,7 @@ class _Writer:
                 scales[:] = scales.max()
         self._refuse_infinite(name, scales)
         shape = (-1,) + (1,) * (weights.ndim - 1)
-        limit = _weight_limit(self.form)
-        integers = np.clip(np.rint(weights / scales.astype(np.float64).reshape(shape)), -limit, limit).astype(np.int8)
+        integers = _on_weight_grid(weights / scales.astype(np.float64).reshape(shape), self.form)
         stored = scales if self.form.per_channel else scales[0]
         self._replace_constant(layer, 1, name, integers, stored)
         if self.form.everywhere and bias_value is not None and input_scale is not None:
@@ -253,10 +277,16 @@ class _Writer:
 
 def activation_grid(chosen: Range, form: QdqForm) -> tuple[float, int]:
     """Scale (rounded to the form's data type) and zero point that cover ``chosen``; zero is always exact."""
-    if form.activation == "int8":
-        return float(_representable(np.array(chosen.magnitude / 127), form)), 0
+    if form.activation != "uint8":
+        limit = 127 if form.activation == "int8" else LARGEST
+        return float(_representable(np.array(chosen.magnitude / limit), form)), 0
     scale = float(_representable(np.array((chosen.high - chosen.low) / 255), form))
     return scale, round(-chosen.low / scale)
+
+
+def grid_dtype(form: QdqForm) -> "np.dtype[Any]":
+    """Data type of a form's quantized activations."""
+    return FLOAT8 if form.activation == "float8" else np.dtype(form.activation)
 
 
 def weight_scales(weights: "NDArray[np.float32]", form: QdqForm) -> "NDArray[np.floating]":
@@ -279,5 +309,14 @@ def _representable(scales: "NDArray[np.float64]", form: QdqForm) -> "NDArray[np.
     return np.where(scales == 0, dtype.type(1), rounded)
 
 
-def _weight_limit(form: QdqForm) -> int:
+def _on_weight_grid(scaled: "NDArray[np.float64]", form: QdqForm) -> "NDArray[np.generic]":
+    if form.activation == "float8":
+        return round_to_float8(scaled)
+    limit = _weight_limit(form)
+    return np.clip(np.rint(scaled), -limit, limit).astype(np.int8)
+
+
+def _weight_limit(form: QdqForm) -> float:
+    if form.activation == "float8":
+        return LARGEST
     return 127 if form.weight_bits == 8 else 63

@@ -19,8 +19,8 @@ _COLOURS: Final = ("#2f7fc1", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4
 _REFERENCE_COLOUR: Final = "#868e96"
 _NO_COLOUR: Final = "rgba(0,0,0,0)"
 # Colours recur after the sixth engine and mean nothing to some: precision is told by shape as well.
-_DASHES: Final = {"fp32": "dot", "fp16": "dash", "int8": "solid"}
-_SYMBOLS: Final = {"fp32": "circle", "fp16": "square", "int8": "diamond"}
+_DASHES: Final = {"fp32": "dot", "fp16": "dash", "bf16": "longdash", "int8": "solid", "fp8": "longdashdot"}
+_SYMBOLS: Final = {"fp32": "circle", "fp16": "square", "bf16": "square-open", "int8": "diamond", "fp8": "diamond-open"}
 _CURVE_POINTS: Final = 400
 _LABEL_GAP: Final = 10  # pixels between a point and its label
 _PERCENTILES: Final = (0, 50, 90, 99, 99.9, 99.99, 99.999)

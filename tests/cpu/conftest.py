@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from resnet_deploy.backends import find_backend
 from resnet_deploy.bundle import MANIFEST, seal
 from resnet_deploy.cli import main
 from resnet_deploy.protocols import Silent
-from resnet_deploy.specs import PRECISIONS, BuildSpec, CalibrationSpec, ExportSpec, ModelCard
+from resnet_deploy.specs import BuildSpec, CalibrationSpec, ExportSpec, ModelCard
 
 LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 IMAGES_PER_CLASS = 4
@@ -65,7 +66,7 @@ def deployment(tmp_path_factory):
     spec = ExportSpec(architecture="resnet18", weights="none", num_classes=10, image_size=32, resize=34, labels=LABELS)
     exported = export(spec, folder / "engines" / "resnet18.onnx", Silent())
     int8 = BuildSpec(backend="onnxruntime", precision="int8", calibration=CalibrationSpec(max_images=100))
-    for precision in PRECISIONS:
+    for precision in find_backend("onnxruntime").precisions:
         is_int8 = precision == "int8"
         inputs = BuildInputs(exported.path, calib=str(calibration) if is_int8 else None)
         wanted = int8 if is_int8 else BuildSpec(backend="onnxruntime", precision=precision)

@@ -180,7 +180,7 @@ def test_folder_called_random_is_a_folder_where_it_is_written_as_one(case):
 
 
 def test_int8_needs_images(deployment, tmp_path):
-    with pytest.raises(DataError, match="INT8 needs calibration images") as caught:
+    with pytest.raises(DataError, match="INT8 and FP8 need calibration images") as caught:
         build(BuildInputs(deployment.model, tmp_path / "net"), deployment.int8_spec, Silent())
     assert "--calib" in caught.value.hint
     assert not list(tmp_path.iterdir())

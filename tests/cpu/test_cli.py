@@ -182,7 +182,30 @@ REFUSALS = (
     Refusal("build engines/resnet18.onnx", "0 precisions asked for, one is needed", "--fp16"),
     Refusal("build engines/resnet18.onnx --fp16 --int8", "2 precisions asked for, one is needed", "--fp16"),
     Refusal("build engines/resnet18.onnx --fp16 --calib calibration", "fp16 takes no calibration data", "--int8"),
-    Refusal("build engines/resnet18.onnx --int8 --backend onnxruntime", "INT8 needs calibration images", "--calib DIR"),
+    Refusal(
+        "build engines/resnet18.onnx --int8 --backend onnxruntime",
+        "INT8 and FP8 need calibration images",
+        "--calib DIR",
+    ),
+    Refusal(
+        "build engines/resnet18.onnx --bf16 --backend onnxruntime", "onnxruntime has no BF16 engines", "tensorrt-rtx"
+    ),
+    Refusal(
+        "build engines/resnet18.onnx --fp8 --calib calibration --backend onnxruntime",
+        "onnxruntime has no FP8 engines",
+        "--backend tensorrt-rtx or tensorrt, or build with --fp32 or --fp16 or --int8",
+    ),
+    Refusal("build engines/resnet18.onnx --bf16 --calib calibration", "bf16 takes no calibration data", "--int8"),
+    Refusal(
+        "build engines/resnet18.onnx --fp8 --calib calibration --calib-method entropy",
+        "entropy chooses ranges for the even steps of integers",
+        "--calib-method max, percentile or auto",
+    ),
+    Refusal(
+        "build engines/resnet18.onnx --fp8 --calib calibration --data data --max-drop 1",
+        "fp8 takes no limit of accuracy",
+        "--int8",
+    ),
     Refusal(
         "build engines/resnet18.onnx --fp16 --backend tensorflow",
         "unknown backend 'tensorflow'",
@@ -193,6 +216,9 @@ REFUSALS = (
     # Options that would have no effect.
     Refusal(
         "build engines/resnet18.onnx --fp16 --calib-method max", "--calib-method has no effect with --fp16", "int8"
+    ),
+    Refusal(
+        "build engines/resnet18.onnx --bf16 --calib-method max", "--calib-method has no effect with --bf16", "int8"
     ),
     Refusal("build engines/resnet18.onnx --fp32 --calib-images 3", "--calib-images has no effect with --fp32", "int8"),
     Refusal("build engines/resnet18.onnx --fp16 --calib-percentile 99.999", "--calib-percentile has no effect", "int8"),

@@ -14,6 +14,9 @@ MEASURED = {"images": 8, "agreement": 0.875, "sqnr_db": 35.14, "max_difference":
         ("int8", "images", True),
         ("int8", "calibration images", False),
         ("int8", "synthetic images", False),
+        ("fp8", "images", True),
+        ("fp8", "calibration images", False),
+        ("bf16", "synthetic images", True),
         ("fp16", "synthetic images", True),  # nothing was chosen on images
     ],
 )

@@ -13,16 +13,16 @@ from PIL import Image
 
 import resnet_deploy
 from resnet_deploy import environment
+from resnet_deploy.backends import find_backend
 from resnet_deploy.bundle import Bundle, Requirements, open_bundle
 from resnet_deploy.driver import Gpu, GpuProbe
 from resnet_deploy.engine import Engine, check_fits, load
 from resnet_deploy.environment import Library
 from resnet_deploy.errors import BackendError, BundleError, DataError, FeedError, FileError, SpecError
 from resnet_deploy.images import batch_from_images
-from resnet_deploy.specs import PRECISIONS
 
 
-@pytest.fixture(scope="module", params=PRECISIONS)
+@pytest.fixture(scope="module", params=find_backend("onnxruntime").precisions)
 def engine(request, deployment):
     """Each of the three engines, opened once."""
     with load(deployment.engines[request.param]) as opened:

@@ -26,6 +26,7 @@ from resnet_deploy.models import create_model
 from resnet_deploy.onnx_files import bytes_from_onnx
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.precision import lower_to_float16
+from resnet_deploy.protocols import Silent
 from resnet_deploy.quantize.calibrate import CalibrationSource, calibration_from, observe
 from resnet_deploy.quantize.qdq import FORMS, QdqForm, insert_qdq
 from resnet_deploy.specs import BatchRange, BuildSpec, CalibrationSpec, ModelCard, Precision, Preprocess
@@ -76,7 +77,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Read:
         if case not in kept:
             spec = BuildSpec(backend=BACKEND, precision="fp16", batch=BatchRange(1, 4, 8))
             folder = tmp_path_factory.mktemp("plan")
-            built = find_builder(BACKEND)(graph_of(case), spec, folder)
+            built = find_builder(BACKEND)(graph_of(case), spec, folder, Silent())
             kept[case] = read_plan((folder / built.file).read_bytes())
         return kept[case]
 

@@ -37,6 +37,7 @@ class Bad:
 
 CARD = {"architecture": "resnet18", "num_classes": 2, "weights": "none", "weights_sha256": "0" * 64}
 INT8 = {"backend": "onnxruntime", "precision": "int8"}
+FP8 = {"backend": "tensorrt-rtx", "precision": "fp8"}
 BAD = (
     Bad(Preprocess, {"image_size": 0}, "image size 0 is not positive"),
     Bad(Preprocess, {"image_size": -3}, "image size -3 is not positive"),
@@ -75,10 +76,15 @@ BAD = (
     Bad(CalibrationSpec, {"percentile": 100.1}, "percentile 100.1 is not in"),
     Bad(CalibrationSpec, {"percentile": math.nan}, "percentile nan is not in"),
     Bad(CalibrationSpec, {"max_images": 0}, "0 calibration images"),
-    Bad(BuildSpec, {"backend": "onnxruntime", "precision": "fp8"}, "unknown precision 'fp8'"),
+    Bad(BuildSpec, {"backend": "onnxruntime", "precision": "fp4"}, "unknown precision 'fp4'"),
     Bad(BuildSpec, INT8, "INT8 needs calibration data"),
     Bad(BuildSpec, INT8 | {"precision": "fp16", "calibration": CalibrationSpec()}, "fp16 takes no calibration"),
     Bad(BuildSpec, INT8 | {"precision": "fp32", "calibration": CalibrationSpec()}, "fp32 takes no calibration"),
+    Bad(BuildSpec, INT8 | {"precision": "bf16", "calibration": CalibrationSpec()}, "bf16 takes no calibration"),
+    Bad(BuildSpec, INT8 | {"precision": "fp8"}, "FP8 needs calibration data"),
+    Bad(BuildSpec, FP8 | {"calibration": CalibrationSpec(method="entropy")}, "entropy chooses ranges for the even"),
+    Bad(BuildSpec, FP8 | {"calibration": CalibrationSpec(method="mse")}, "mse chooses ranges for the even steps"),
+    Bad(BuildSpec, FP8 | {"calibration": CalibrationSpec(), "max_drop": 1.0}, "fp8 takes no limit of accuracy"),
     Bad(BenchSpec, {"batches": ()}, "batch sizes"),
     Bad(BenchSpec, {"batches": (1, 0)}, "batch sizes"),
     Bad(BenchSpec, {"batches": (1, 8, 1)}, "batch sizes"),
@@ -116,6 +122,8 @@ GOOD = (
     CalibrationSpec(method="max", percentile=100.0, max_images=1),
     BuildSpec(**INT8, calibration=CalibrationSpec(method="entropy", percentile=50.1)),
     BuildSpec(backend="onnxruntime", precision="fp16", batch=BatchRange(2, 4, 8)),
+    BuildSpec(backend="tensorrt-rtx", precision="bf16"),
+    *(BuildSpec(**FP8, calibration=CalibrationSpec(method=method)) for method in ("max", "percentile", "auto")),
     BenchSpec(batches=(1024, 1), seconds=1e-3, rounds=1, seed=-1),
 )
 
@@ -135,7 +143,9 @@ def test_specs_are_frozen_and_refuse_unknown_fields(spec):
 
 
 def test_choices_are_those_of_the_types():
-    assert specs.PRECISIONS == ("fp32", "fp16", "int8")
+    assert specs.PRECISIONS == ("fp32", "fp16", "bf16", "int8", "fp8")
+    assert set(specs.QUANTIZED) < set(specs.PRECISIONS)
+    assert set(specs.INTEGER_METHODS) < set(specs.RANGE_METHODS)
     assert specs.RANGE_METHODS == ("max", "percentile", "entropy", "mse")
     assert (*specs.RANGE_METHODS, "auto") == specs.CALIBRATION_METHODS
     assert specs.INTERPOLATIONS == ("nearest", "bilinear", "bicubic")
