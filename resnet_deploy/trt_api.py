@@ -27,8 +27,23 @@ OLDEST: Final = {"tensorrt": (10, 16), "tensorrt-rtx": (1, 7)}
 # TensorRT 10.16, 11.4 and TensorRT-RTX 1.7, which a test holds against their bindings' complete lists of names.
 ONLY_IN: Final[Mapping[str, str]] = {
     "ComputeCapability": "tensorrt-rtx",
+    "CudaGraphStrategy": "tensorrt-rtx",
+    "CudaGraphStrategy.DISABLED": "tensorrt-rtx",
+    "CudaGraphStrategy.WHOLE_GRAPH_CAPTURE": "tensorrt-rtx",
+    "EngineInvalidityDiagnostics": "tensorrt-rtx",
+    "EngineValidity": "tensorrt-rtx",
+    "EngineValidity.INVALID": "tensorrt-rtx",
+    "EngineValidity.SUBOPTIMAL": "tensorrt-rtx",
     "IBuilderConfig.num_compute_capabilities": "tensorrt-rtx",
     "IBuilderConfig.set_compute_capability": "tensorrt-rtx",
+    "IExecutionContext.is_stream_capturable": "tensorrt-rtx",
+    "IRuntimeCache.deserialize": "tensorrt-rtx",
+    "IRuntimeCache.serialize": "tensorrt-rtx",
+    "IRuntimeConfig.create_runtime_cache": "tensorrt-rtx",
+    "IRuntimeConfig.cuda_graph_strategy": "tensorrt-rtx",
+    "IRuntimeConfig.set_runtime_cache": "tensorrt-rtx",
+    "Runtime.engine_header_size": "tensorrt-rtx",
+    "Runtime.get_engine_validity": "tensorrt-rtx",
 }
 
 

@@ -62,17 +62,18 @@ class QdqForm:
     classifier: bool = False
 
 
+_TENSORRT: Final = QdqForm("int8", everywhere=False, shortcut=True, per_channel=True, scale_dtype="float16")
+_TENSORRT_RTX: Final = QdqForm("int8", everywhere=False, shortcut=False, per_channel=False, scale_dtype="float16")
 FORMS: Final[dict[str, QdqForm]] = {
     # U8S8 with all sums and pooling in integers: S8S8 is slower than FP32 on x86, and so is a float sum in between.
     "onnxruntime": QdqForm("uint8", everywhere=True, shortcut=True, per_channel=True, classifier=True),
     # The documented placement: with the shortcut quantized, convolution, sum, ReLU and quantization become one kernel.
-    "tensorrt": QdqForm("int8", everywhere=False, shortcut=True, per_channel=True, scale_dtype="float16"),
+    "tensorrt": _TENSORRT,
+    "onnxruntime-tensorrt": _TENSORRT,
     # Per-channel scales make its convolutions write FP32 and fuse nothing; a quantized shortcut costs a kernel each.
-    "tensorrt-rtx": QdqForm("int8", everywhere=False, shortcut=False, per_channel=False, scale_dtype="float16"),
+    "tensorrt-rtx": _TENSORRT_RTX,
+    "onnxruntime-rtx": _TENSORRT_RTX,
 }
-# The same compilers inside ONNX Runtime want the same forms.
-FORMS |= {"onnxruntime-tensorrt": FORMS["tensorrt"], "onnxruntime-rtx": FORMS["tensorrt-rtx"]}
-
 # FP8, where the INT8 form of the same target has integers, and for the same reasons.
 FLOAT8_FORMS: Final[dict[str, QdqForm]] = {
     target: replace(FORMS[target], activation="float8") for target in ("tensorrt", "tensorrt-rtx")
