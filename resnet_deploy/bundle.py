@@ -36,6 +36,7 @@ SEARCH: Final = "search.json"
 OBSERVATIONS: Final = "observations.safetensors"
 CORRECTIONS: Final = "corrections.safetensors"
 LAYERS: Final = "layers.json"
+LOWERED: Final = "lowered.onnx"
 LOG: Final = "build.log"
 TIMINGS: Final = "timing.cache"
 _DIGEST: Final = "sha256"
@@ -73,6 +74,27 @@ class Requirements(msgspec.Struct, frozen=True, kw_only=True):
     compute_capabilities: tuple[str, ...] = ()
     least_compute_capability: str = ""
     int8_dot_product: bool = False
+
+    def takes_version(self, installed: str) -> bool:
+        """Whether that version of the library runs the engine."""
+        if not self.version or installed == self.version:
+            return True
+        here, built = _numbers(installed), _numbers(self.version)
+        return self.later_versions and here[:1] == built[:1] and here >= built
+
+    def takes_gpu(self, compute_capability: str) -> str:
+        """Name the field that a GPU of that generation does not meet, and what it asks for; empty if it meets all."""
+        supported, least = self.compute_capabilities, self.least_compute_capability
+        if supported and compute_capability not in supported:
+            return f"requires.compute_capabilities is {', '.join(supported)}"
+        if least and _numbers(compute_capability) < _numbers(least):
+            return f"requires.least_compute_capability is {least}"
+        return ""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Make versions, and compute capabilities, comparable."""
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):

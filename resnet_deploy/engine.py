@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from resnet_deploy.bundle import Requirements
     from resnet_deploy.device_arrays import DeviceArray, SupportsCuda
     from resnet_deploy.environment import Environment
     from resnet_deploy.protocols import Array, Runner
@@ -216,39 +215,17 @@ def check_fits(bundle: Bundle, here: "Environment") -> None:
             f"{path}: requires.int8_dot_product is true, and this CPU has none: its INT8 results would saturate",
             hint="build the engine on this machine; it will then use 7-bit weights",
         )
-    if requires.version:
-        installed = {library.name: library.version for library in here.libraries}.get(requires.library)
-        if installed is not None and not _version_fits(installed, requires):
-            later = ", or a later one of that major release" if requires.later_versions else ""
-            raise BundleError(
-                f"{path}: requires.version is {requires.library} {requires.version}{later}, installed is {installed}",
-                hint=f"install {requires.library}=={requires.version}, or build the engine again",
-            )
-    supported, least = requires.compute_capabilities, requires.least_compute_capability
+    installed = {library.name: library.version for library in here.libraries}.get(requires.library)
+    if installed is not None and not requires.takes_version(installed):
+        later = ", or a later one of that major release" if requires.later_versions else ""
+        raise BundleError(
+            f"{path}: requires.version is {requires.library} {requires.version}{later}, installed is {installed}",
+            hint=f"install {requires.library}=={requires.version}, or build the engine again",
+        )
     for gpu in here.gpu.gpus[:1]:
-        found = gpu.compute_capability
-        if supported and found not in supported:
-            raise BundleError(
-                f"{path}: requires.compute_capabilities is {', '.join(supported)}, {gpu.name} has {found}",
-                hint="build the engine for this GPU",
-            )
-        if least and _numbers(found) < _numbers(least):
-            raise BundleError(
-                f"{path}: requires.least_compute_capability is {least}, {gpu.name} has {found}",
-                hint="build the engine on this GPU, without --hardware-compat",
-            )
-
-
-def _version_fits(installed: str, requires: "Requirements") -> bool:
-    if not requires.later_versions:
-        return installed == requires.version
-    here, built = _numbers(installed), _numbers(requires.version)
-    return here[0] == built[0] and here >= built
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """Make versions, and compute capabilities, comparable."""
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
+        if unmet := requires.takes_gpu(gpu.compute_capability):
+            hint = "build the engine for this GPU"
+            raise BundleError(f"{path}: {unmet}, {gpu.name} has {gpu.compute_capability}", hint=hint)
 
 
 def _pictures(images: Any) -> "list[Path | Image]":

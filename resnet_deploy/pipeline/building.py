@@ -17,6 +17,7 @@ from resnet_deploy.bundle import (
     GOLDEN,
     LAYERS,
     LOG,
+    LOWERED,
     MANIFEST,
     OBSERVATIONS,
     SEARCH,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from resnet_deploy.environment import Environment
     from resnet_deploy.protocols import Progress, Runner
 
-LOWERED: Final = "lowered.onnx"
 _NOTHING: Final = Measured(by="", inputs="", images=0, agreement=0, sqnr_db=0, max_difference=0)
 _CACHE_SCHEMA: Final = 1
 _EVALUATION_BATCH: Final = 32

@@ -11,12 +11,11 @@ import numpy as np
 
 from resnet_deploy import artifact, environment
 from resnet_deploy.batching import infer
-from resnet_deploy.bundle import CORRECTIONS, Bundle, open_bundle
+from resnet_deploy.bundle import CORRECTIONS, LOWERED, Bundle, open_bundle
 from resnet_deploy.capabilities import have_modules
 from resnet_deploy.engine import check_fits
 from resnet_deploy.errors import BackendError, BundleError, DataError, FileError, ModelError, SpecError
 from resnet_deploy.parity import Ladder, Limits, Rung, Step, Tally
-from resnet_deploy.pipeline.building import LOWERED
 from resnet_deploy.pipeline.references import find_reference, open_reference
 from resnet_deploy.pipeline.source import Source, read_source
 from resnet_deploy.runners import find_runner

@@ -13,7 +13,7 @@ from resnet_deploy.environment import cache_folder
 from resnet_deploy.errors import DeviceError, FeedError
 from resnet_deploy.runners import tensor_specs
 from resnet_deploy.runners.trt_cache import RuntimeCache, cache_path
-from resnet_deploy.runners.trt_checks import check_header, read_plan
+from resnet_deploy.runners.trt_checks import check_header, read_graph, read_plan
 from resnet_deploy.runners.trt_engine import ContextOptions, TrtEngine, check_profiles
 from resnet_deploy.runners.trt_lanes import Lanes
 from resnet_deploy.runners.trt_slots import Slot
@@ -99,7 +99,9 @@ class TrtRunner:
             digest = manifest.files[manifest.engine]
             cache = RuntimeCache(cache_path(cache_folder(), gpu.name, api.version, probe.driver, digest), list(notes))
         with cuda.current():
-            engine = TrtEngine(api, plan, cuda, ContextOptions(), cache)
+            weights = read_graph(bundle) if manifest.spec.trt.strip_weights else b""
+            options = ContextOptions(weights=weights, host_code=manifest.requires.later_versions)
+            engine = TrtEngine(api, plan, cuda, options, cache)
             return cls(engine, manifest.card, manifest.spec.batch, device=gpu.name)
 
     @property

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from resnet_deploy import artifact
-from resnet_deploy.bundle import OBSERVATIONS
+from resnet_deploy.bundle import LOWERED, OBSERVATIONS
 from resnet_deploy.errors import BundleError
 from resnet_deploy.trt_api import new_logger
 
@@ -20,16 +20,12 @@ def read_plan(bundle: "Bundle", api: "TrtApi", compute_capability: str) -> bytes
     """
     manifest, path, hint = bundle.manifest, bundle.path, rebuild_hint(bundle)
     requires = manifest.requires
-    if requires.version and requires.version != api.version:
+    if not requires.takes_version(api.version):
         raise BundleError(
             f"{path}: requires.version is {requires.library} {requires.version}, loaded is {api.version}", hint=hint
         )
-    supported = requires.compute_capabilities
-    if supported and compute_capability not in supported:
-        raise BundleError(
-            f"{path}: requires.compute_capabilities is {', '.join(supported)}, this GPU has {compute_capability}",
-            hint=hint,
-        )
+    if unmet := requires.takes_gpu(compute_capability):
+        raise BundleError(f"{path}: {unmet}, this GPU has {compute_capability}", hint=hint)
     plan = artifact.read_bytes(bundle.engine_path)
     if artifact.sha256_bytes(plan) != manifest.files[manifest.engine]:
         raise BundleError(
@@ -37,6 +33,19 @@ def read_plan(bundle: "Bundle", api: "TrtApi", compute_capability: str) -> bytes
             hint=hint,
         )
     return plan
+
+
+def read_graph(bundle: "Bundle") -> bytes:
+    """Read the graph that the plan was compiled from; hold its bytes against their digest.
+
+    Raises:
+        BundleError: If it is not there, or was altered.
+    """
+    graph = artifact.read_bytes(bundle.path / LOWERED)
+    if artifact.sha256_bytes(graph) != bundle.manifest.chain.lowered:
+        reason = f"{bundle.path}: {LOWERED} was altered: its SHA-256 differs from chain.lowered in the manifest"
+        raise BundleError(reason, hint=rebuild_hint(bundle))
+    return graph
 
 
 def check_header(bundle: "Bundle", api: "TrtApi", plan: bytes) -> tuple[str, ...]:

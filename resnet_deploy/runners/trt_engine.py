@@ -16,18 +16,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ContextOptions:
-    """How an engine is run.
+    """How an engine is loaded and run.
 
     Attributes:
         contexts: Most execution contexts, each with memory of its own for activations: how many streams can be served
             at the same time.
         timeout_s: How long a call waits for a context, in seconds.
         graphs: Whether to use CUDA graphs.
+        weights: The lowered graph, whose weights go back into a plan that was stripped of them; empty for others.
+        host_code: Whether to run code of the host's that is in the plan, as that of other versions of TensorRT is.
     """
 
     contexts: int = 4
     timeout_s: float = 30.0
     graphs: bool = True
+    weights: bytes = b""
+    host_code: bool = False
 
 
 _DEFAULT: Final = ContextOptions()
@@ -64,7 +68,11 @@ class TrtEngine:
         self.graph_refusal = ""
         self._logger = new_logger(api, keep=_KEPT_MESSAGES)
         self._runtime = api.module.Runtime(self._logger)
+        if options.host_code:
+            self._runtime.engine_host_code_allowed = True
         self._engine = engine = self._deserialize(plan)
+        if options.weights:
+            self._refit(options.weights)
         self._require_tensors()
         self.image_shape: tuple[int, ...] = tuple(engine.get_tensor_shape(INPUT_NAME))[1:]
         self.profiles: tuple[tuple[int, int, int], ...] = tuple(
@@ -153,6 +161,14 @@ class TrtEngine:
                 hint="resnet-deploy doctor says what is wrong with the GPU; else build the engine again",
             )
         return engine
+
+    def _refit(self, lowered: bytes) -> None:
+        """Put the weights of the graph that the plan was compiled from back in."""
+        trt = self.api.module
+        refitter = trt.Refitter(self._engine, self._logger)
+        parser_refitter = trt.OnnxParserRefitter(refitter, self._logger)
+        self.require(parser_refitter.refit_from_bytes(lowered), "refit_from_bytes")
+        self.require(refitter.refit_cuda_engine(), "refit_cuda_engine")
 
     def _said(self) -> str:
         """The first line of the last error that TensorRT logged."""

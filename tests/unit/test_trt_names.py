@@ -32,7 +32,8 @@ VARIABLES = {
     "network": "INetworkDefinition",
     "parser": "OnnxParser",
     "profile": "IOptimizationProfile",
-    "refitter": "OnnxParserRefitter",
+    "refitter": "Refitter",
+    "parser_refitter": "OnnxParserRefitter",
     "runtime": "Runtime",
 }
 WHERE_IT_RUNS = {"config": "IRuntimeConfig", "cache": "IRuntimeCache"}  # in the modules of the runner

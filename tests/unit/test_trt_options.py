@@ -5,7 +5,6 @@ import pytest
 
 from resnet_deploy.builders.trt_watch import Phases
 from resnet_deploy.bundle import Requirements
-from resnet_deploy.engine import _version_fits
 from resnet_deploy.errors import SpecError
 from resnet_deploy.specs import BatchRange, BuildSpec, whole_range
 from resnet_deploy.trt_options import TrtOptions, parse_bytes, parse_targets
@@ -119,8 +118,9 @@ def test_profiles_are_tensorrts():
 )
 def test_versions_that_run_an_engine(installed, exact, compatible):
     built = "10.16.1.11"
-    assert _version_fits(installed, Requirements(library="tensorrt", version=built)) == exact
-    assert _version_fits(installed, Requirements(library="tensorrt", version=built, later_versions=True)) == compatible
+    assert Requirements(library="tensorrt", version=built).takes_version(installed) == exact
+    assert Requirements(library="tensorrt", version=built, later_versions=True).takes_version(installed) == compatible
+    assert Requirements(library="tensorrt").takes_version(installed)
 
 
 # --- progress
