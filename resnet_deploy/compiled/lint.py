@@ -18,7 +18,7 @@ column of ``tensorrt`` is what its documentation promises and what engines of 8.
 ``tensorrt-rtx`` was read off plans of 1.7.1. Neither says that an engine is fast: that is measured.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -209,12 +209,3 @@ def layer_name(layer: LayerInfo) -> str:
     nodes = [node for node in layer.nodes if not node.endswith(dropped)]
     more = f" and {len(nodes) - _NODES} more" if len(nodes) > _NODES else ""
     return " + ".join(nodes[:_NODES]) + more or layer.name
-
-
-def summary(graph: CompiledGraph, names: Collection[str] = ()) -> str:
-    """Say what was looked at, in a line."""
-    types = "; ".join(f"{count} {kinds}" for kinds, count in graph.weighted_types().items())
-    apart = sum(layer.kind == "quantize" for layer in graph.kernels)
-    more = f"; {apart} quantizations by themselves" if apart else ""
-    kept = f"; {len(names)} layers in floating point on purpose" if names else ""
-    return f"{len(graph.kernels)} kernels, by {graph.source}: {types}{more}{kept}"

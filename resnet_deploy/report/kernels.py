@@ -24,6 +24,7 @@ def kernel_facts(graph: "CompiledGraph", batch: int) -> list[tuple[str, str]]:
         ("kernels", f"{len(graph.kernels)} by {graph.source}"),
         ("multiplied", "; ".join(f"{count} {types}" for types, count in graph.weighted_types().items())),
         ("fused", fused),
+        ("constants", f"{graph.constants_bytes / 1e6:.1f} MB" if graph.constants_bytes else ""),
         ("traffic", traffic),
     ]
 

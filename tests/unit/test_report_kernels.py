@@ -1,6 +1,7 @@
 """Kernels in print: facts, the table, findings; of a plan made by hand."""
 
 import io
+from dataclasses import replace
 
 from compiled_factory import PROGRAM, plan_bytes
 from rich.console import Console
@@ -24,6 +25,8 @@ def test_facts():
     assert facts["kernels"] == "4 by the plan"
     assert facts["multiplied"] == "2 float16 x float16 -> float16; 1 float16 x float16 -> float32"
     assert facts["fused"] == "relu in 2, bias in 2, add in 1"
+    assert facts["constants"] == "0.0 MB"
+    assert dict(kernel_facts(replace(GRAPH, constants_bytes=None), 8))["constants"] == ""
     assert facts["traffic"] == "0.0 MB of activations per image at batch 8; no timing"
     assert dict(kernel_facts(ODD, 8))["traffic"] == ""
 
