@@ -27,6 +27,7 @@ _FRESH: Final = b"dltensor"
 # data, device's kind and number, ndim, element's code, bits and lanes, shape, strides (in elements; NULL where
 # C-contiguous), byte offset
 _TENSOR: Final = struct.Struct("@PiiiBBHPPQ")
+_TensorBytes = ctypes.c_char * _TENSOR.size
 # What follows the tensor in DLManagedTensor: the producer's context and the deleter.
 _REST: Final = struct.Struct("@PP")
 
@@ -75,16 +76,16 @@ def describe(capsule: Any) -> Described:
         address = _pointer_in(id(capsule), _FRESH)
     except ValueError:
         raise FeedError("no DLPack capsule that can still be taken", hint="call __dlpack__ for every use") from None
-    data, kind, ordinal, ndim, code, bits, lanes, shape, strides, offset = _TENSOR.unpack(
-        ctypes.string_at(address, _TENSOR.size)
-    )
+    fields = _TENSOR.unpack_from(_TensorBytes.from_address(address))
+    data, kind, ordinal, ndim, code, bits, lanes, shape, strides, offset = fields
     dtype = _NAMES.get((code, bits))
     if dtype is None or lanes != 1:
         raise FeedError(
             f"DLPack elements of code {code}, {bits} bits and {lanes} lanes", hint="give an array of uint8 or float32"
         )
-    lengths = struct.unpack(f"{ndim}q", ctypes.string_at(shape, 8 * ndim))
-    steps = struct.unpack(f"{ndim}q", ctypes.string_at(strides, 8 * ndim)) if strides else None
+    integers = ctypes.c_int64 * ndim
+    lengths = tuple(integers.from_address(shape)[:])  # the slice is much faster than iterating
+    steps = tuple(integers.from_address(strides)[:]) if strides else None
     return Described(data + offset, lengths, steps, dtype, (kind, ordinal), capsule)
 
 
