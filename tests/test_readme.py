@@ -102,8 +102,8 @@ def test_every_command_and_the_python_run(readers_folder: Path, capsys: pytest.C
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 0, f"{' '.join(words)}\n{result.output}\n{result.exception!r}"
         ran.append(words[1])
-    assert set(ran) == {"export", "calibrate", "merge", "build", "bench", "predict", "doctor", "verify", "inspect"}
-    assert len(ran) == 18
+    assert set(ran) == {"export", "calibrate", "merge", "build", "prebuild", "bench", "predict", "doctor", "verify", "inspect"}
+    assert len(ran) == 19
     assert (readers_folder / "engines/resnet50-fp16-onnxruntime/manifest.json").is_file()
     assert len(list((readers_folder / "benchmarks/results").glob("*.html"))) >= 1
 
