@@ -101,6 +101,12 @@ def read_fleet(folder: Path) -> Fleet:
     return fleet
 
 
+def folders_beside(bundle: Bundle) -> tuple[Path, ...]:
+    """List where the model of a bundle may be: beside it or, where it is one of a fleet, beside that."""
+    folder = bundle.path.resolve().parent
+    return (folder, folder.parent) if is_fleet(folder) else (folder,)
+
+
 def open_engine(folder: Path, engine: FleetEngine) -> Bundle:
     """Open the bundle of an engine.
 

@@ -19,7 +19,8 @@ from resnet_deploy.bench.records import BenchRecord, DatasetRecord, EngineRecord
 from resnet_deploy.bundle import Bundle, find_bundles, open_bundle
 from resnet_deploy.datasets import BatchReader, ImageDataset, find_dataset
 from resnet_deploy.engine import check_fits
-from resnet_deploy.errors import BackendError, BundleError, DataError, FileError, SpecError
+from resnet_deploy.errors import BackendError, BundleError, DataError, DeviceError, FileError, SpecError
+from resnet_deploy.fleet import folders_beside
 from resnet_deploy.pipeline.diagnosing import read_search, search_steps, worst_histograms
 from resnet_deploy.pipeline.references import REFERENCE, find_reference, open_reference
 from resnet_deploy.pipeline.synthetic import synthetic_images
@@ -307,7 +308,9 @@ def _open_all(
     """Open the reference, where wanted, and every engine that can run here; say why the others cannot."""
     candidates, not_run = [], []
     if inputs.pytorch:
-        path = inputs.reference or find_reference([bundle.path.parent for bundle in bundles], card)
+        path = inputs.reference or find_reference(
+            [folder for bundle in bundles for folder in folders_beside(bundle)], card
+        )
         runner = open_reference(path, card, BatchRange(1, 1, max(*spec.batches, _EVALUATION_BATCH)), threads)
         entrant = Entrant(REFERENCE, runner)
         candidates.append(_Candidate(entrant, "torch", "fp32", path.stat().st_size, card.weights_sha256))
@@ -317,7 +320,7 @@ def _open_all(
         try:
             check_fits(bundle, environment.collect())
             runner = find_runner(manifest.spec.backend)(bundle, threads)
-        except (BackendError, BundleError) as error:
+        except (BackendError, BundleError, DeviceError) as error:
             row = NotRun(
                 name=bundle.path.name,
                 backend=manifest.spec.backend,

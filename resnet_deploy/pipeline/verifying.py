@@ -1,5 +1,6 @@
 """The parity ladder: PyTorch, the exported model, the lowered graph, the engine, each held against those above."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,7 +15,8 @@ from resnet_deploy.batching import infer
 from resnet_deploy.bundle import CORRECTIONS, LOWERED, Bundle, open_bundle
 from resnet_deploy.capabilities import have_modules
 from resnet_deploy.engine import check_fits
-from resnet_deploy.errors import BackendError, BundleError, DataError, FileError, ModelError, SpecError
+from resnet_deploy.errors import BackendError, BundleError, DataError, DeviceError, FileError, ModelError, SpecError
+from resnet_deploy.fleet import folders_beside
 from resnet_deploy.parity import Ladder, Limits, Rung, Step, Tally
 from resnet_deploy.pipeline.references import find_reference, open_reference
 from resnet_deploy.pipeline.source import Source, read_source
@@ -143,7 +145,7 @@ def find_source(bundle: Bundle, model: Path | None) -> Source:
                 hint="name the model that it was built from, or build the engine again",
             )
         return source
-    for path in artifact.list_folder(bundle.path.parent):
+    for path in itertools.chain.from_iterable(map(artifact.list_folder, folders_beside(bundle))):
         if path.suffix == ".onnx" and artifact.is_file(path) and artifact.sha256_file(path) == wanted:
             return read_source(path)
     raise FileError(
@@ -173,7 +175,7 @@ def _open_forms(
     manifest = bundle.manifest
     forms: dict[str, Answer] = {}
     if inputs.pytorch:
-        path = inputs.reference or find_reference([bundle.path.parent], manifest.card)
+        path = inputs.reference or find_reference(folders_beside(bundle), manifest.card)
         reference = open_reference(path, manifest.card, BatchRange(1, 1, _BATCH), threads)
         stack.callback(reference.close)
         forms["PyTorch, FP32"] = partial(infer, reference)
@@ -185,7 +187,7 @@ def _open_forms(
     try:
         check_fits(bundle, environment.collect())
         runner = find_runner(manifest.spec.backend)(bundle, threads)
-    except (BackendError, BundleError) as error:
+    except (BackendError, BundleError, DeviceError) as error:
         return forms, [Rung(engine, not_run=error.message)]
     stack.callback(runner.close)
     forms[engine] = partial(infer, runner)

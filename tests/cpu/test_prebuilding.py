@@ -17,6 +17,7 @@ from resnet_deploy.errors import BuildError, BundleError, FileError, SpecError
 from resnet_deploy.fleet import INDEX, describe_bundle, is_fleet, read_fleet, write_fleet
 from resnet_deploy.pipeline.building import RANDOM, BuildInputs
 from resnet_deploy.pipeline.prebuilding import engine_name, one_for_each_target, prebuild, require_whole
+from resnet_deploy.pipeline.verifying import find_source
 from resnet_deploy.protocols import Silent
 from resnet_deploy.specs import BatchRange, BuildSpec, CalibrationSpec
 from resnet_deploy.trt_options import TrtOptions
@@ -213,3 +214,16 @@ def test_requests_that_would_have_no_effect(changes, message):
     with pytest.raises(SpecError, match=message) as caught:
         asked(**changes)
     assert caught.value.hint
+
+
+def test_the_model_of_a_fleets_engine_is_found_beside_the_fleet(deployment, tmp_path):
+    folder = tmp_path / "fleet"
+    require_whole(prebuild(BuildInputs(deployment.model), specs("fp32"), folder, 1, Silent()))
+    bundle = open_bundle(folder / "fp32-onnxruntime")
+    with pytest.raises(FileError, match="is not beside it"):
+        find_source(bundle, None)
+    shutil.copy(deployment.model, tmp_path)
+    assert find_source(bundle, None).sha256 == bundle.manifest.chain.onnx
+    (folder / INDEX).unlink()  # a folder that happens to lie there is no fleet
+    with pytest.raises(FileError, match="is not beside it"):
+        find_source(bundle, None)
