@@ -106,9 +106,10 @@ BACKENDS: tuple[Backend, ...] = (
         summary="OpenVINO on the CPU",
         module="openvino",
         extra="openvino",
-        builder="",
-        runner="",
+        builder="resnet_deploy.builders.openvino:build_engine",
+        runner="resnet_deploy.runners.openvino:OpenVinoRunner",
         device="cpu",
+        precisions=("fp32", "fp16", "int8"),
     ),
     Backend(
         name="tensorrt-rtx",

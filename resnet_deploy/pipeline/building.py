@@ -55,7 +55,7 @@ _OWN_FILES: Final = {
     *(LOWERED, "model.onnx", "model.plan", LAYERS, TIMINGS),
 }
 _BUILD_LIBRARIES: Final = (
-    *("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"),
+    *("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"),
     *("numpy", "pillow", "protobuf", "ml-dtypes", "msgspec"),
 )
 

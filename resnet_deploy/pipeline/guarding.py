@@ -10,6 +10,7 @@ import numpy as np
 from resnet_deploy import environment
 from resnet_deploy.batching import run_once
 from resnet_deploy.errors import SpeedError
+from resnet_deploy.runners import find_model_runner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,17 +60,17 @@ def measure_pace(runner: "Runner", bundle: "Bundle", source: "Source", images: "
         source: The exported model.
         images: What to run, as many as there are.
     """
-    from resnet_deploy.runners.ort import OrtRunner
-
     spec = bundle.manifest.spec
+    open_model = find_model_runner(spec.backend)
     feed = np.ascontiguousarray(np.resize(images, (spec.batch.min, *images.shape[1:])))
-    if spec.backend != "onnxruntime" or spec.precision == "fp32":
+    if open_model is None or spec.precision == "fp32":
         return Pace(median_seconds([runner], feed, _CALLS)[0])
-    exported = OrtRunner(source.data, source.card, spec.batch, threads=environment.compute_threads())
+    exported = open_model(source.data, source.card, spec.batch, threads=environment.compute_threads())
     own, fp32 = median_seconds([runner, exported], feed, _CALLS)
     exported.close()
     speedup = fp32 / own
-    return Pace(own, speedup, () if speedup >= _FASTER else _slower_layers(bundle.engine_path, source, feed))
+    is_explained = spec.backend == "onnxruntime" and speedup < _FASTER  # whose profile names layers
+    return Pace(own, speedup, () if not is_explained else _slower_layers(bundle.engine_path, source, feed))
 
 
 def require_speedup(speedup: float | None, least: float | None) -> None:

@@ -16,6 +16,7 @@ from resnet_deploy.errors import DataError, FileError
 from resnet_deploy.pipeline import lowering
 from resnet_deploy.pipeline.guarding import median_seconds
 from resnet_deploy.quantize.search import Point, Search, find_units, search
+from resnet_deploy.runners import find_model_runner
 from resnet_deploy.verify import best_classes, compare_logits
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from resnet_deploy.datasets import BatchReader
     from resnet_deploy.pipeline.source import Source
     from resnet_deploy.protocols import Array, Progress, Runner
+    from resnet_deploy.specs import BatchRange, ModelCard
 
 _NOISE_IMAGES: Final = 64
 _CALLS: Final = 15
@@ -127,7 +129,8 @@ class _Trial:
 
     def __init__(self, subject: Subject, progress: "Progress") -> None:
         self.subject = subject
-        self.runs_here = subject.recipe.spec.backend == "onnxruntime"
+        self._open_model = find_model_runner(subject.recipe.spec.backend)
+        self.runs_here = self._open_model is not None
         self._progress = progress
 
     def measure(self, in_float: Collection[str], with_drop: bool) -> Point:
@@ -146,19 +149,22 @@ class _Trial:
 
     def _open(self, in_float: Collection[str]) -> "Runner":
         from resnet_deploy.onnx_files import bytes_from_onnx
-
-        lowered = lowering.lower(self.subject.recipe, in_float)
-        return self._run(bytes_from_onnx(lowered.model), as_written=not self.runs_here)
-
-    def _run(self, model: bytes, *, as_written: bool = False) -> "Runner":
         from resnet_deploy.runners.ort import OrtRunner
 
-        card, batch = self.subject.source.card, self.subject.recipe.spec.batch
-        return OrtRunner(model, card, batch, threads=environment.compute_threads(), as_written=as_written)
+        data = bytes_from_onnx(lowering.lower(self.subject.recipe, in_float).model)
+        if self._open_model is not None:
+            return self._open_model(data, *self._contract, threads=environment.compute_threads())
+        return OrtRunner(data, *self._contract, threads=environment.compute_threads(), as_written=True)
+
+    @property
+    def _contract(self) -> "tuple[ModelCard, BatchRange]":
+        return self.subject.source.card, self.subject.recipe.spec.batch
 
     @cached_property
     def _exact(self) -> "Runner":
-        return self._run(self.subject.source.data)
+        from resnet_deploy.runners.ort import OrtRunner
+
+        return OrtRunner(self.subject.source.data, *self._contract, threads=environment.compute_threads())
 
     @cached_property
     def _images(self) -> "Array":

@@ -67,6 +67,8 @@ _TENSORRT_RTX: Final = QdqForm("int8", everywhere=False, shortcut=False, per_cha
 FORMS: Final[dict[str, QdqForm]] = {
     # U8S8 with all sums and pooling in integers: S8S8 is slower than FP32 on x86, and so is a float sum in between.
     "onnxruntime": QdqForm("uint8", everywhere=True, shortcut=True, per_channel=True, classifier=True),
+    # It takes any of these forms, and is as fast with each; of this one, weights have 7 bits where 8 would saturate.
+    "openvino": QdqForm("uint8", everywhere=True, shortcut=True, per_channel=True, classifier=True),
     # The documented placement: with the shortcut quantized, convolution, sum, ReLU and quantization become one kernel.
     "tensorrt": _TENSORRT,
     "onnxruntime-tensorrt": _TENSORRT,

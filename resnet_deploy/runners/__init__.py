@@ -11,6 +11,7 @@ from resnet_deploy.protocols import Runner, TensorSpec
 from resnet_deploy.specs import INPUT_NAME, OUTPUT_NAME, ModelCard
 
 RunnerFactory = Callable[[Bundle, int], Runner]
+ModelRunner = Callable[..., Runner]  # (engine: Path | bytes, card, batch, threads=0)
 
 
 def find_runner(name: str) -> RunnerFactory:
@@ -27,6 +28,15 @@ def find_runner(name: str) -> RunnerFactory:
         )
     module, _, attribute = backend.runner.partition(":")
     return cast("RunnerFactory", getattr(importlib.import_module(module), attribute).open)
+
+
+def find_model_runner(name: str) -> ModelRunner | None:
+    """Look up how a backend of this CPU opens an ONNX model without a bundle; None for all others."""
+    backend = find_backend(name)
+    if backend.device not in ("any", "cpu") or not backend.builder:
+        return None
+    module, _, attribute = backend.runner.partition(":")
+    return cast("ModelRunner", getattr(importlib.import_module(module), attribute))
 
 
 def tensor_specs(card: ModelCard) -> tuple[TensorSpec, TensorSpec]:

@@ -186,7 +186,7 @@ def test_int8_needs_images(deployment, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("backend", ["torch", "null", "openvino"])
+@pytest.mark.parametrize("backend", ["torch", "null"])
 def test_backend_that_builds_nothing(deployment, tmp_path, backend):
     with pytest.raises(BackendError, match=f"cannot build for {backend}") as caught:
         build(BuildInputs(deployment.model, tmp_path / "net"), BuildSpec(backend=backend, precision="fp32"), Silent())

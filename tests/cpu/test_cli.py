@@ -211,7 +211,8 @@ REFUSALS = (
         "unknown backend 'tensorflow'",
         "choose one of: auto, onnxruntime, onnxruntime-cuda, ",
     ),
-    Refusal("build engines/resnet18.onnx --fp16 --backend openvino", "cannot build for openvino", "--backend"),
+    Refusal("build engines/resnet18.onnx --fp16 --backend torch", "cannot build for torch", "--backend"),
+    Refusal("build engines/resnet18.onnx --bf16 --backend openvino", "openvino", "--backend"),
     Refusal("run --calib data --data data --backend tensorflow", "unknown backend 'tensorflow'", "onnxruntime"),
     # Options that would have no effect.
     Refusal(
