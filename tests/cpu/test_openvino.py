@@ -18,8 +18,8 @@ from resnet_deploy.specs import BatchRange, BuildSpec, CalibrationSpec
 from resnet_deploy.verify import compare_logits
 
 BATCH = BatchRange(1, 2, 4)
-# Decibels against the exported model: FP32 adds up in another order, FP16 has weights of 11 bits; INT8 keeps 20 and more
-# of an untrained network on images like noise. Images with their colours swapped leave less than 15.
+# Decibels against the exported model: FP32 adds up in another order, FP16 has weights of 11 bits; INT8 keeps 20 or
+# more of an untrained network on images like noise. Images with their colours swapped leave less than 15.
 FLOORS = {"fp32": 100.0, "fp16": 55.0, "int8": 20.0}
 WRONG_DB = 15.0
 
