@@ -19,7 +19,7 @@ from resnet_deploy.bench.records import BenchRecord, DatasetRecord, EngineRecord
 from resnet_deploy.bundle import Bundle, find_bundles, open_bundle
 from resnet_deploy.datasets import BatchReader, ImageDataset, find_dataset
 from resnet_deploy.engine import check_fits
-from resnet_deploy.errors import BackendError, BundleError, DataError, FileError, SpecError
+from resnet_deploy.errors import BackendError, BundleError, DataError, DeviceError, FileError, SpecError
 from resnet_deploy.pipeline.diagnosing import read_search, search_steps, worst_histograms
 from resnet_deploy.pipeline.references import REFERENCE, find_reference, open_reference
 from resnet_deploy.pipeline.synthetic import synthetic_images
@@ -317,7 +317,7 @@ def _open_all(
         try:
             check_fits(bundle, environment.collect())
             runner = find_runner(manifest.spec.backend)(bundle, threads)
-        except (BackendError, BundleError) as error:
+        except (BackendError, BundleError, DeviceError) as error:
             row = NotRun(
                 name=bundle.path.name,
                 backend=manifest.spec.backend,

@@ -14,7 +14,7 @@ from resnet_deploy.batching import infer
 from resnet_deploy.bundle import CORRECTIONS, Bundle, open_bundle
 from resnet_deploy.capabilities import have_modules
 from resnet_deploy.engine import check_fits
-from resnet_deploy.errors import BackendError, BundleError, DataError, FileError, ModelError, SpecError
+from resnet_deploy.errors import BackendError, BundleError, DataError, DeviceError, FileError, ModelError, SpecError
 from resnet_deploy.parity import Ladder, Limits, Rung, Step, Tally
 from resnet_deploy.pipeline.building import LOWERED
 from resnet_deploy.pipeline.references import find_reference, open_reference
@@ -183,7 +183,7 @@ def _open_forms(
     try:
         check_fits(bundle, environment.collect())
         runner = find_runner(manifest.spec.backend)(bundle, threads)
-    except (BackendError, BundleError) as error:
+    except (BackendError, BundleError, DeviceError) as error:
         return forms, [Rung(engine, not_run=error.message)]
     stack.callback(runner.close)
     forms[engine] = partial(infer, runner)
