@@ -148,7 +148,8 @@ class TrtRunner:
             feed: (N, *input.shape), C-contiguous: an array of PyTorch, CuPy, Numba or PyCUDA, whatever has DLPack or
                 the CUDA array interface, or a ``DeviceArray``. It must neither change nor be freed before ``stream``
                 has passed this call.
-            stream: Stream of PyTorch, CuPy or PyCUDA, or its handle; None is the legacy default stream, as for them.
+            stream: Stream of PyTorch, CuPy or PyCUDA, or its handle, that is not being captured; None is the legacy
+                default stream, as it is for them.
             out: Where the logits go, (N, classes) float32, as ``feed``; None takes fresh memory.
 
         Returns:
