@@ -1,6 +1,7 @@
 """CUDA graphs: work that was put into a stream once and is launched as one piece ever after."""
 
 import contextlib
+import gc
 from typing import TYPE_CHECKING
 
 from resnet_deploy.cuda.runtime import Cuda, Owned
@@ -8,7 +9,7 @@ from resnet_deploy.cuda.streams import Stream
 from resnet_deploy.errors import DeviceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 class Graph(Owned):
@@ -36,7 +37,8 @@ def capture(cuda: Cuda, stream: Stream, enqueue: "Callable[[], None]") -> Graph:
     mode = cuda.bindings.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
     cuda.call("cudaStreamBeginCapture", stream.native, mode)
     try:
-        enqueue()
+        with _no_garbage_collection():
+            enqueue()
     except BaseException:
         _abandon(cuda, stream)
         raise
@@ -45,6 +47,18 @@ def capture(cuda: Cuda, stream: Stream, enqueue: "Callable[[], None]") -> Graph:
         return Graph(cuda, cuda.call("cudaGraphInstantiate", template, 0))
     finally:
         cuda.call("cudaGraphDestroy", template)
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> "Iterator[None]":
+    """Keep the collector from freeing device memory in the midst of a capture, which would spoil it."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _abandon(cuda: Cuda, stream: Stream) -> None:

@@ -10,7 +10,7 @@ from resnet_deploy.cuda.streams import Stream
 from resnet_deploy.device_arrays import DeviceArray, view_of
 from resnet_deploy.driver import probe_gpu
 from resnet_deploy.environment import cache_folder
-from resnet_deploy.errors import DeviceError, FeedError
+from resnet_deploy.errors import BackendError, FeedError
 from resnet_deploy.runners import tensor_specs
 from resnet_deploy.runners.trt_cache import RuntimeCache, cache_path
 from resnet_deploy.runners.trt_checks import check_header, read_graph, read_plan
@@ -81,16 +81,16 @@ class TrtRunner:
         """Load the engine of a bundle onto the first GPU; ``threads`` are those of a CPU, and not needed.
 
         Raises:
-            BackendError: If TensorRT or cuda-bindings are not installed.
+            BackendError: If there is no GPU, or TensorRT or cuda-bindings are not installed.
             BundleError: If the plan was altered, or is not for this library or GPU; the message names the field.
-            DeviceError: If there is no GPU, or TensorRT cannot load the plan.
+            DeviceError: If TensorRT cannot load the plan, or CUDA refuses a call.
         """
         del threads
         manifest = bundle.manifest
         api = trt_api.load(manifest.spec.backend)
         probe = probe_gpu()
         if not probe.gpus:
-            raise DeviceError(f"no NVIDIA GPU: {probe.reason}", hint="resnet-deploy doctor says what is missing")
+            raise BackendError(f"no NVIDIA GPU: {probe.reason}", hint="resnet-deploy doctor says what is missing")
         gpu, cuda = probe.gpus[0], Cuda()
         plan = read_plan(bundle, api, gpu.compute_capability)
         notes = check_header(bundle, api, plan)
@@ -150,7 +150,8 @@ class TrtRunner:
             feed: (N, *input.shape), C-contiguous: an array of PyTorch, CuPy, Numba or PyCUDA, whatever has DLPack or
                 the CUDA array interface, or a ``DeviceArray``. It must neither change nor be freed before ``stream``
                 has passed this call.
-            stream: Stream of PyTorch, CuPy or PyCUDA, or its handle; None is the legacy default stream, as for them.
+            stream: Stream of PyTorch, CuPy or PyCUDA, or its handle, that is not being captured; None is the legacy
+                default stream, as it is for them.
             out: Where the logits go, (N, classes) float32, as ``feed``; None takes fresh memory.
 
         Returns:

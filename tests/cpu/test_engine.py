@@ -15,10 +15,18 @@ import resnet_deploy
 from resnet_deploy import environment
 from resnet_deploy.backends import find_backend
 from resnet_deploy.bundle import Bundle, Requirements, open_bundle
+from resnet_deploy.capabilities import backend_status
 from resnet_deploy.driver import Gpu, GpuProbe
 from resnet_deploy.engine import Engine, check_fits, load
 from resnet_deploy.environment import Library
-from resnet_deploy.errors import BackendError, BundleError, DataError, FeedError, FileError, SpecError
+from resnet_deploy.errors import (
+    BackendError,
+    BundleError,
+    DataError,
+    FeedError,
+    FileError,
+    SpecError,
+)
 from resnet_deploy.images import batch_from_images
 
 
@@ -333,6 +341,21 @@ def test_missing_library_is_named_with_its_cure(deployment, monkeypatch):
     with pytest.raises(BackendError, match="ONNX Runtime cannot be imported") as caught:
         load(deployment.engines["fp32"])
     assert 'pip install "resnet-deploy[cpu]"' in caught.value.hint
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_engine_for_a_gpu_where_there_is_none(copy_engine, backend):
+    run = backend_status(find_backend(backend)).run
+    if run.ok:
+        pytest.skip(f"{backend} runs here")
+
+    def change(manifest):
+        manifest["spec"]["backend"] = backend
+
+    with pytest.raises(BackendError) as caught:
+        load(copy_engine("fp32", change=change))
+    assert run.reason in caught.value.message or "cannot be imported" in caught.value.message
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("backend", ["torch", "unheard-of"])

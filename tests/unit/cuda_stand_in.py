@@ -158,7 +158,9 @@ class CudaStandIn:
     def at(self, pointer, nbytes):
         """Find the bytes behind a pointer."""
         pointer = int(pointer)
-        for start, one in self.memory.items():
+        with self.lock:  # it is asked for by TensorRT's stand-in too
+            memory = list(self.memory.items())
+        for start, one in memory:
             if start <= pointer < start + len(one.data) and not (one.freed and one.kind == "pinned"):
                 if one.freed:
                     self.fault(f"{pointer:#x} was freed")

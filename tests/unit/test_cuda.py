@@ -268,6 +268,30 @@ def test_what_cannot_be_captured_leaves_the_stream_as_it_was(stand_in, cuda):
         pass
 
 
+def test_garbage_is_not_collected_in_the_midst_of_a_capture(stand_in, cuda):
+    side = Stream.create(cuda)
+
+    def enqueue():
+        for _ in range(100):  # device memory in cycles, and containers enough to set the collector off
+            cycle = []
+            cycle.append(cycle)
+        assert not gc.isenabled()
+
+    cycle = [DeviceBuffer(cuda, 4)]
+    cycle.append(cycle)
+    del cycle
+    threshold = gc.get_threshold()
+    gc.set_threshold(10)
+    try:
+        with capture(cuda, side, enqueue):
+            pass
+    finally:
+        gc.set_threshold(*threshold)
+    assert gc.isenabled()
+    gc.collect()
+    assert stand_in.left() == ["stream"]
+
+
 def test_another_thread_may_allocate_during_a_capture(stand_in, cuda):
     side = Stream.create(cuda)
 

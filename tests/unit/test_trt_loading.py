@@ -19,7 +19,7 @@ from resnet_deploy.cuda.streams import Stream
 from resnet_deploy.device_arrays import DeviceArray
 from resnet_deploy.driver import Gpu, GpuProbe
 from resnet_deploy.engine import Engine
-from resnet_deploy.errors import BundleError, DeviceError, FeedError
+from resnet_deploy.errors import BackendError, BundleError, DeviceError, FeedError
 from resnet_deploy.runners import find_runner, trt
 from resnet_deploy.runners.null import NullRunner
 from resnet_deploy.runners.trt import TrtRunner
@@ -178,7 +178,7 @@ def test_a_bundle_is_opened_and_run(here, tmp_path, stand_in, rtx):
 
 def test_without_a_gpu_nothing_is_loaded(here, tmp_path, monkeypatch):
     monkeypatch.setattr(trt, "probe_gpu", lambda: GpuProbe(reason="no driver"))
-    with pytest.raises(DeviceError, match="no NVIDIA GPU: no driver") as caught:
+    with pytest.raises(BackendError, match="no NVIDIA GPU: no driver") as caught:
         TrtRunner.open(make_bundle(tmp_path, plan()), 0)
     assert "doctor" in caught.value.hint
 
