@@ -98,7 +98,7 @@ BACKENDS: tuple[Backend, ...] = (
         runner="resnet_deploy.runners.ort_gpu:OrtGpuRunner",
         device="rtx",
         builds_on_device=True,
-        provider="NvTensorRTRTXExecutionProvider",
+        provider="nv_tensorrt_rtx",
         precisions=("fp32", "fp16", "int8"),
     ),
     Backend(

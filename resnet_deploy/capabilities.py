@@ -11,7 +11,7 @@ import msgspec
 
 from resnet_deploy.backends import Backend
 from resnet_deploy.driver import GpuProbe
-from resnet_deploy.environment import Environment, collect
+from resnet_deploy.environment import Environment, collect, installed_version
 from resnet_deploy.specs import Precision
 from resnet_deploy.trt_options import ARCHITECTURES, RTX_COMPUTE_CAPABILITIES
 
@@ -106,6 +106,9 @@ def _has_device(backend: Backend, gpu: GpuProbe) -> Capability:
     if not gpu.gpus:
         fix = "use a machine with an NVIDIA GPU and its driver; in a container: docker run --gpus all"
         return Capability(False, f"no NVIDIA GPU: {gpu.reason}", fix)
+    if backend.provider and backend.module == "onnxruntime" and not installed_version("onnxruntime-gpu"):
+        fix = 'pip uninstall onnxruntime && pip install "resnet-deploy[gpu]"'
+        return Capability(False, "the onnxruntime that is installed is its package for CPUs", fix)
     found = dict.fromkeys(one.compute_capability for one in gpu.gpus)
     if backend.device == "nvidia" or any(one in RTX_COMPUTE_CAPABILITIES for one in found):
         return Capability(True)

@@ -116,8 +116,9 @@ class DeviceArray:
         """Copy it to the host, (*shape), and wait until that is done."""
         host: Array = np.empty(self.shape, self.dtype)
         stream = self.stream or Stream.borrow(self.cuda, None)
-        download(self.cuda, host.ctypes.data, self.pointer, host.nbytes, stream)
-        stream.synchronize()
+        with self.cuda.current():
+            download(self.cuda, host.ctypes.data, self.pointer, host.nbytes, stream)
+            stream.synchronize()
         return host
 
     def __len__(self) -> int:

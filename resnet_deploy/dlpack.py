@@ -2,6 +2,9 @@
 
 The protocol: https://dmlc.github.io/dlpack/latest/python_spec.html. A capsule holds one ``DLManagedTensor``; whoever
 takes it renames the capsule and calls the tensor's deleter once, when done. One that nobody took calls it itself.
+
+The deleter is Python's, through ctypes: where the last reader lets go while an exception is under way, ctypes replaces
+that by a SystemError.
 """
 
 import ctypes

@@ -3,11 +3,13 @@
 Left to itself, ONNX Runtime moves to the CPU what a provider cannot load or lacks, and says so in its log at most.
 """
 
+import contextlib
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from resnet_deploy.errors import BackendError
+from resnet_deploy.errors import BackendError, BuildError
 from resnet_deploy.ort_session import CPU_PROVIDER, import_onnxruntime, session_options, translate_refusals
 from resnet_deploy.specs import INPUT_NAME
 
@@ -18,8 +20,10 @@ if TYPE_CHECKING:
 
 CUDA: Final = "CUDAExecutionProvider"
 TENSORRT: Final = "TensorrtExecutionProvider"
-TENSORRT_RTX: Final = "NvTensorRTRTXExecutionProvider"
+TENSORRT_RTX: Final = "nv_tensorrt_rtx"  # as its plugin calls itself
 _PROFILE_OPTIONS: Final = {TENSORRT: "trt_profile_{}_shapes", TENSORRT_RTX: "nv_profile_{}_shapes"}
+_LIBRARIES: Final = "see `resnet-deploy doctor`; its libraries (CUDA, cuDNN, TensorRT 10) must be on the library path"
+_FALLS_BACK: Final = "default CPU EP"  # what ONNX Runtime says of nodes that it may not move there
 _INSTALL: Final = "the GPU package takes its place: pip uninstall onnxruntime, pip install 'resnet-deploy[gpu]'"
 
 
@@ -39,22 +43,26 @@ def open_on(
     """
     ort = import_onnxruntime()
     source = model if isinstance(model, bytes) else str(model)
-    settings = session_options(ort, 0)
-    if provider != CPU_PROVIDER:
-        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    settings, how = session_options(ort, 0), {}
     if provider == TENSORRT_RTX:
         settings.add_provider_for_devices(_plugin_devices(ort), dict(options or {}))
-        with translate_refusals():
-            session = ort.InferenceSession(source, settings)
+    elif provider in ort.get_available_providers():
+        _load_libraries(ort, provider)
+        how = {"providers": [(provider, dict(options or {}))]}
     else:
-        if provider not in ort.get_available_providers():
-            raise BackendError(f"this ONNX Runtime {ort.__version__} has no {provider}", hint=_INSTALL)
+        raise BackendError(f"this ONNX Runtime {ort.__version__} has no {provider}", hint=_INSTALL)
+    if provider != CPU_PROVIDER:
+        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
         with translate_refusals():
-            session = ort.InferenceSession(source, settings, providers=[(provider, dict(options or {}))])
+            session = ort.InferenceSession(source, settings, enable_fallback=0, **how)
+    except BuildError as error:
+        if _FALLS_BACK not in error.message:
+            raise
+        raise BackendError(f"{provider} does not load, or lacks a kernel for this graph", hint=_LIBRARIES) from error
     running = session.get_providers()[0]
     if running != provider:
-        hint = "its libraries did not load: see `resnet-deploy doctor`, and CUDA and cuDNN on the library path"
-        raise BackendError(f"{provider} was asked for, and {running} would run", hint=hint)
+        raise BackendError(f"{provider} was asked for, and {running} would run", hint=_LIBRARIES)
     return session
 
 
@@ -75,18 +83,27 @@ def profile_options(provider: str, batch: "BatchRange", shape: tuple[int, ...]) 
     }
 
 
+def _load_libraries(ort: Any, provider: str) -> None:
+    """Load what pip installs beside ONNX Runtime, where the linker does not look."""
+    if provider in (CUDA, TENSORRT):
+        ort.preload_dlls()
+    if provider == TENSORRT:
+        with contextlib.suppress(ImportError, OSError):  # else the system's, and if there is none, ONNX Runtime says so
+            importlib.import_module("tensorrt")
+
+
 def _plugin_devices(ort: Any) -> list[Any]:
-    """Register the plugin of TensorRT-RTX and list the GPUs that it takes.
+    """Register the plugin of TensorRT-RTX and choose the GPU: the first, where memory is bound too.
 
     Raises:
         BackendError: If it is not installed, does not load, or finds no GPU.
     """
     try:
-        import onnxruntime_ep_nv_tensorrt_rtx as plugin
+        plugin = importlib.import_module("onnxruntime_ep_nv_tensorrt_rtx")
     except (ImportError, OSError) as error:
         hint = 'install it with `pip install "resnet-deploy[ort-rtx]"`'
         raise BackendError(f"ONNX Runtime's plugin for TensorRT-RTX cannot be imported: {error}", hint=hint) from error
-    name = plugin.get_ep_name()
+    name = TENSORRT_RTX
     if not any(device.ep_name == name for device in ort.get_ep_devices()):
         try:
             ort.register_execution_provider_library(name, plugin.get_library_path())
@@ -98,4 +115,4 @@ def _plugin_devices(ort: Any) -> list[Any]:
     if not devices:
         hint = "use a machine with an RTX GPU, or another backend"
         raise BackendError("ONNX Runtime's plugin for TensorRT-RTX finds no GPU", hint=hint)
-    return devices
+    return devices[:1]

@@ -7,6 +7,7 @@ import numpy as np
 
 from resnet_deploy.cuda.runtime import Cuda, Owned
 from resnet_deploy.cuda.streams import Stream
+from resnet_deploy.errors import DeviceError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -97,6 +98,9 @@ def _free_pinned(cuda: Cuda, pointer: int) -> None:
 
 
 def _free_in_order(cuda: Cuda, pointer: int, stream: Stream, readers: dict[int, Stream]) -> None:
-    for reader in readers.values():
-        stream.wait_for(reader)
+    try:
+        for reader in readers.values():
+            stream.wait_for(reader)
+    except DeviceError:  # a reader's stream is gone: what it held is done when everything is
+        cuda.call("cudaDeviceSynchronize")
     cuda.call("cudaFreeAsync", pointer, stream.native)

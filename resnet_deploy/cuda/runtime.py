@@ -123,7 +123,8 @@ class Owned:
 
 def _release(cuda: Cuda, release: "Callable[..., None]", arguments: tuple[object, ...]) -> None:
     try:
-        release(cuda, *arguments)
+        with cuda.current():
+            release(cuda, *arguments)
     except DeviceError as error:
         if _UNLOADING not in error.message:
             warnings.warn(f"not released: {error.message}", ResourceWarning, stacklevel=2)

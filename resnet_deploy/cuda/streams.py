@@ -5,6 +5,7 @@ from typing import Any, Final
 from resnet_deploy.cuda.runtime import Cuda, Owned
 from resnet_deploy.errors import FeedError
 
+_PER_THREAD: Final = 2  # the thread's own default stream
 LEGACY: Final = 1  # another name of stream 0; interchange protocols use it, for there 0 is ambiguous
 _ATTRIBUTES: Final = ("cuda_stream", "ptr", "handle")  # of torch, CuPy and PyCUDA
 
@@ -63,6 +64,13 @@ class Stream:
         """Whether the handle cannot come to mean another stream while this object lives; of bare numbers, few do so."""
         return self.owner is not None or self.handle <= LEGACY
 
+    @property
+    def is_capturing(self) -> bool:
+        """Whether somebody captures it into a graph; the default streams cannot be."""
+        if self.handle <= _PER_THREAD:
+            return False
+        return bool(self.cuda.check("cudaStreamIsCapturing", self.cuda.bindings.cudaStreamIsCapturing(self.native))[1])
+
     def synchronize(self) -> None:
         """Wait until all work in the stream is done."""
         self.cuda.call("cudaStreamSynchronize", self.native)
@@ -75,13 +83,13 @@ class Stream:
         """Let later work in this stream wait for all that ``other`` holds now; the host does not wait."""
         if self.is_same(other):
             return
-        with self.cuda.current():
+        with self.cuda.current():  # the default streams' handles mean those of the thread's device
             event = self.cuda.call("cudaEventCreateWithFlags", self.cuda.bindings.cudaEventDisableTiming)
-        try:
-            self.cuda.call("cudaEventRecord", event, other.native)
-            self.cuda.call("cudaStreamWaitEvent", self.native, event, 0)
-        finally:
-            self.cuda.call("cudaEventDestroy", event)  # CUDA keeps it until it was reached
+            try:
+                self.cuda.call("cudaEventRecord", event, other.native)
+                self.cuda.call("cudaStreamWaitEvent", self.native, event, 0)
+            finally:
+                self.cuda.call("cudaEventDestroy", event)  # CUDA keeps it until it was reached
 
     def is_same(self, other: "Stream") -> bool:
         """Whether both are the same queue."""

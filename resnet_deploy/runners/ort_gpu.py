@@ -1,12 +1,12 @@
 """ONNX Runtime on an NVIDIA GPU: input and output stay in device memory that is bound once for each batch size."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from resnet_deploy.backends import find_backend
 from resnet_deploy.batching import check_feed
-from resnet_deploy.ort_providers import open_on, profile_options
+from resnet_deploy.ort_providers import TENSORRT_RTX, open_on, profile_options
 from resnet_deploy.ort_session import import_onnxruntime, translate_refusals
 from resnet_deploy.runners import tensor_specs
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from resnet_deploy.specs import BatchRange, ModelCard
 
 
+_CUDA: Final = ("cuda", 0)
+_NVIDIA: Final = ("gpu", 0, 0x10DE)  # by its PCI vendor: memory of plugins, which have no name of their own for it
+
+
 class OrtGpuRunner:
     """Runs one ONNX file on one execution provider.
 
@@ -26,11 +30,17 @@ class OrtGpuRunner:
         card: The model it holds.
         batch: Batch sizes to accept.
         provider: Name of the execution provider in ONNX Runtime; it runs, or opening fails.
-        memory: Where the provider computes: ``cuda`` or ``cpu``.
+        memory: Where the provider computes, in ONNX Runtime's words: kind and number of the device, and its vendor.
     """
 
     def __init__(
-        self, engine: "Path | bytes", card: "ModelCard", batch: "BatchRange", provider: str, *, memory: str = "cuda"
+        self,
+        engine: "Path | bytes",
+        card: "ModelCard",
+        batch: "BatchRange",
+        provider: str,
+        *,
+        memory: tuple[str | int, ...] = _CUDA,
     ) -> None:
         self.input: TensorSpec
         self.output: TensorSpec
@@ -53,7 +63,8 @@ class OrtGpuRunner:
         del threads
         manifest = bundle.manifest
         provider = find_backend(manifest.spec.backend).provider
-        return cls(bundle.engine_path, manifest.card, manifest.spec.batch, provider)
+        memory = _NVIDIA if provider == TENSORRT_RTX else _CUDA
+        return cls(bundle.engine_path, manifest.card, manifest.spec.batch, provider, memory=memory)
 
     def load(self, feed: "Array") -> None:
         """Copy one batch to the device."""
@@ -67,7 +78,7 @@ class OrtGpuRunner:
     def _bind(self, size: int) -> tuple[Any, Any, Any]:
         binding = self._session.io_binding()
         images, logits = (
-            self._values.ortvalue_from_shape_and_type([size, *spec.shape], np.dtype(spec.dtype), self._memory)
+            self._values.ortvalue_from_shape_and_type([size, *spec.shape], np.dtype(spec.dtype), *self._memory)
             for spec in (self.input, self.output)
         )
         binding.bind_ortvalue_input(self.input.name, images)
@@ -86,7 +97,7 @@ class OrtGpuRunner:
     def fetch(self) -> "Array":
         """Copy the logits back, into memory of the caller's own."""
         logits: Array = self._bound[self._size][2].numpy()
-        return logits.copy() if self._memory == "cpu" else logits
+        return logits.copy() if self._memory == ("cpu",) else logits
 
     def close(self) -> None:
         """Release the session and what is bound to it."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from resnet_deploy import trt_api
 from resnet_deploy.batching import check_batch, check_feed
+from resnet_deploy.cuda.memory import StreamBuffer
 from resnet_deploy.cuda.runtime import Cuda
 from resnet_deploy.cuda.streams import Stream
 from resnet_deploy.device_arrays import DeviceArray, view_of
@@ -162,6 +163,10 @@ class TrtRunner:
             DeviceError: If all contexts stay in use, the engine is closed, or CUDA or TensorRT refuses.
         """
         queue = Stream.borrow(self.cuda, stream)
+        if queue.is_capturing:
+            raise FeedError(
+                "the stream is being captured", hint="call the engine outside: it has CUDA graphs of its own"
+            )
         images = view_of(feed, queue)
         check_batch(images, self)
         shape = (images.shape[0], *self.output.shape)
@@ -200,4 +205,6 @@ class TrtRunner:
             )
         if view.read_only:
             raise FeedError("out is read-only", hint="give an array that can be written to, or none")
-        return DeviceArray(self.cuda, view.pointer, shape, view.dtype, stream=queue, owner=out)
+        # The memory itself where it is ours: who reads the result later is remembered there.
+        owner = view.owner if isinstance(view.owner, StreamBuffer) else out
+        return DeviceArray(self.cuda, view.pointer, shape, view.dtype, stream=queue, owner=owner)

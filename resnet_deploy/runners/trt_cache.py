@@ -47,8 +47,11 @@ class RuntimeCache:
         """Write what was compiled since, if anything was."""
         if self._cache is None:
             return
-        data = bytes(memoryview(self._cache.serialize()))
-        self._cache = None
+        kernels, self._cache = self._cache.serialize(), None
+        if kernels is None:
+            self.notes.append("runtime cache not kept: TensorRT-RTX could not write it out")
+            return
+        data = bytes(memoryview(kernels))
         if data == self._before:
             return
         try:

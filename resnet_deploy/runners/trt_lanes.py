@@ -6,6 +6,7 @@ activations, since their work is done one after the other.
 """
 
 import contextlib
+import gc
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
@@ -17,7 +18,7 @@ from resnet_deploy.errors import DeviceError
 from resnet_deploy.specs import INPUT_NAME, OUTPUT_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from resnet_deploy.runners.trt_engine import TrtEngine
 
@@ -169,9 +170,10 @@ class Lane:
 
     def _follow(self, stream: Stream) -> None:
         """Let ``stream`` wait for the lane's last call, unless that is surely in the same stream."""
-        last, self._last = self._last, stream
+        last = self._last
         if last is not None and not (last.lasts and last.is_same(stream)):
             stream.wait(self._done)
+        self._last = stream  # only now: a wait that failed is to be made up for
 
     def _run_new(self, call: Call, stream: Stream) -> None:
         """Put a call that has no graph into ``stream``; if it has come before, give it one for the next time."""
@@ -196,7 +198,8 @@ class Lane:
             self._engine.graph_refusal = f"{self._engine.api.backend} cannot be captured with this engine"
             return
         try:
-            graph = capture(self._cuda, self._side, lambda: context.enqueue(self._side))
+            with _no_garbage_collection():  # what a finalizer frees would end the capture
+                graph = capture(self._cuda, self._side, lambda: context.enqueue(self._side))
         except DeviceError as error:
             self._engine.graph_refusal = error.message
             return
@@ -230,6 +233,17 @@ class Lane:
             graph.close()
             context.forget()
         self._graphs.clear()
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> "Iterator[None]":
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class Context:

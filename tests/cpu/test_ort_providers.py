@@ -36,7 +36,7 @@ def bundle(deployment):
 @pytest.fixture
 def runner(bundle):
     manifest = bundle.manifest
-    runner = OrtGpuRunner(bundle.engine_path, manifest.card, manifest.spec.batch, CPU_PROVIDER, memory="cpu")
+    runner = OrtGpuRunner(bundle.engine_path, manifest.card, manifest.spec.batch, CPU_PROVIDER, memory=("cpu",))
     yield runner
     runner.close()
 
@@ -132,7 +132,7 @@ def test_a_plugin_that_does_not_load_is_an_error(bundle, monkeypatch, tmp_path):
     """With the real call into ONNX Runtime, on a library that is none."""
     library = tmp_path / "libplugin.so"
     library.write_bytes(b"no library")
-    plugin = SimpleNamespace(get_ep_name=lambda: "NvTensorRTRTX", get_library_path=lambda: str(library))
+    plugin = SimpleNamespace(get_library_path=lambda: str(library))
     monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", plugin)
     with pytest.raises(BackendError, match="plugin for TensorRT-RTX does not load: "):
         ort_providers.open_on(ort_providers.TENSORRT_RTX, bundle.engine_path)

@@ -106,6 +106,7 @@ class CudaStandIn:
     cudaMemcpyKind = Kind
     cudaMemoryType = SimpleNamespace(cudaMemoryTypeDevice=2, cudaMemoryTypeManaged=3)
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+    CaptureStatus = cudaStreamCaptureStatus = IntEnum("Status", ["NONE", "ACTIVE"], start=0)
     cudaStream_t = Handle
     cudaStreamNonBlocking = 1
     cudaEventDisableTiming = 2
@@ -115,6 +116,7 @@ class CudaStandIn:
         self.lock = threading.RLock()
         self.calls, self.failing, self.misuses = [], {}, []
         self.devices, self.current = devices, threading.local()
+        self.home = 0  # the device that everything is to happen on
         self.memory, self.pool, self.reuse = {}, {}, reuse
         self.streams = {0: Queue()}
         self.events, self.templates, self.graphs = {}, {}, {}
@@ -182,8 +184,10 @@ class CudaStandIn:
 
     # --- work
 
-    def queue(self, stream):
+    def queue(self, stream, *, asked=True):
         number = 0 if int(stream) == 1 else int(stream)
+        if asked and number == 0 and self.device() != self.home:
+            self.fault("the default stream of another device than the engine's")
         if number not in self.streams:
             self.fault(f"stream {number:#x} does not exist")
         return self.streams[number]
@@ -206,7 +210,7 @@ class CudaStandIn:
 
     def drain(self, stream, until=lambda: False):
         """Do what waits in a stream, up to a point; others may get ahead meanwhile."""
-        queue = self.queue(stream)
+        queue = self.queue(stream, asked=False)
         self.depth += 1
         try:
             while queue.work and not queue.busy and not until():
@@ -415,6 +419,16 @@ class CudaStandIn:
             return (Error.cudaErrorStreamCaptureUnsupported,)
         queue.captured, queue.thread, queue.invalid = [], threading.get_ident(), False
         return (SUCCESS,)
+
+    @call
+    def cudaDeviceSynchronize(self):
+        for stream in list(self.streams):
+            self.drain(stream)
+        return (SUCCESS,)
+
+    @call
+    def cudaStreamIsCapturing(self, stream):
+        return (SUCCESS, self.CaptureStatus(self.queue(stream).captured is not None))
 
     @call
     def cudaStreamEndCapture(self, stream):

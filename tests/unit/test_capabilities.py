@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from record_factory import SYNTHETIC_ENVIRONMENT
 
+from resnet_deploy import capabilities
 from resnet_deploy.backends import BACKENDS, Backend, find_backend
 from resnet_deploy.capabilities import BackendStatus, Capability, backend_status
 from resnet_deploy.driver import Gpu, GpuProbe
@@ -40,7 +41,8 @@ MODULES = (
 def install(monkeypatch):
     """Return a function that makes exactly the given modules look installed, and nothing import."""
 
-    def pretend(*names):
+    def pretend(*names, gpu_package=True):
+        monkeypatch.setattr(capabilities, "installed_version", lambda name: "1.0" if gpu_package else None)
         for name in MODULES:
             module = ModuleType(name)
             module.__spec__ = ModuleSpec(name, None, origin="pretended")
@@ -132,6 +134,17 @@ def test_backend_not_installed_names_the_command(name, install):
     assert status.build == (missing if backend.builder else NOTHING_FOR_TORCH)
 
 
+@pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
+def test_the_package_for_cpus_has_no_provider_for_gpus(name, install):
+    """Both packages give a module of the same name."""
+    install(*MODULES, gpu_package=False)
+    status = backend_status(find_backend(name), on(ADA))
+    assert not status.build.ok
+    assert status.run.reason == "the onnxruntime that is installed is its package for CPUs"
+    assert "resnet-deploy[gpu]" in status.run.fix
+    assert backend_status(find_backend("onnxruntime"), on(ADA)).run.ok
+
+
 def test_building_needs_the_graph_libraries_too(install):
     install()
     assert backend_status(complete("tensorrt-rtx"), on(ADA)).build == Capability(
@@ -218,6 +231,7 @@ def test_backend_status_probes_this_machine_by_default():
 def test_probing_loads_no_heavy_library():
     code = """
 import json, sys
+from resnet_deploy import capabilities
 from resnet_deploy.backends import BACKENDS
 from resnet_deploy.capabilities import backend_status
 from resnet_deploy.environment import collect

@@ -38,6 +38,7 @@ class Bench:
         self.cuda_stand_in = CudaStandIn(devices=devices, seed=seed, reuse=reuse)
         self.trt = TrtStandIn(self.cuda_stand_in, rtx=rtx)
         self.cuda = Cuda(devices - 1, self.cuda_stand_in)
+        self.cuda_stand_in.home = self.cuda.device
         self.engine = TrtEngine(self.trt.api(), data or plan(), self.cuda, ContextOptions(**options))
         self.runner = TrtRunner(self.engine, CARD, BatchRange(1, 2, 8))
 
@@ -172,7 +173,7 @@ def test_a_graph_is_captured_after_a_run_without_it():
     bench.close()
 
 
-def test_with_a_graph_two_calls_are_all():
+def test_with_a_graph_three_calls_are_all():
     bench = Bench()
     feed, stream = bench.on_device(images(4)), Stream.create(bench.cuda)
     out = DeviceArray.empty((4, 3), "float32", stream)
@@ -180,7 +181,7 @@ def test_with_a_graph_two_calls_are_all():
         bench.runner.run_on(feed, stream=stream, out=out)
     del bench.cuda_stand_in.calls[:]
     bench.runner.run_on(feed, stream=stream, out=out)
-    assert bench.cuda_stand_in.names() == ["cudaGraphLaunch", "cudaEventRecord"]
+    assert bench.cuda_stand_in.names() == ["cudaStreamIsCapturing", "cudaGraphLaunch", "cudaEventRecord"]
     bench.close()
 
 
@@ -449,6 +450,74 @@ def test_the_engine_s_device_is_used_and_the_thread_s_given_back():
         np.testing.assert_array_equal(run_once(bench.runner, feed), expected(feed))
     assert bench.cuda_stand_in.device() == 0
     assert {one.device for one in bench.cuda_stand_in.memory.values() if one.kind == "device"} == {1}
+    bench.close()
+
+
+@pytest.mark.parametrize("end", ["copied", "dropped", "read elsewhere", "read on the default stream"])
+def test_results_on_the_default_stream_are_those_of_the_engine_s_device(end):
+    """The handle of the default stream means that of whatever device the thread is on: here another one."""
+    bench = Bench(devices=2)
+    array, feed, reader = bench.on_device(images(2)), images(2), Stream.create(bench.cuda)
+    for _ in range(3):
+        logits = bench.runner.run_on(array)
+        if end == "copied":
+            np.testing.assert_array_equal(logits.to_host(), expected(feed))
+        elif end == "read elsewhere":
+            logits.__dlpack__(stream=reader.handle)
+        elif end == "read on the default stream":
+            logits.__dlpack__(stream=1)
+        del logits
+    assert bench.cuda_stand_in.device() == 0
+    del array
+    bench.close()
+
+
+def test_a_wait_that_failed_is_made_up_for():
+    """Two calls of one lane would otherwise work in the same memory at the same time."""
+    bench = Bench(contexts=1, graphs=False)
+    array, first, second = bench.on_device(images(2)), Stream.create(bench.cuda), Stream.create(bench.cuda)
+    bench.runner.run_on(array, stream=first)
+    bench.cuda_stand_in.failing["cudaStreamWaitEvent"] = Error.cudaErrorNotReady
+    with pytest.raises(DeviceError, match="cudaStreamWaitEvent failed"):
+        bench.runner.run_on(array, stream=second)
+    del bench.cuda_stand_in.failing["cudaStreamWaitEvent"]
+    bench.cuda_stand_in.calls.clear()
+    logits = bench.runner.run_on(array, stream=second)
+    assert "cudaStreamWaitEvent" in bench.cuda_stand_in.names()
+    np.testing.assert_array_equal(logits.to_host(), expected(images(2)))
+    del logits, array
+    bench.close()
+
+
+def test_a_stream_that_is_being_captured_is_refused():
+    bench = Bench()
+    array, stream = bench.on_device(images(2)), Stream.create(bench.cuda)
+    bench.cuda.call("cudaStreamBeginCapture", stream.native, 1)
+    with pytest.raises(FeedError, match="the stream is being captured"):
+        bench.runner.run_on(array, stream=stream)
+    bench.cuda.call("cudaGraphDestroy", bench.cuda.call("cudaStreamEndCapture", stream.native))
+    np.testing.assert_array_equal(bench.runner.run_on(array, stream=stream).to_host(), expected(images(2)))
+    del array
+    bench.close()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_memory_given_as_out_waits_for_whoever_reads_the_result(fails):
+    bench = Bench()
+    array, stream, reader = bench.on_device(images(2)), Stream.create(bench.cuda), Stream.create(bench.cuda)
+    out = DeviceArray.empty((2, 3), "float32", stream)
+    result = bench.runner.run_on(array, stream=stream, out=out)
+    capsule = result.__dlpack__(stream=reader.handle)
+    if fails:  # as where the reader's stream was destroyed meanwhile
+        bench.cuda_stand_in.failing["cudaEventRecord"] = Error.cudaErrorInvalidValue
+    bench.cuda_stand_in.calls.clear()
+    del result, out, capsule
+    gc.collect()
+    names = bench.cuda_stand_in.names()
+    waited = "cudaDeviceSynchronize" if fails else "cudaStreamWaitEvent"
+    assert names.index(waited) < names.index("cudaFreeAsync")
+    bench.cuda_stand_in.failing.clear()
+    del array
     bench.close()
 
 
