@@ -205,7 +205,9 @@ def open_bundle(path: Path) -> Bundle:
     if not artifact.is_folder(path):
         raise FileError(f"{path} is not an engine bundle", hint="give a folder that `resnet-deploy build` made")
     if not artifact.is_file(path / MANIFEST):
-        raise FileError(f"{path} has no {MANIFEST}", hint="give a folder that `resnet-deploy build` made")
+        inside = ", ".join(found.name for found in find_bundles(path))
+        hint = f"name an engine in it: {inside}" if inside else "give a folder that `resnet-deploy build` made"
+        raise FileError(f"{path} has no {MANIFEST}", hint=hint)
     return Bundle(path, _decode_manifest(path, artifact.read_bytes(path / MANIFEST)))
 
 

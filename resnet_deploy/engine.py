@@ -10,11 +10,11 @@ import numpy as np
 from resnet_deploy import environment
 from resnet_deploy.backends import find_backend
 from resnet_deploy.batching import infer
-from resnet_deploy.bundle import Bundle, Manifest, open_bundle
+from resnet_deploy.bundle import Bundle, Manifest, Requirements, open_bundle
 from resnet_deploy.capabilities import backend_status
 from resnet_deploy.device_arrays import is_on_device
-from resnet_deploy.errors import BundleError, FeedError, SpecError
-from resnet_deploy.fleet import is_fleet, open_engine, read_fleet
+from resnet_deploy.errors import BackendError, BundleError, FeedError, SpecError
+from resnet_deploy.fleet import FleetEngine, is_fleet, open_engine, read_fleet
 from resnet_deploy.runners import find_runner
 from resnet_deploy.specs import MAX_THREADS, require_at_most
 from resnet_deploy.verify import best_classes
@@ -188,19 +188,22 @@ def _choose(folder: Path, here: "Environment") -> Bundle:
     """
     reasons = []
     for engine in read_fleet(folder).engines:
-        running = backend_status(find_backend(engine.backend), here).run
-        try:
-            bundle = open_engine(folder, engine)
-            check_fits(bundle, here)
-        except BundleError as error:
-            reasons.append(error.message)
-        else:
-            if running.ok:
-                return bundle
-            reasons.append(f"{engine.folder}: {running.reason}")
-    raise BundleError(
-        f"{folder} has no engine for this machine: {'; '.join(reasons)}", hint="build one on this machine"
-    )
+        reason = _reason_against(engine, here)
+        if not reason:
+            return open_engine(folder, engine)
+        reasons.append(f"{engine.folder}: {reason}")
+    hint = "build one on this machine"
+    raise BundleError(f"{folder} has no engine for this machine: {'; '.join(reasons)}", hint=hint)
+
+
+def _reason_against(engine: FleetEngine, here: "Environment") -> str:
+    """Say why an engine does not run here, as far as the index tells; empty if it does."""
+    if misfit := _misfit(engine.requires, here):
+        return misfit[0]
+    try:
+        return backend_status(find_backend(engine.backend), here).run.reason
+    except BackendError as error:
+        return error.message
 
 
 def check_fits(bundle: Bundle, here: "Environment") -> None:
@@ -209,23 +212,29 @@ def check_fits(bundle: Bundle, here: "Environment") -> None:
     Raises:
         BundleError: Naming the first field that differs.
     """
-    requires, path = bundle.manifest.requires, bundle.path
+    if misfit := _misfit(bundle.manifest.requires, here):
+        reason, hint = misfit
+        raise BundleError(f"{bundle.path}: {reason}", hint=hint)
+
+
+def _misfit(requires: Requirements, here: "Environment") -> tuple[str, str] | None:
+    """Name the first requirement that this machine does not meet, and what to do; None if it meets all."""
     if requires.int8_dot_product and not here.cpu.has_vnni:
-        raise BundleError(
-            f"{path}: requires.int8_dot_product is true, and this CPU has none: its INT8 results would saturate",
-            hint="build the engine on this machine; it will then use 7-bit weights",
+        return (
+            "requires.int8_dot_product is true, and this CPU has none: its INT8 results would saturate",
+            "build the engine on this machine; it will then use 7-bit weights",
         )
     installed = {library.name: library.version for library in here.libraries}.get(requires.library)
     if installed is not None and not requires.takes_version(installed):
         later = ", or a later one of that major release" if requires.later_versions else ""
-        raise BundleError(
-            f"{path}: requires.version is {requires.library} {requires.version}{later}, installed is {installed}",
-            hint=f"install {requires.library}=={requires.version}, or build the engine again",
+        return (
+            f"requires.version is {requires.library} {requires.version}{later}, installed is {installed}",
+            f"install {requires.library}=={requires.version}, or build the engine again",
         )
     for gpu in here.gpu.gpus[:1]:
         if unmet := requires.takes_gpu(gpu.compute_capability):
-            hint = "build the engine for this GPU"
-            raise BundleError(f"{path}: {unmet}, {gpu.name} has {gpu.compute_capability}", hint=hint)
+            return f"{unmet}, {gpu.name} has {gpu.compute_capability}", "build the engine for this GPU"
+    return None
 
 
 def _pictures(images: Any) -> "list[Path | Image]":

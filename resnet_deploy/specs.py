@@ -271,6 +271,8 @@ def whole_range(profiles: Sequence[BatchRange]) -> BatchRange:
     Raises:
         SpecError: If they leave out a batch size in between.
     """
+    if len(set(profiles)) < len(profiles):
+        raise SpecError("a profile is given twice", hint="give each --batch once")
     first, *others = sorted(profiles, key=lambda one: one.min)
     covered = first.max
     for profile in others:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from resnet_deploy.backends import find_backend
 from resnet_deploy.capabilities import RTX_WITHOUT
+from resnet_deploy.driver import probe_gpu
 from resnet_deploy.errors import BackendError
-from resnet_deploy.specs import Precision
-from resnet_deploy.trt_options import TENSORRT_RTX
+from resnet_deploy.specs import BuildSpec, Precision
+from resnet_deploy.trt_options import RTX_COMPUTE_CAPABILITIES, TENSORRT_RTX
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -71,6 +72,19 @@ def default_targets(precision: Precision) -> tuple[str, ...]:
     """List what to compile for when nobody asks for a target: the default ones that have hardware for ``precision``."""
     left_out = left_out_targets(precision)
     return tuple(target for target in RTX_DEFAULT_TARGETS if target not in left_out)
+
+
+def targets_of(spec: BuildSpec) -> tuple[str, ...]:
+    """List the GPU generations that a TensorRT-RTX engine is compiled for: those asked for, or the default ones.
+
+    The default has the generation of the GPU that is here, too, where the flavour takes it.
+    """
+    if spec.trt.targets:
+        return spec.trt.targets
+    chosen = default_targets(spec.precision)
+    here = {gpu.compute_capability for gpu in probe_gpu().gpus[:1]}
+    lacking = (*chosen, *RTX_WITHOUT.get(spec.precision, ()))
+    return (*chosen, *(one for one in RTX_COMPUTE_CAPABILITIES if one in here and one not in lacking))
 
 
 def left_out_targets(precision: Precision) -> tuple[str, ...]:

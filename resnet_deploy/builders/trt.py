@@ -58,7 +58,7 @@ def build_engine(lowered: bytes, spec: BuildSpec, folder: Path, progress: "Progr
 def _requirements(api: TrtApi, spec: BuildSpec) -> Requirements:
     """Say what a machine must have to run the engine."""
     if api.ahead_of_time:
-        targets = spec.trt.targets or trt_api.default_targets(spec.precision)
+        targets = trt_api.targets_of(spec)
         return Requirements(library=spec.backend, version=api.version, compute_capabilities=targets)
     gpus = driver.probe_gpu()
     if not gpus.gpus:
@@ -133,7 +133,7 @@ def _notes(spec: BuildSpec) -> tuple[str, ...]:
     if spec.backend == TENSORRT_RTX:
         left_out = trt_api.left_out_targets(spec.precision) if not spec.trt.targets else ()
         if left_out:
-            kept, without = (" and ".join(found) for found in (trt_api.default_targets(spec.precision), left_out))
+            kept, without = (" and ".join(found) for found in (trt_api.targets_of(spec), left_out))
             notes.append(f"compiled for compute capabilities {kept}, and not for {without}, which has no {kind}")
         if spec.precision in QUANTIZED:
             notes.append(f"TensorRT-RTX's fast precision for this network is FP16: its {kind} convolutions fuse less")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from resnet_deploy import artifact
 from resnet_deploy.errors import BuildError
 from resnet_deploy.specs import INPUT_NAME, BuildSpec
-from resnet_deploy.trt_api import RTX_DEFAULT_TARGETS
+from resnet_deploy.trt_api import targets_of
 
 if TYPE_CHECKING:
     from resnet_deploy.trt_api import TrtApi
@@ -32,7 +32,7 @@ def new_config(api: "TrtApi", builder: Any, network: Any, spec: BuildSpec) -> An
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
     if api.ahead_of_time:
-        _set_targets(api, config, options.targets or RTX_DEFAULT_TARGETS)
+        _set_targets(api, config, targets_of(spec))
     else:
         _set_deployment(api, config, spec)
     return config

@@ -131,23 +131,30 @@ def trt_options(function: Any) -> Any:
                 "--target",
                 "targets",
                 metavar="SM,...",
-                help="GPU generations to compile for, such as sm86,sm89,sm120 (TensorRT-RTX).",
+                help="GPU generations to compile for, such as sm86,sm89,sm120 (tensorrt-rtx).",
             ),
-            click.option("--workspace", metavar="SIZE", help="Most scratch memory of a kernel, such as 4G (TensorRT)."),
-            click.option("--opt-level", type=int, metavar="0..5", help="Effort of the compiler (TensorRT)."),
             click.option(
-                "--timing-cache", type=PATH, metavar="FILE", help="Kernel timings to start from and add to (TensorRT)."
+                "--workspace",
+                metavar="SIZE",
+                help="Most scratch memory, such as 4G (tensorrt, -rtx).",
+            ),
+            click.option("--opt-level", type=int, metavar="0..5", help="Effort of the compiler (tensorrt, -rtx)."),
+            click.option(
+                "--timing-cache",
+                type=PATH,
+                metavar="FILE",
+                help="Kernel timings to start from and add to (tensorrt).",
             ),
             click.option(
                 "--hardware-compat",
                 type=click.Choice(HARDWARE_COMPATIBILITY),
                 default="none",
                 show_default=True,
-                help="Run on other GPUs than this one: any from Ampere on, or of its compute capability (TensorRT).",
+                help="Run on other GPUs than this one: any from Ampere on, or of its compute capability (tensorrt).",
             ),
-            click.option("--version-compatible", is_flag=True, help="Run on later versions too (TensorRT)."),
-            click.option("--strip-weights", is_flag=True, help="Leave the weights out of the plan (TensorRT)."),
-            click.option("--refittable", is_flag=True, help="Let weights be exchanged in the engine (TensorRT)."),
+            click.option("--version-compatible", is_flag=True, help="Run on later versions too (tensorrt)."),
+            click.option("--strip-weights", is_flag=True, help="Leave the weights out of the plan (tensorrt)."),
+            click.option("--refittable", is_flag=True, help="Let weights be exchanged in the engine (tensorrt)."),
         )
     ):
         function = option(function)
@@ -158,8 +165,8 @@ def trt_spec(values: dict[str, Any]) -> TrtOptions:
     """Make the spec from the values of ``trt_options``, taking them out of ``values``."""
     targets, workspace, timing_cache = (values.pop(name) for name in ("targets", "workspace", "timing_cache"))
     return TrtOptions(
-        targets=parse_targets(targets) if targets else (),
-        workspace_bytes=parse_bytes(workspace) if workspace else None,
+        targets=parse_targets(targets) if targets is not None else (),
+        workspace_bytes=parse_bytes(workspace) if workspace is not None else None,
         optimization_level=values.pop("opt_level"),
         timing_cache=str(timing_cache or ""),
         hardware_compatibility=values.pop("hardware_compat"),

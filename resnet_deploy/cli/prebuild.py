@@ -8,15 +8,17 @@ import click
 from resnet_deploy import environment
 from resnet_deploy.cli.build import default_model
 from resnet_deploy.cli.options import (
+    CALIBRATION_PARAMETERS,
     ENGINES,
     PATH,
     PATH_OR_WORD,
     calibration_options,
     calibration_spec,
+    refuse_idle,
     skip_corrupt_option,
 )
 from resnet_deploy.errors import SpecError
-from resnet_deploy.specs import PRECISIONS, BatchRange, BuildSpec, CalibrationSpec
+from resnet_deploy.specs import PRECISIONS, QUANTIZED, BatchRange, BuildSpec, CalibrationSpec
 from resnet_deploy.trt_options import TENSORRT_RTX, TrtOptions, parse_targets
 
 if TYPE_CHECKING:
@@ -32,7 +34,9 @@ FLEET: Final = ENGINES / "fleet"
 @click.option("--backends", default="tensorrt-rtx,onnxruntime", show_default=True, metavar="NAME,...")
 @click.option("--targets", metavar="SM,...", help="GPU generations; an engine for each (TensorRT-RTX).")
 @click.option("--batch", default="1:8:64", show_default=True, metavar="MIN:OPT:MAX", help="Batch sizes to accept.")
-@click.option("--calib", type=PATH_OR_WORD, metavar="DIR|FILE", help="What to calibrate INT8 on, as in `build`.")
+@click.option(
+    "--calib", type=PATH_OR_WORD, metavar="DIR|FILE", help="What to calibrate INT8 and FP8 on, as in `build`."
+)
 @calibration_options
 @click.option("--samples", type=PATH, metavar="DIR", help="Images whose answers are kept.  [default: of --calib]")
 @skip_corrupt_option
@@ -69,15 +73,21 @@ def fleet_specs(values: dict[str, Any]) -> list[BuildSpec]:
     from resnet_deploy.pipeline.backends import choose_backend
     from resnet_deploy.pipeline.prebuilding import one_for_each_target
 
-    precisions, backends = values["precisions"].split(","), values["backends"].split(",")
+    precisions, backends = ([one.strip() for one in values[key].split(",")] for key in ("precisions", "backends"))
     unknown = [name for name in precisions if name not in PRECISIONS]
     if unknown:
         raise SpecError(f"no such precision: {unknown[0]!r}", hint=f"choose from: {', '.join(PRECISIONS)}")
-    targets = parse_targets(values["targets"]) if values["targets"] else ()
+    targets = parse_targets(values["targets"]) if values["targets"] is not None else ()
     if targets and TENSORRT_RTX not in backends:
         raise SpecError("--targets has no effect without tensorrt-rtx", hint=f"drop it, or add {TENSORRT_RTX}")
-    if values["calib"] and "int8" not in precisions:
-        raise SpecError("--calib has no effect without int8", hint="drop it, or add int8 to --precisions")
+    quantized = [name for name in precisions if name in QUANTIZED]
+    if not quantized:
+        hint = "drop it, or add int8 to --precisions"
+        refuse_idle("engines that are not quantized", "calib", *CALIBRATION_PARAMETERS, hint=hint)
+    elif not values["calib"]:
+        raise SpecError(f"{quantized[0].upper()} needs calibration images", hint="add --calib DIR")
+    if not values["calib"] and not values["samples"]:
+        refuse_idle("engines built without images", "skip_corrupt", hint="drop it, or give --calib or --samples")
     calibration: CalibrationSpec = calibration_spec(values)
     specs = []
     for backend in map(choose_backend, backends):
@@ -87,7 +97,7 @@ def fleet_specs(values: dict[str, Any]) -> list[BuildSpec]:
                 precision=precision,
                 batch=BatchRange.parse(values["batch"]),
                 trt=TrtOptions(targets=targets if backend == TENSORRT_RTX else ()),
-                calibration=calibration if precision == "int8" else None,
+                calibration=calibration if precision in QUANTIZED else None,
             )
             specs += one_for_each_target(spec)
     return specs
@@ -97,7 +107,8 @@ def describe(prebuilt: "Prebuilt", folder: Path) -> None:
     """Print what was built, the preferred first, and what was not."""
     engines = prebuilt.fleet.engines if prebuilt.fleet is not None else ()
     if engines:
-        click.echo(f"{folder}/index.json: {len(engines)} engines, the first that fits a machine is its own")
+        count = "1 engine" if len(engines) == 1 else f"{len(engines)} engines"
+        click.echo(f"{folder}/index.json: {count}, the first that fits a machine is its own")
     for engine in engines:
         click.echo(f"  {engine.folder}/: {_in_words(engine)}")
     for failure in prebuilt.failures:

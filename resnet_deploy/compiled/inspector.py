@@ -23,6 +23,7 @@ _DTYPES: Final = (  # first match wins: UInt8 before Int8, BF16 before FP16
     (r"int8", "int8"),
     (r"int32", "int32"),
     (r"int64", "int64"),
+    (r"fp8|float8", "float8_e4m3fn"),
     (r"bf16|bfloat", "bfloat16"),
     (r"fp16|half|float16", "float16"),
     (r"fp32|float", "float32"),

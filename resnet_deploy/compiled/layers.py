@@ -26,6 +26,7 @@ _ITEM_BYTES: Final = {
     "bfloat16": 2,
     "int64": 8,
     "int32": 4,
+    "float8_e4m3fn": 1,
     "int8": 1,
     "uint8": 1,
     "bool": 1,

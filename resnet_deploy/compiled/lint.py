@@ -29,6 +29,7 @@ QUANTIZES_APART: Final = ("tensorrt-rtx",)  # backends that never quantize insid
 FLAVOURS: Final = ("tensorrt", *QUANTIZES_APART)
 _NODES: Final = 3  # that a kernel is called by in print
 _DTYPE: Final[dict[Precision, str]] = {"fp32": "float32", "fp16": "float16", "int8": "float16"}
+PRECISIONS: Final = tuple(_DTYPE)  # what is expected of others is not known
 
 
 @dataclass(frozen=True)

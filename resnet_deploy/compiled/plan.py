@@ -28,7 +28,7 @@ _KINDS: Final[dict[str, Kind]] = {
     "avgpool": "pooling",
     **dict.fromkeys(("shape_call", "signal", "wait"), "no-op"),  # between streams and with the host
 }
-_DTYPES: Final = {"float": "float32", "half": "float16", "bf16": "bfloat16"}
+_DTYPES: Final = {"float": "float32", "half": "float16", "bf16": "bfloat16", "fp8_e4m3": "float8_e4m3fn"}
 _DIGITS: Final = re.compile(r"\d{1,9}")
 _FUSIBLE: Final = {"bias": "bias", "accu": "add", "relu": "relu", "quantize": "quantize"}
 _REBUILD: Final = "build the engine again with the version of TensorRT-RTX that this can read: 1.7"
@@ -42,8 +42,9 @@ def read_plan(data: bytes) -> CompiledGraph:
     """
     programs = list(islice(_programs(data), 2))
     if len(programs) != 1:
-        found = "no program" if not programs else "more than one program"
-        raise BundleError(f"the plan cannot be read: it has {found} of a whole network", hint=_REBUILD)
+        found = "no program" if not programs else "more than one program, as for several profiles,"
+        hint = _REBUILD if not programs else "build with one --batch to read its kernels"
+        raise BundleError(f"the plan cannot be read: it has {found} of a whole network", hint=hint)
     program = programs[0]
     tensors = _tensors(program)
     layers = tuple(_layer(name, block, tensors) for name, block in program.block("main").blocks())

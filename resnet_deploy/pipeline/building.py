@@ -116,7 +116,11 @@ def build(inputs: BuildInputs, spec: BuildSpec, progress: "Progress") -> Built:
         AccuracyError: If the engine's answers are not numbers, or lose more than they may.
         SpeedError: If the engine is not as much faster than FP32 as it must be.
     """
-    _require(spec)
+    require_buildable(spec)
+    runnable = backend_status(find_backend(spec.backend)).run
+    if inputs.require_speedup is not None and not runnable.ok:
+        reason = f"{spec.backend} cannot run here, so that no speed-up can be measured: {runnable.reason}"
+        raise BackendError(reason, hint="drop --require-speedup, or build where the engine is to run")
     model = inputs.model.name.removesuffix(".onnx")  # not its stem: m.v1 and m.v2 are two models
     output = inputs.output or inputs.model.parent / f"{model}-{spec.precision}-{spec.backend}"
     skip = inputs.skip_corrupt
@@ -280,8 +284,12 @@ def _identify(data: "BatchReader | None") -> list[str]:
     return [data.dataset.digest, artifact.sha256_bytes(json.dumps(data.dataset.labels).encode())]
 
 
-def _require(spec: BuildSpec) -> None:
-    """Refuse early, with the fix, what this installation cannot build."""
+def require_buildable(spec: BuildSpec) -> None:
+    """Refuse early, with the fix, what this installation cannot build.
+
+    Raises:
+        BackendError: If the backend is not here, or lacks the precision, or a target does.
+    """
     backend = find_backend(spec.backend)
     status = backend_status(backend).build
     if not status.ok:

@@ -6,7 +6,7 @@ from resnet_deploy import artifact
 from resnet_deploy.bundle import LAYERS, Bundle, Manifest
 from resnet_deploy.compiled.inspector import read_inspector
 from resnet_deploy.compiled.layers import CompiledGraph
-from resnet_deploy.compiled.lint import FLAVOURS, Expected, Finding, lint
+from resnet_deploy.compiled.lint import FLAVOURS, PRECISIONS, Expected, Finding, lint
 from resnet_deploy.compiled.plan import read_plan
 from resnet_deploy.errors import BackendError, BundleError
 
@@ -42,8 +42,14 @@ def lint_engine(
     Raises:
         BackendError: If they could not be read, for ``reason``.
     """
-    if compiled is None:
-        raise BackendError(f"there are no kernels to lint: {reason}", hint="name an engine of TensorRT or TensorRT-RTX")
-    in_float = frozenset(layer.name for layer in layers if not layer.scales)
     spec = manifest.spec
+    if compiled is None:
+        flavour = spec.backend in FLAVOURS
+        hint = "build it with one --batch" if flavour else "name an engine of TensorRT or TensorRT-RTX"
+        raise BackendError(f"there are no kernels to lint: {reason}", hint=hint)
+    if spec.precision not in PRECISIONS:
+        known = ", ".join(PRECISIONS)
+        reason = f"what is expected of {spec.precision} kernels is not known"
+        raise BackendError(reason, hint=f"--lint judges {known}; --layers lists any")
+    in_float = frozenset(layer.name for layer in layers if not layer.scales)
     return lint(compiled, Expected(spec.backend, spec.precision, in_float))

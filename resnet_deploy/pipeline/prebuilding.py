@@ -1,11 +1,14 @@
 """One model to the engines of a fleet: every form in a process of its own, and one index of them all."""
 
+import ctypes
 import multiprocessing
+import signal
+import threading
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -13,9 +16,9 @@ from resnet_deploy import artifact
 from resnet_deploy.bundle import open_bundle
 from resnet_deploy.errors import BuildError, FileError, ResnetDeployError, SpecError
 from resnet_deploy.fleet import Fleet, write_fleet
-from resnet_deploy.pipeline.building import BuildInputs, build
+from resnet_deploy.pipeline.building import BuildInputs, build, require_buildable
 from resnet_deploy.protocols import Silent
-from resnet_deploy.specs import BuildSpec
+from resnet_deploy.specs import QUANTIZED, BuildSpec
 
 if TYPE_CHECKING:
     from resnet_deploy.protocols import Progress
@@ -69,22 +72,19 @@ def prebuild(inputs: BuildInputs, specs: list[BuildSpec], folder: Path, jobs: in
 
     Raises:
         SpecError: If two specs have the same name, or there is no process to build in.
-        FileError: If the folder holds something else.
+        FileError: If there is no model, or the folder holds something else.
+        BackendError: If something here cannot build an engine that is asked for.
     """
     names = [engine_name(spec) for spec in specs]
-    if len(set(names)) < len(names):
-        raise SpecError("an engine is asked for twice", hint="name each precision, backend and target once")
-    if jobs < 1:
-        raise SpecError(f"{jobs} processes", hint="give --jobs a positive number")
-    if artifact.exists(folder) and not artifact.is_folder(folder):
-        raise FileError(f"{folder} is not a folder", hint="choose another place with -o")
+    _require_possible(inputs, specs, folder, jobs)
     failures: dict[str, Failure] = {}
     # Fresh processes: threads and CUDA contexts do not survive a fork.
-    with ProcessPoolExecutor(min(jobs, len(specs)), multiprocessing.get_context("spawn")) as pool:
+    spawning = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(specs)), spawning, initializer=_start_worker) as pool:
         running: dict[Future[Failure | None], str] = {}
         for name, spec in zip(names, specs, strict=True):
             wanted = replace(inputs, output=folder / name)
-            if spec.precision != "int8":
+            if spec.precision not in QUANTIZED:
                 wanted = replace(wanted, calib=None, samples=inputs.samples or _as_samples(inputs.calib))
             running[pool.submit(_build_one, wanted, spec, name)] = name
         try:
@@ -93,11 +93,27 @@ def prebuild(inputs: BuildInputs, specs: list[BuildSpec], folder: Path, jobs: in
                 if failure is not None:
                     failures[failure.name] = failure
         except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()  # each ends its build in order, and takes no other
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     bundles = [open_bundle(folder / name) for name in names if name not in failures]
     fleet = write_fleet(folder, bundles) if bundles else None
     return Prebuilt(fleet, tuple(failures[name] for name in names if name in failures))
+
+
+def _require_possible(inputs: BuildInputs, specs: list[BuildSpec], folder: Path, jobs: int) -> None:
+    """Refuse what cannot come true before any process starts."""
+    if len({engine_name(spec) for spec in specs}) < len(specs):
+        raise SpecError("an engine is asked for twice", hint="name each precision, backend and target once")
+    if jobs < 1:
+        raise SpecError(f"{jobs} processes", hint="give --jobs a positive number")
+    if artifact.exists(folder) and not artifact.is_folder(folder):
+        raise FileError(f"{folder} is not a folder", hint="choose another place with -o")
+    if not artifact.is_file(inputs.model):
+        raise FileError(f"{inputs.model} does not exist", hint="export one first with `resnet-deploy export`")
+    for spec in specs:
+        require_buildable(spec)  # before any process starts: no wait ends in what could be known
 
 
 def _as_samples(calib: str | None) -> Path | None:
@@ -113,8 +129,29 @@ def _outcome(done: "Future[Failure | None]", name: str) -> Failure | None:
         return Failure(name, "a process that built engines was killed", "is memory short? try --jobs 1")
 
 
+_ending = threading.Event()
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def _start_worker() -> None:
+    """Let what ends the command end this process in order, and the end of the command too."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _end(number: int, frame: object) -> None:
+    del frame
+    if _ending.is_set():
+        return  # a second one must not cut the removal of what is half-written short
+    _ending.set()
+    raise SystemExit(128 + number)
+
+
 def _build_one(inputs: BuildInputs, spec: BuildSpec, name: str) -> Failure | None:
     """Build in this process; an exception would lose its hint on the way back."""
+    if _ending.is_set():
+        return Failure(name, "interrupted before it was begun", "")
     try:
         build(inputs, spec, Silent())
     except ResnetDeployError as error:

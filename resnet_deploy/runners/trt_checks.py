@@ -74,7 +74,8 @@ def rebuild_hint(bundle: "Bundle") -> str:
     """Say how to build a bundle's engine again."""
     spec = bundle.manifest.spec
     observed = f" --calib {bundle.path / OBSERVATIONS}" if OBSERVATIONS in bundle.manifest.files else ""
+    targets = " --target SM, such as sm89" if spec.trt.targets else ""
     return (
         f"build it again: resnet-deploy build {bundle.manifest.card.architecture}.onnx --{spec.precision}{observed} "
-        f"--backend {spec.backend} --batch {spec.batch}"
+        f"--backend {spec.backend} --batch {spec.batch}{targets}"
     )

@@ -48,6 +48,7 @@ def test_ways_are_told_apart():
 
 RECORD = {
     "environment": {"gpu": {"gpus": [{"name": "NVIDIA H100 80GB HBM3"}]}},
+    "model": {"architecture": "resnet50", "image_size": 224},
     "flop_per_image": gpu.FLOP_PER_IMAGE,
     "samples": {
         "torch FP32 eager": [{"batch": 1, "seconds": [0.01, 0.01, 0.5]}, {"batch": 32, "seconds": [0.032]}],
@@ -58,17 +59,39 @@ RECORD = {
 
 
 def test_the_table_has_rates_and_their_bound():
-    head, _, torch_row, int8_row, failed = gpu.table(RECORD)
+    head, _, torch_row, int8_row, failed, _, published = gpu.table(RECORD)
     assert head == "|  | images/s, batch 1 | images/s, batch 32 | of the bound |"
     assert torch_row.startswith("| torch FP32 eager | 100 | 1,000 |")  # medians
     # 64,000 images/s of 2 x 989e12 / 8.2e9 = 241,220
     assert "| 64,000 | 26.5% |" in int8_row
     assert "Hopper" in failed
+    assert "94,600" in published
 
 
-def test_without_a_peak_no_bound_is_claimed():
-    unknown = RECORD | {"environment": {"gpu": {"gpus": [{"name": "NVIDIA Something"}]}}}
-    assert "%" not in "".join(gpu.table(unknown))
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H200", 989e12),
+        ("Tesla T4", 65e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA Something", None),
+    ],
+)
+def test_peaks_are_of_the_gpus_that_have_them(name, peak):
+    assert gpu.peak_of(name) == peak
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"environment": {"gpu": {"gpus": [{"name": "NVIDIA Something"}]}}},
+        {"model": {"architecture": "resnet18", "image_size": 224}},
+    ],
+)
+def test_without_a_peak_or_for_another_model_no_bound_is_claimed(change):
+    assert "%" not in "".join(gpu.table(RECORD | change))
 
 
 def test_without_a_gpu_it_says_so_and_measures_nothing(monkeypatch):

@@ -2,19 +2,26 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from command_line import assert_refused
 
 import resnet_deploy
 from resnet_deploy import artifact, environment
 from resnet_deploy.bundle import MANIFEST, open_bundle, write_manifest
 from resnet_deploy.cli.prebuild import fleet_specs
+from resnet_deploy.cli.prebuild import prebuild as command
 from resnet_deploy.driver import Gpu, GpuProbe
-from resnet_deploy.errors import BuildError, BundleError, FileError, SpecError
+from resnet_deploy.errors import BackendError, BuildError, BundleError, FileError, SpecError
 from resnet_deploy.fleet import INDEX, describe_bundle, is_fleet, read_fleet, write_fleet
+from resnet_deploy.pipeline import prebuilding
 from resnet_deploy.pipeline.building import RANDOM, BuildInputs
 from resnet_deploy.pipeline.prebuilding import engine_name, one_for_each_target, prebuild, require_whole
 from resnet_deploy.pipeline.verifying import find_source
@@ -90,9 +97,24 @@ def test_what_cannot_be_built_is_told_and_the_rest_is_built(deployment, tmp_path
 
 def test_nothing_that_can_be_built_leaves_no_index(tmp_path):
     folder = tmp_path / "engines"
+    (tmp_path / "no.onnx").write_bytes(b"no model")
     prebuilt = prebuild(BuildInputs(tmp_path / "no.onnx"), specs("fp32"), folder, 1, Silent())
     assert prebuilt.fleet is None
     assert not artifact.exists(folder / INDEX)
+
+
+def test_what_cannot_come_true_is_refused_before_anything_is_built(deployment, tmp_path, monkeypatch):
+    monkeypatch.setattr(prebuilding, "ProcessPoolExecutor", lambda *_, **__: pytest.fail("a process was started"))
+    with pytest.raises(FileError, match=r"no\.onnx does not exist"):
+        prebuild(BuildInputs(tmp_path / "no.onnx"), specs("fp32"), tmp_path / "engines", 1, Silent())
+    for asked, message in (
+        (BuildSpec(backend="onnxruntime", precision="bf16"), "onnxruntime"),
+        (BuildSpec(backend="tensorrt", precision="fp16"), "cannot build for tensorrt"),
+    ):
+        with pytest.raises(BackendError, match=message) as caught:
+            prebuild(BuildInputs(deployment.model), [*specs("fp32"), asked], tmp_path / "engines", 1, Silent())
+        assert caught.value.hint
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_requests_that_make_no_sense(tmp_path):
@@ -163,26 +185,44 @@ def test_an_engine_that_was_exchanged_is_not_taken(copy):
     write_manifest(bundle.path, msgspec.structs.replace(bundle.manifest, notes=("something else",)))
     (copy / "fp32-onnxruntime" / MANIFEST).unlink()
     with pytest.raises(BundleError, match=r"int8-onnxruntime is not the engine that .*index\.json names"):
-        read_first(copy)
+        resnet_deploy.load(copy)
 
 
-def read_first(folder):
-    from resnet_deploy.fleet import open_engine
+def test_an_engine_that_would_not_run_here_need_not_be_whole(copy, monkeypatch):
+    demand(copy, "int8-onnxruntime", compute_capabilities=("8.6",))
+    shutil.rmtree(copy / "int8-onnxruntime")
+    hopper = GpuProbe((Gpu("Synthetic GPU", "9.0", 2**34),), "13.0")
+    here = msgspec.structs.replace(environment.collect(), gpu=hopper)
+    monkeypatch.setattr(environment, "collect", lambda: here)
+    with resnet_deploy.load(copy) as engine:
+        assert engine.bundle.path.name == "fp32-onnxruntime"
 
-    return open_engine(folder, read_fleet(folder).engines[0])
+
+def test_a_backend_that_this_version_does_not_know_is_passed_over(copy):
+    index = json.loads((copy / INDEX).read_text())
+    index["engines"][0]["backend"] = "of-the-future"
+    (copy / INDEX).write_text(json.dumps(index))
+    with resnet_deploy.load(copy) as engine:
+        assert engine.bundle.path.name == "fp32-onnxruntime"
+
+
+def test_a_fleet_is_no_engine_and_says_which_are_in_it(copy):
+    with pytest.raises(FileError, match=r"has no manifest\.json") as caught:
+        open_bundle(copy)
+    assert caught.value.hint == "name an engine in it: fp32-onnxruntime, int8-onnxruntime"
 
 
 # --- what is asked for
 
 
-def asked(**changes):
-    values = {"precisions": "fp16", "backends": "tensorrt-rtx,onnxruntime", "targets": None, "batch": "1:2:4"}
-    calibration = {"method": "percentile", "percentile": 99.9, "max_images": 8, "equalize": True}
-    return fleet_specs({**values, "calib": None, **calibration, "correct_biases": True, **changes})
+def asked(**options):
+    typed = [word for name, value in options.items() for word in (f"--{name}", value)]
+    with command.make_context("prebuild", typed) as context:
+        return fleet_specs(dict(context.params))
 
 
 def test_an_engine_for_each_target():
-    found = asked(precisions="int8,fp16", targets="sm89,sm120")
+    found = asked(precisions="int8, fp16", targets="sm89,sm120", calib="images")
     assert [engine_name(spec) for spec in found] == [
         "int8-tensorrt-rtx-sm89",
         "int8-tensorrt-rtx-sm120",
@@ -206,7 +246,9 @@ def test_no_target_is_the_compilers_own_choice():
     [
         ({"precisions": "fp16,fp12"}, "no such precision: 'fp12'"),
         ({"backends": "onnxruntime", "targets": "sm89"}, "--targets has no effect without tensorrt-rtx"),
-        ({"calib": "images"}, "--calib has no effect without int8"),
+        ({"precisions": "int8"}, "INT8 needs calibration images"),
+        ({"precisions": "fp16, fp8", "targets": "sm89"}, "FP8 needs calibration images"),
+        ({"targets": ""}, "is no GPU generation"),
         ({"targets": "sm90"}, "does not support compute capability 9.0"),
     ],
 )
@@ -227,3 +269,47 @@ def test_the_model_of_a_fleets_engine_is_found_beside_the_fleet(deployment, tmp_
     (folder / INDEX).unlink()  # a folder that happens to lie there is no fleet
     with pytest.raises(FileError, match="is not beside it"):
         find_source(bundle, None)
+
+
+# --- the command
+
+
+def test_options_that_would_have_no_effect_are_refused(invoke, workplace):
+    line = "prebuild engines/resnet18.onnx --precisions fp16 --backends onnxruntime"
+    for more in ("--calib calibration", "--calib-percentile 99", "--no-equalize", "--skip-corrupt"):
+        result = invoke(*f"{line} {more}".split())
+        assert_refused(result, f"{more.split()[0]} has no effect with")
+    assert not (workplace / "engines/fleet").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_and_its_workers_and_leaves_no_half(deployment, tmp_path, number):
+    """Sent to the command alone, as a container does; what has been built stays."""
+    pytest.importorskip("tensorrt_rtx", reason="its builds take long enough to be interrupted")
+    targets = "sm75,sm80,sm86,sm89,sm120,sm121"
+    arguments = [deployment.model, "--targets", targets, "--backends", "tensorrt-rtx", "--jobs", "2", "-o", "fleet"]
+    code = "import sys; from resnet_deploy.cli import main; main(prog_name='resnet-deploy')"
+    started = subprocess.Popen([sys.executable, "-c", code, "prebuild", *arguments], cwd=tmp_path)
+    while not list(tmp_path.glob("fleet/.fp16-*")):  # until one is being built
+        assert started.poll() is None
+        time.sleep(0.05)
+    workers = children(started.pid)
+    started.send_signal(number)
+    assert started.wait(timeout=60) == 128 + number
+    assert not any(alive(worker) for worker in workers)
+    left = {path.name for path in (tmp_path / "fleet").iterdir()} if (tmp_path / "fleet").exists() else set()
+    assert not [name for name in left if name.startswith(".fp16")]
+    assert INDEX not in left
+    assert len(left) < 6
+
+
+def children(pid: int) -> list[int]:
+    """Numbers of the processes that a process has started."""
+    return [int(one) for task in Path(f"/proc/{pid}/task").iterdir() for one in (task / "children").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
