@@ -212,6 +212,10 @@ REFUSALS = (
         "choose one of: auto, onnxruntime, onnxruntime-cuda, ",
     ),
     Refusal("build engines/resnet18.onnx --fp16 --backend torch", "cannot build for torch", "--backend"),
+    Refusal("build engines/resnet18.onnx --fp16 --backend onnxruntime --target=", "is no GPU generation", "sm89"),
+    Refusal("build engines/resnet18.onnx --fp16 --backend onnxruntime --workspace=", "'' is no size", "4G"),
+    Refusal("build engines/resnet18.onnx --fp16 --backend onnxruntime --timing-cache=", "--timing-cache is empty", ""),
+    Refusal("build engines/resnet18.onnx --fp16 --backend onnxruntime --opt-level 3", "has no --opt-level", "tensorrt"),
     Refusal("build engines/resnet18.onnx --bf16 --backend openvino", "openvino", "--backend"),
     Refusal("run --calib data --data data --backend tensorflow", "unknown backend 'tensorflow'", "onnxruntime"),
     # Options that would have no effect.

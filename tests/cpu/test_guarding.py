@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from command_line import assert_refused
 
+from resnet_deploy.backends import find_backend
 from resnet_deploy.bundle import open_bundle
+from resnet_deploy.capabilities import backend_status
 from resnet_deploy.errors import SpeedError
 from resnet_deploy.onnx_files import onnx_from_bytes
 from resnet_deploy.ort_session import profile_nodes
@@ -65,6 +67,15 @@ def test_a_slow_engine_is_named_with_its_layers(deployment, monkeypatch):
     (said,) = pace.notes
     assert "slower than in FP32: fc by 8 us, conv1 by 2 us, layer1.0.conv1 by 1 us" in said
     assert f"({pace.speedup:.2f} times its speed)" in said
+
+
+def test_an_engine_that_cannot_run_here_is_not_built_to_be_measured(invoke, workplace):
+    if backend_status(find_backend("tensorrt-rtx")).run.ok:
+        pytest.skip("TensorRT-RTX runs here")
+    line = "build engines/resnet18.onnx --fp16 --backend tensorrt-rtx --require-speedup 1.2 -o engine"
+    result = invoke(*line.split())
+    assert result.exit_code == 2
+    assert not (workplace / "engine").exists()
 
 
 def test_fp32_is_held_against_nothing():

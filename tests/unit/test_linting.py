@@ -95,3 +95,18 @@ def test_a_plan_is_held_against_its_flavour():
     graph = read_plan(plan_bytes(PROGRAM))
     assert lint_engine(manifest_of("fp16", "tensorrt-rtx"), graph, "", ()) == ()
     assert lint_engine(manifest_of("fp32", "tensorrt-rtx"), graph, "", ())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_what_is_expected_of_other_precisions_is_not_known(precision):
+    graph = read_plan(plan_bytes(PROGRAM))
+    with pytest.raises(BackendError, match=f"what is expected of {precision} kernels is not known") as caught:
+        lint_engine(manifest_of(precision, "tensorrt-rtx"), graph, "", ())
+    assert caught.value.hint == "--lint judges fp32, fp16, int8; --layers lists any"
+
+
+@pytest.mark.parametrize(("backend", "hint"), [("tensorrt-rtx", "one --batch"), ("onnxruntime", "name an engine of")])
+def test_the_hint_is_of_what_can_be_done(backend, hint):
+    with pytest.raises(BackendError) as caught:
+        lint_engine(manifest_of("fp16", backend), None, "a reason", ())
+    assert hint in caught.value.hint

@@ -87,6 +87,9 @@ def test_activation_bytes_by_hand():
 def test_a_type_of_unknown_size_gives_no_sum():
     stem = 'name="stem" region="device" stride_order={ 3 0 2 1 } type='
     assert f"{stem}half" in PROGRAM
+    float8 = read_plan(plan_bytes(PROGRAM.replace(f"{stem}half", f"{stem}fp8_e4m3")))
+    assert float8.kernels[1].types.endswith("-> float8_e4m3fn")
+    assert float8.activation_bytes(8) is not None
     graph = read_plan(plan_bytes(PROGRAM.replace(f"{stem}half", f"{stem}odd")))
     assert graph.activation_bytes(1) is None
     assert graph.kernels[1].types == "float16 x float16 -> odd"

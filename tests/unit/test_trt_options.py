@@ -3,10 +3,12 @@
 import msgspec
 import pytest
 
+from resnet_deploy import trt_api
 from resnet_deploy.builders.trt_watch import Phases
 from resnet_deploy.bundle import Requirements
+from resnet_deploy.driver import Gpu, GpuProbe
 from resnet_deploy.errors import SpecError
-from resnet_deploy.specs import BatchRange, BuildSpec, whole_range
+from resnet_deploy.specs import BatchRange, BuildSpec, CalibrationSpec, whole_range
 from resnet_deploy.trt_options import TrtOptions, parse_bytes, parse_targets
 
 OPTIONS = {
@@ -93,6 +95,11 @@ def test_profiles_leave_no_size_out(profiles, missing):
         whole_range([BatchRange(size, size, size) for size in profiles])
 
 
+def test_a_profile_is_given_once():
+    with pytest.raises(SpecError, match="a profile is given twice"):
+        whole_range([BatchRange(1, 8, 64), BatchRange(1, 8, 64)])
+
+
 def test_profiles_are_tensorrts():
     profiles = (BatchRange(1, 1, 1), BatchRange(2, 8, 64))
     asked = {"precision": "fp16", "batch": whole_range(profiles), "profiles": profiles}
@@ -153,3 +160,28 @@ def test_bundle_requirements_default_to_nothing():
     old = msgspec.json.decode(b'{"library": "onnxruntime"}', type=Requirements)
     assert not old.later_versions
     assert old.least_compute_capability == ""
+
+
+# --- targets
+
+
+@pytest.mark.parametrize(
+    ("precision", "here", "targets"),
+    [
+        ("fp16", "", ("8.6", "8.9", "12.0")),
+        ("fp16", "8.9", ("8.6", "8.9", "12.0")),
+        ("fp16", "12.1", ("8.6", "8.9", "12.0", "12.1")),
+        ("fp16", "9.0", ("8.6", "8.9", "12.0")),  # which the flavour does not take
+        ("fp8", "", ("8.9", "12.0")),
+        ("fp8", "8.0", ("8.9", "12.0")),  # which has no FP8
+        ("bf16", "8.0", ("8.6", "8.9", "12.0", "8.0")),
+    ],
+)
+def test_default_targets_have_the_gpu_that_is_here(monkeypatch, precision, here, targets):
+    gpus = (Gpu("Synthetic GPU", here, 2**30),) if here else ()
+    monkeypatch.setattr(trt_api, "probe_gpu", lambda: GpuProbe(gpus))
+    calibration = CalibrationSpec() if precision == "fp8" else None
+    spec = BuildSpec(backend="tensorrt-rtx", precision=precision, calibration=calibration)
+    assert trt_api.targets_of(spec) == targets
+    asked = msgspec.structs.replace(spec, trt=TrtOptions(targets=("8.9",)))
+    assert trt_api.targets_of(asked) == ("8.9",)
