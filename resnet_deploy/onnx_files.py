@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CARD_KEY: Final = "resnet_deploy.model_card"
 PRODUCER: Final = "resnet-deploy"
 _LARGE: Final = 1024  # bytes of a constant; what lies below may be a shape or a scale that the graph is optimized by
+_NUMPYS_OWN: Final = 256  # numbers from here on are of types that other packages add to NumPy
 _NOWHERE: Final = "in-memory"  # external data must have the name of a file
 _EXPORT_HINT: Final = "write it with `resnet-deploy export`"
 _AGAIN_HINT: Final = "do not change exported files: write it again with `resnet-deploy export`"
@@ -108,7 +109,7 @@ def split_weights(model: ir.Model) -> "tuple[bytes, dict[str, NDArray[np.generic
     for name, value in split.graph.initializers.items():
         assert value.const_value is not None
         array = value.const_value.numpy()
-        if array.nbytes >= _LARGE and array.dtype.isbuiltin == 1:  # a session takes no other arrays: BF16, FP8
+        if array.nbytes >= _LARGE and array.dtype.num < _NUMPYS_OWN:  # a session takes no others: BF16, FP8
             dtype, shape = value.const_value.dtype, value.const_value.shape
             assert isinstance(shape, ir.Shape)
             value.const_value = ir.ExternalTensor(_NOWHERE, 0, array.nbytes, dtype, shape=shape, name=name)

@@ -233,11 +233,11 @@ def test_no_layer_diverges_and_a_damaged_one_is_found(resnet18):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_answers_say_how_they_were_simulated(resnet18, lowered, tmp_path, precision):
+def test_answers_say_how_they_were_simulated(resnet18, lowered, precision):
     card = read_card(resnet18.model, name="m")
     spec = BuildSpec(backend="tensorrt-rtx", precision=precision)
     half = lowered if precision == "bf16" else bytes_from_onnx(lower_to_float16(resnet18.model)[0])
-    answers = golden.answer(tmp_path / "no.plan", half, spec, card, golden.Samples(None, "synthetic images"))
+    answers = golden.answer(None, half, spec, card, golden.Samples(None, "synthetic images"))
     assert not answers.by_engine
     assert answers.notes == ((BFLOAT16_NOTE,) if precision == "bf16" else ())
     measured = golden.compare(answers, resnet18.data, "synthetic images")

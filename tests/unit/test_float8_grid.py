@@ -115,6 +115,10 @@ def test_the_table_of_precisions():
     found = {backend.name: backend.precisions for backend in BACKENDS if backend.precisions}
     assert found == {
         "onnxruntime": ("fp32", "fp16", "int8"),
+        "onnxruntime-cuda": ("fp32", "fp16"),
+        "onnxruntime-tensorrt": ("fp32", "fp16", "int8"),
+        "onnxruntime-rtx": ("fp32", "fp16", "int8"),
+        "openvino": ("fp32", "fp16", "int8"),
         "tensorrt-rtx": PRECISIONS,
         "tensorrt": PRECISIONS,
     }
