@@ -10,6 +10,7 @@ import json
 import statistics
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -45,6 +46,7 @@ PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 1
 MLPERF_H200 = 94_600  # images/s
 MODEL_OF_BOUND = {"architecture": "resnet50", "image_size": 224}
 IMAGES = 64
+ENQUEUES = 1000
 MOST_DECIBELS = 200.0
 NOTHING = "–"  # noqa: RUF001 - the dash that stands for an empty cell
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
@@ -79,7 +81,7 @@ def main(model: Path | None, batches: str, seconds: float, rounds: int) -> None:
         images = synthetic_images(card.preprocess, IMAGES)
         lineup = line_up(path, card, Path(folder), BatchRange(1, max(spec.batches), max(spec.batches)))
         samples = measure_in_turns(lineup.entrants, images, spec, progress)
-        parity = agreement(lineup, images)
+        parity, overhead = agreement(lineup, images), enqueue_seconds(lineup, images)
     record = {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "environment": msgspec.to_builtins(here),
@@ -88,6 +90,7 @@ def main(model: Path | None, batches: str, seconds: float, rounds: int) -> None:
         "flop_per_image": FLOP_PER_IMAGE,
         "samples": {name: msgspec.to_builtins(found) for name, found in samples.items()},
         "parity": parity,
+        "enqueue_seconds": overhead,
         "failures": lineup.failures,
     }
     name = here.gpu.gpus[0].name.replace(" ", "-").lower()
@@ -133,6 +136,23 @@ def agreement(lineup: Lineup, images: Any) -> dict[str, dict[str, float]]:
     return found
 
 
+def enqueue_seconds(lineup: Lineup, images: Any) -> dict[str, float]:
+    """Median time that ``enqueue`` keeps the host at batch 1, nothing under way; the library's own share included."""
+    found = {}
+    for entrant in lineup.entrants:
+        runner, taken = entrant.runner, []
+        for _ in range(ENQUEUES):
+            runner.load(images[:1])
+            runner.synchronize()
+            start = time.perf_counter()
+            runner.enqueue()
+            taken.append(time.perf_counter() - start)
+            runner.synchronize()
+            runner.fetch()
+        found[entrant.name] = statistics.median(taken)
+    return found
+
+
 def peak_of(gpu: str) -> float | None:
     """Operations per second of a GPU in FP16, by its name; None where it is not known."""
     words = gpu.upper().replace("-", " ").split()
@@ -146,14 +166,21 @@ def table(record: dict[str, Any]) -> list[str]:
     gpu = record["environment"]["gpu"]["gpus"][0]["name"]
     batches = sorted({one["batch"] for found in record["samples"].values() for one in found})
     peak = peak_of(gpu) if record["model"] == MODEL_OF_BOUND else None
-    heads = ("", *(f"images/s, batch {batch}" for batch in batches), "of the bound")
+    heads = ("", *(f"images/s, batch {batch}" for batch in batches), "of the bound", "enqueue, µs")
     lines = [heads, ("---",) * len(heads)]
     for name, found in record["samples"].items():
         rates = {one["batch"]: one["batch"] / statistics.median(one["seconds"]) for one in found}
         bound = None if peak is None else peak * (2 if name.endswith("int8") else 1) / record["flop_per_image"]
         share = f"{max(rates.values()) / bound:.1%}" if bound is not None and "fp32" not in name.lower() else NOTHING
-        lines.append((name, *(f"{rates[batch]:,.0f}" if batch in rates else NOTHING for batch in batches), share))
-    lines += [(name, *[NOTHING] * len(batches), reason) for name, reason in record["failures"].items()]
+        lines.append(
+            (
+                name,
+                *(f"{rates[batch]:,.0f}" if batch in rates else NOTHING for batch in batches),
+                share,
+                f"{record['enqueue_seconds'][name] * 1e6:.1f}",
+            )
+        )
+    lines += [(name, *[NOTHING] * len(batches), reason, NOTHING) for name, reason in record["failures"].items()]
     rows = [f"| {' | '.join(line)} |" for line in lines]
     return [*rows, "", f"MLPerf's published figure for one H200, INT8, offline: {MLPERF_H200:,} images/s"]
 

@@ -54,16 +54,17 @@ RECORD = {
         "torch FP32 eager": [{"batch": 1, "seconds": [0.01, 0.01, 0.5]}, {"batch": 32, "seconds": [0.032]}],
         "tensorrt int8": [{"batch": 32, "seconds": [0.0005]}],
     },
+    "enqueue_seconds": {"torch FP32 eager": 0.0021, "tensorrt int8": 1.25e-5},
     "failures": {"tensorrt-rtx fp16": "TensorRT-RTX does not support compute capability 9.0 (Hopper)"},
 }
 
 
 def test_the_table_has_rates_and_their_bound():
     head, _, torch_row, int8_row, failed, _, published = gpu.table(RECORD)
-    assert head == "|  | images/s, batch 1 | images/s, batch 32 | of the bound |"
+    assert head == "|  | images/s, batch 1 | images/s, batch 32 | of the bound | enqueue, µs |"
     assert torch_row.startswith("| torch FP32 eager | 100 | 1,000 |")  # medians
     # 64,000 images/s of 2 x 989e12 / 8.2e9 = 241,220
-    assert "| 64,000 | 26.5% |" in int8_row
+    assert int8_row.endswith("| 64,000 | 26.5% | 12.5 |")
     assert "Hopper" in failed
     assert "94,600" in published
 
@@ -104,3 +105,11 @@ def test_without_a_gpu_it_says_so_and_measures_nothing(monkeypatch):
     result = CliRunner().invoke(gpu.main, [])
     assert result.exit_code == 2
     assert "no NVIDIA GPU" in result.stderr
+
+
+def test_the_host_s_share_of_a_call_is_measured(monkeypatch):
+    monkeypatch.setattr(gpu, "ENQUEUES", 3)
+    peer = TorchPeer(create_model("resnet18", 10), CARD, BATCH, WAYS[0], "cpu")
+    lineup = gpu.Lineup([gpu.Entrant(WAYS[0].name, peer)], {})
+    found = gpu.enqueue_seconds(lineup, synthetic_images(CONTRACT, 2))
+    assert 1e-4 < found[WAYS[0].name] < 10  # on the CPU it waits for the network: a millisecond and more
