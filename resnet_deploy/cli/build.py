@@ -42,7 +42,7 @@ DEFAULT_MODEL: Final = ENGINES / "resnet50.onnx"
 @click.option("--bf16", is_flag=True, help="Build in BF16; TensorRT only.")
 @click.option("--int8", is_flag=True, help="Build in INT8; needs --calib.")
 @click.option("--fp8", is_flag=True, help="Build in FP8; needs --calib; TensorRT only.")
-@click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime, tensorrt or tensorrt-rtx.")
+@click.option("--backend", default="auto", show_default=True, help="auto, or one that `doctor` lists.")
 @click.option(
     "--batch",
     "batches",

@@ -25,7 +25,7 @@ _BUILT: Final[tuple[Precision, ...]] = ("fp32", "fp16", "int8")  # what every ba
 
 @click.command()
 @export_options
-@click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime or tensorrt-rtx.")
+@click.option("--backend", default="auto", show_default=True, help="auto, or one that `doctor` lists.")
 @click.option("--batch", default="1:8:64", show_default=True, metavar="MIN:OPT:MAX", help="Batch sizes to accept.")
 @click.option("--calib", type=PATH_OR_WORD, required=True, metavar="DIR", help="Real images to calibrate INT8 on.")
 @calibration_options
