@@ -334,7 +334,7 @@ def test_the_table_is_not_empty_and_names_extras_that_exist():
         assert bool(backend.module) == bool(backend.extra)
         if backend.extra:
             packages = {
-                requirement.split(">")[0].replace("-", "_").removesuffix("_gpu").removesuffix("_cu13")
+                requirement.split(">")[0].split("[")[0].replace("-", "_").removesuffix("_gpu").removesuffix("_cu13")
                 for requirement in extras[backend.extra]
             }
             assert backend.module in packages

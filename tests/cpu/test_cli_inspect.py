@@ -215,7 +215,7 @@ def test_weights_that_are_no_numbers_are_refused(invoke, workplace):
     ("line", "message", "hint"),
     [
         ("absent", "absent does not exist", "an engine bundle or an exported model"),
-        ("engines", "has no manifest.json", "resnet-deploy build"),
+        ("engines", "has no manifest.json", "name an engine in it: "),
         ("notes.txt", "notes.txt is not an ONNX file", "resnet-deploy export"),
         ("truncated.onnx", "truncated.onnx is not an ONNX file", "resnet-deploy export"),
         ("smaller.onnx", "is not what its model card says", ""),
