@@ -6,7 +6,6 @@ activations, since their work is done one after the other.
 """
 
 import contextlib
-import gc
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
@@ -18,7 +17,7 @@ from resnet_deploy.errors import DeviceError
 from resnet_deploy.specs import INPUT_NAME, OUTPUT_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from resnet_deploy.runners.trt_engine import TrtEngine
 
@@ -198,8 +197,7 @@ class Lane:
             self._engine.graph_refusal = f"{self._engine.api.backend} cannot be captured with this engine"
             return
         try:
-            with _no_garbage_collection():  # what a finalizer frees would end the capture
-                graph = capture(self._cuda, self._side, lambda: context.enqueue(self._side))
+            graph = capture(self._cuda, self._side, lambda: context.enqueue(self._side))
         except DeviceError as error:
             self._engine.graph_refusal = error.message
             return
@@ -233,17 +231,6 @@ class Lane:
             graph.close()
             context.forget()
         self._graphs.clear()
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> "Iterator[None]":
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class Context:
