@@ -33,7 +33,7 @@ test-gpu:
 	$(PYTHON) -m pytest tests/gpu --strict-markers -m gpu
 
 bench-gpu:
-	$(PYTHON) benchmarks/gpu.py
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
 
 check: setup
 	$(BIN)/ruff check .

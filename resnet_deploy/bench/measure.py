@@ -5,21 +5,18 @@ a slow minute falls on all. A turn begins with untimed calls, for the turn befor
 engine's spinning threads behind.
 """
 
-import gc
 import random
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from resnet_deploy.batching import run_once
 from resnet_deploy.bench.records import Samples
+from resnet_deploy.collector import no_garbage_collection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from resnet_deploy.protocols import Array, Progress, Runner
     from resnet_deploy.specs import BenchSpec
 
@@ -89,7 +86,7 @@ def time_turn(runner: "Runner", feed: "Array", budget_s: float) -> list[float]:
         run_once(runner, feed)
     taken: list[float] = []
     clock = time.perf_counter_ns
-    with _no_garbage_collection():
+    with no_garbage_collection():
         end = clock() + int(budget_s * 1e9)
         while len(taken) < _LEAST_CALLS or (clock() < end and len(taken) < _MOST_CALLS):
             start = clock()
@@ -106,15 +103,3 @@ def _filled(images: "Array", batch: int) -> "Array":
     import numpy as np
 
     return np.ascontiguousarray(images[np.arange(batch) % len(images)])
-
-
-@contextmanager
-def _no_garbage_collection() -> "Iterator[None]":
-    """Keep Python's collector from pausing a timed call."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -1,15 +1,15 @@
 """CUDA graphs: work that was put into a stream once and is launched as one piece ever after."""
 
 import contextlib
-import gc
 from typing import TYPE_CHECKING
 
+from resnet_deploy.collector import no_garbage_collection
 from resnet_deploy.cuda.runtime import Cuda, Owned
 from resnet_deploy.cuda.streams import Stream
 from resnet_deploy.errors import DeviceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
 class Graph(Owned):
@@ -37,7 +37,7 @@ def capture(cuda: Cuda, stream: Stream, enqueue: "Callable[[], None]") -> Graph:
     mode = cuda.bindings.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
     cuda.call("cudaStreamBeginCapture", stream.native, mode)
     try:
-        with _no_garbage_collection():
+        with no_garbage_collection():
             enqueue()
     except BaseException:
         _abandon(cuda, stream)
@@ -47,18 +47,6 @@ def capture(cuda: Cuda, stream: Stream, enqueue: "Callable[[], None]") -> Graph:
         return Graph(cuda, cuda.call("cudaGraphInstantiate", template, 0))
     finally:
         cuda.call("cudaGraphDestroy", template)
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> "Iterator[None]":
-    """Keep the collector from freeing device memory in the midst of a capture, which would spoil it."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _abandon(cuda: Cuda, stream: Stream) -> None:
