@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.generic]
 
-Scope = Literal["host", "device", "end_to_end"]
+Scope = Literal["host", "device", "h2d", "d2h", "end_to_end"]
 T = TypeVar("T")
 
 

@@ -3,11 +3,14 @@
 Only measured values are stored. Percentiles, throughput, accuracy and agreement are computed from them by
 ``statistics`` whenever they are shown, so that there is one source of truth.
 
-Schema history: 1, the first.
+Schema history: 1, the first; 2 adds to samples how many callers there were, graphs, the rate of calls and the wall
+clock of each round, to engines their role, settings and the time of each layer, and to the run the state of the machine
+in each round and what decoding costs. What 2 adds has a default that says what 1 meant, so that records of 1 are read
+as they are.
 """
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -17,34 +20,68 @@ from resnet_deploy.errors import FileError, SpecError
 from resnet_deploy.protocols import Scope
 from resnet_deploy.specs import Preprocess
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
+Role = Literal["reference", "engine", "peer"]
 
 
 class Samples(msgspec.Struct, frozen=True, kw_only=True):
-    """Latencies of one engine at one batch size.
+    """Latencies of one engine in one way of calling it.
 
     Attributes:
         batch: Images per call.
-        scope: What lies inside the timer: ``host`` is load, enqueue, synchronize and fetch on arrays in host memory.
-        seconds: One value per call, in the order they were measured.
+        scope: What lies inside the timer: ``host`` is load, enqueue, synchronize and fetch on arrays in host memory;
+            ``device`` is enqueue alone, by the device's clock where it has one; ``h2d`` and ``d2h`` are the copies of
+            the images to the device and of the logits back; ``end_to_end`` is from the bytes of JPEG files to labels.
+        seconds: One value per call, in the order they were measured. Where calls are paced, each counts from when it
+            was due, so that a call that had to wait for the one before it is not taken for a short one.
         rounds: Which round each call belongs to; engines take turns within a round.
+        concurrency: Callers at once, each with a runner of its own.
+        graphs: Whether the engine ran as CUDA graphs; None where there is no such thing.
+        offered: Calls per second that were due, at even distances; None where each caller calls again once it has
+            its answer.
+        wall: Seconds that each round took from the first call to the last answer, in the order of the rounds; empty
+            where calls did not overlap and their sum is the time that they took.
 
     Raises:
-        ValueError: If there is no call, a call took no time, or rounds and calls do not go together.
+        ValueError: If there is no call, a call took no time, rounds and calls do not go together, or calls overlapped
+            and the wall clock is missing.
     """
 
     batch: Count
     scope: Scope
     seconds: tuple[float, ...]
     rounds: tuple[int, ...]
+    concurrency: Count = 1
+    graphs: bool | None = None
+    offered: float | None = None
+    wall: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.seconds or len(self.seconds) != len(self.rounds):
             raise ValueError(f"{len(self.seconds)} calls in {len(self.rounds)} rounds entries at batch {self.batch}")
         if min(self.seconds) <= 0:
             raise ValueError(f"a call of {min(self.seconds)} s at batch {self.batch}")
+        if self.wall and (len(self.wall) != len(set(self.rounds)) or min(self.wall) <= 0):
+            raise ValueError(f"wall clock of {len(self.wall)} rounds, calls of {len(set(self.rounds))}")
+        if not self.wall and (self.concurrency > 1 or self.offered is not None):
+            raise ValueError("calls that overlap or wait need the wall clock of their rounds")
+
+    @property
+    def way(self) -> "Way":
+        """How the engine was called: what two sets of samples must share to be compared."""
+        return Way(self.batch, self.scope, self.concurrency, self.graphs, self.offered)
+
+
+class Way(msgspec.Struct, frozen=True, order=True):
+    """How an engine is called; the attributes are those of ``Samples``."""
+
+    batch: int
+    scope: Scope = "host"
+    concurrency: int = 1
+    graphs: bool | None = None
+    offered: float | None = None
 
 
 class Outputs(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +138,36 @@ class SearchStep(msgspec.Struct, frozen=True, kw_only=True):
     cost: float
 
 
+class LayerTime(msgspec.Struct, frozen=True, kw_only=True):
+    """What one layer of an engine costs.
+
+    Attributes:
+        name: As the backend calls it after its fusions.
+        kind: The operator, such as ``Conv``.
+        seconds: Mean of the calls that were profiled.
+    """
+
+    name: str
+    kind: str
+    seconds: float
+
+
+class LayerTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the time of a call goes, by the backend's own profiler, in calls of their own: profiling slows them down.
+
+    Attributes:
+        batch: Images per call.
+        calls: How many were profiled.
+        profiler: Whose figures these are, such as ``ONNX Runtime``.
+        layers: In the order of execution.
+    """
+
+    batch: Count
+    calls: Count
+    profiler: str
+    layers: tuple[LayerTime, ...]
+
+
 class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One engine, as measured in one run.
 
@@ -111,11 +178,15 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
         size_bytes: Size of the engine file (of the weights, for the reference).
         sha256: Digest of the engine file; of the weights, for the reference.
         device: What it ran on, in the backend's words, such as ``CPUExecutionProvider``.
-        latency: One entry per batch size.
+        latency: One entry per way of calling it.
         outputs: Answers on the data set; absent when the run had none.
         in_sample: Whether its ranges, or the layers it keeps in floating point, were chosen on this very data set.
         histograms: The tensors that its 8-bit grid serves worst, the worst first; empty where it has none.
         search: The steps of the search that kept it to a limit; empty where there was none.
+        role: ``reference``, an ``engine`` of ours, or a ``peer``: what one would get elsewhere.
+        settings: What a peer is and how it was called, in a line.
+        notes: What the runner had to say of how it ran.
+        layers: Where its time goes; absent where no profiler was asked.
     """
 
     name: str
@@ -129,6 +200,52 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
     in_sample: bool = False
     histograms: tuple[TensorHistogram, ...] = ()
     search: tuple[SearchStep, ...] = ()
+    role: Role = "engine"
+    settings: str = ""
+    notes: tuple[str, ...] = ()
+    layers: LayerTimes | None = None
+
+
+class MachineState(msgspec.Struct, frozen=True, kw_only=True):
+    """What the machine did in one round; a figure is None where the system does not tell.
+
+    Attributes:
+        round: Its number.
+        seconds: How long it lasted.
+        used: Processor time of this process, over that of all usable cores.
+        elsewhere: Processor time of other processes, over that of all usable cores.
+        stolen: Time that the host of this virtual machine gave to others, over that of all usable cores.
+        mhz: Mean clock of the cores at the end of the round.
+        throttled: Why clocks were held down, in the system's words; empty where they were not, or nobody tells.
+        gpu_mhz: Clock of the GPU at the end of the round.
+        gpu_celsius: Its temperature.
+    """
+
+    round: int
+    seconds: float
+    used: float | None = None
+    elsewhere: float | None = None
+    stolen: float | None = None
+    mhz: float | None = None
+    throttled: str = ""
+    gpu_mhz: float | None = None
+    gpu_celsius: float | None = None
+
+
+class DecodeTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """What reading the images costs beside running them, in images per second.
+
+    Attributes:
+        workers: Decoding threads.
+        images: How many each figure rests on.
+        decode: Decoding alone.
+        engines: Of each engine by name: alone on decoded images, and both together.
+    """
+
+    workers: Count
+    images: Count
+    decode: float
+    engines: dict[str, tuple[float, float]]
 
 
 class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -178,6 +295,10 @@ class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):
         engines: In the order they were given, the reference first.
         reference: Name of the engine the others are compared with; empty when there is none.
         not_run: Engines that were found and could not be run here.
+        machine: The state of the machine, round by round.
+        governor: What chooses the clocks of the cores, in the kernel's words; empty where it does not tell.
+        suite: Name of the suite that asked for this run; empty for none.
+        decoding: What reading the images costs; absent where that was not measured.
 
     Raises:
         ValueError: If the reference is not among the engines, or answers or labels are not one per image.
@@ -197,6 +318,10 @@ class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):
     engines: tuple[EngineRecord, ...]
     reference: str = ""
     not_run: tuple[NotRun, ...] = ()
+    machine: tuple[MachineState, ...] = ()
+    governor: str = ""
+    suite: str = ""
+    decoding: DecodeTimes | None = None
 
     def __post_init__(self) -> None:
         if self.reference and self.reference not in [engine.name for engine in self.engines]:

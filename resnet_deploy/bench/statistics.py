@@ -99,8 +99,8 @@ def percentile(seconds: Sequence[float], percent: float) -> float:
 
 
 def throughput(samples: Samples) -> float:
-    """Images per second: images over the summed time of the calls."""
-    return samples.batch * len(samples.seconds) / sum(samples.seconds)
+    """Images per second: images over the wall clock, or over the summed time of calls that did not overlap."""
+    return samples.batch * len(samples.seconds) / sum(samples.wall or samples.seconds)
 
 
 def smallest_samples(engine: EngineRecord) -> Samples:
@@ -247,7 +247,7 @@ def _rounds(samples: Samples) -> "list[Floats]":
 def _resampled_throughput(samples: Samples, rng: np.random.Generator, resamples: int) -> "Floats":
     """Throughput of each resample of the rounds."""
     rounds = _rounds(samples)
-    time = np.array([seconds.sum() for seconds in rounds])
+    time = np.array(samples.wall if len(samples.wall) == len(rounds) else [seconds.sum() for seconds in rounds])
     images = np.array([samples.batch * len(seconds) for seconds in rounds])
     picks = rng.integers(0, len(rounds), size=(resamples, len(rounds)))
     rates: Floats = images[picks].sum(1) / time[picks].sum(1)
