@@ -1,8 +1,9 @@
 """Runners: one file per backend behind the ``Runner`` protocol, found by name."""
 
+import contextlib
 import importlib
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 from resnet_deploy.backends import find_backend
 from resnet_deploy.bundle import Bundle
@@ -26,8 +27,36 @@ def find_runner(name: str) -> RunnerFactory:
             f"this version of resnet-deploy does not run {name} engines",
             hint="run one built with --backend onnxruntime",
         )
-    module, _, attribute = backend.runner.partition(":")
-    return cast("RunnerFactory", getattr(importlib.import_module(module), attribute).open)
+    return cast("RunnerFactory", _runner_class(name).open)
+
+
+def open_several(bundle: Bundle, threads: int, count: int) -> tuple[Runner, ...]:
+    """Open as many runners of one engine as there are callers at once, so that all of them share ``threads``.
+
+    Where the backend runs several requests on one loaded model, they share its weights too; elsewhere each has the
+    engine to itself, with its part of the threads.
+
+    Raises:
+        BackendError: If the backend is unknown or cannot run bundles.
+    """
+    opener = find_runner(bundle.manifest.spec.backend)
+    if count == 1:
+        return (opener(bundle, threads),)
+    sharing = getattr(_runner_class(bundle.manifest.spec.backend), "open_several", None)
+    if sharing is not None:
+        return cast("tuple[Runner, ...]", sharing(bundle, threads, count))
+    runners: list[Runner] = []
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            runners.append(opener(bundle, max(1, threads // count)))
+            stack.callback(runners[-1].close)
+        stack.pop_all()  # all are open: they are the caller's
+    return tuple(runners)
+
+
+def shares_requests(name: str) -> bool:
+    """Whether a backend runs several requests on one loaded model, started without waiting for each other."""
+    return find_backend(name).runner != "" and hasattr(_runner_class(name), "open_several")
 
 
 def find_model_runner(name: str) -> ModelRunner | None:
@@ -35,8 +64,12 @@ def find_model_runner(name: str) -> ModelRunner | None:
     backend = find_backend(name)
     if backend.device not in ("any", "cpu") or not backend.builder:
         return None
-    module, _, attribute = backend.runner.partition(":")
-    return cast("ModelRunner", getattr(importlib.import_module(module), attribute))
+    return cast("ModelRunner", _runner_class(name))
+
+
+def _runner_class(name: str) -> Any:
+    module, _, attribute = find_backend(name).runner.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def tensor_specs(card: ModelCard) -> tuple[TensorSpec, TensorSpec]:
