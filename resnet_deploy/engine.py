@@ -186,7 +186,8 @@ def load(path: str | Path, *, threads: int = 0, requests: int = 1) -> Engine:
     backend = bundle.manifest.spec.backend
     if requests > 1 and not shares_requests(backend):
         raise SpecError(f"{backend} runs one request at a time", hint="drop `requests`, or build for openvino")
-    return Engine(bundle, *open_several(bundle, threads or environment.compute_threads(), requests))
+    each = max(1, (threads or environment.compute_threads()) // requests)
+    return Engine(bundle, *open_several(bundle, each, requests))
 
 
 def _choose(folder: Path, here: "Environment") -> Bundle:

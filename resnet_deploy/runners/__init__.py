@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 from resnet_deploy.backends import find_backend
 from resnet_deploy.bundle import Bundle
@@ -27,36 +27,40 @@ def find_runner(name: str) -> RunnerFactory:
             f"this version of resnet-deploy does not run {name} engines",
             hint="run one built with --backend onnxruntime",
         )
-    return cast("RunnerFactory", _runner_class(name).open)
+    module, _, attribute = backend.runner.partition(":")
+    return cast("RunnerFactory", getattr(importlib.import_module(module), attribute).open)
 
 
-def open_several(bundle: Bundle, threads: int, count: int) -> tuple[Runner, ...]:
-    """Open as many runners of one engine as there are callers at once, so that all of them share ``threads``.
+def open_several(bundle: Bundle, threads: int, count: int) -> list[Runner]:
+    """Open an engine for ``count`` callers at once, each with a runner of its own.
 
-    Where the backend runs several requests on one loaded model, they share its weights too; elsewhere each has the
-    engine to itself, with its part of the threads.
+    A runner class may know a better way than to open the bundle so many times, such as to share one compiled model:
+    ``open_several(bundle, threads, count)`` with ``threads`` for each.
+
+    Args:
+        bundle: The engine.
+        threads: CPU threads for each.
+        count: How many callers.
 
     Raises:
-        BackendError: If the backend is unknown or cannot run bundles.
+        UserError: If one cannot be opened; those before it are closed.
     """
-    opener = find_runner(bundle.manifest.spec.backend)
-    if count == 1:
-        return (opener(bundle, threads),)
-    sharing = getattr(_runner_class(bundle.manifest.spec.backend), "open_several", None)
-    if sharing is not None:
-        return cast("tuple[Runner, ...]", sharing(bundle, threads, count))
-    runners: list[Runner] = []
+    factory = find_runner(bundle.manifest.spec.backend)
+    several = getattr(getattr(factory, "__self__", None), "open_several", None)
+    if several is not None:
+        return list(several(bundle, threads, count))
     with contextlib.ExitStack() as stack:
+        runners = []
         for _ in range(count):
-            runners.append(opener(bundle, max(1, threads // count)))
+            runners.append(factory(bundle, threads))
             stack.callback(runners[-1].close)
-        stack.pop_all()  # all are open: they are the caller's
-    return tuple(runners)
+        stack.pop_all()
+    return runners
 
 
 def shares_requests(name: str) -> bool:
     """Whether a backend runs several requests on one loaded model, started without waiting for each other."""
-    return find_backend(name).runner != "" and hasattr(_runner_class(name), "open_several")
+    return hasattr(getattr(find_runner(name), "__self__", None), "open_several")
 
 
 def find_model_runner(name: str) -> ModelRunner | None:
@@ -64,12 +68,8 @@ def find_model_runner(name: str) -> ModelRunner | None:
     backend = find_backend(name)
     if backend.device not in ("any", "cpu") or not backend.builder:
         return None
-    return cast("ModelRunner", _runner_class(name))
-
-
-def _runner_class(name: str) -> Any:
-    module, _, attribute = find_backend(name).runner.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    module, _, attribute = backend.runner.partition(":")
+    return cast("ModelRunner", getattr(importlib.import_module(module), attribute))
 
 
 def tensor_specs(card: ModelCard) -> tuple[TensorSpec, TensorSpec]:

@@ -25,7 +25,7 @@ class OpenVinoRunner:
         card: The model it holds.
         batch: Batch sizes to accept.
         threads: Threads for all calls together; 0 for one per physical core.
-        requests: Calls that may be under way at once, each in a runner that ``another`` makes.
+        requests: Calls that may be under way at once, each in a runner that ``and_others`` makes.
     """
 
     def __init__(
@@ -56,16 +56,17 @@ class OpenVinoRunner:
 
     @classmethod
     def open_several(cls, bundle: "Bundle", threads: int, count: int) -> "tuple[OpenVinoRunner, ...]":
-        """Open ``count`` runners on one compiled model, whose weights and ``threads`` they share."""
+        """Open ``count`` runners on one compiled model, whose weights and threads they share, ``threads`` for each."""
         manifest = bundle.manifest
-        first = cls(bundle.engine_path, manifest.card, manifest.spec.batch, threads=threads, requests=count)
-        return (first, *(first.another() for _ in range(count - 1)))
+        first = cls(bundle.engine_path, manifest.card, manifest.spec.batch, threads=threads * count, requests=count)
+        return first.and_others(count - 1)
 
-    def another(self) -> "OpenVinoRunner":
-        """Make a runner with a request of its own on the same compiled model; each is closed by itself."""
-        twin = copy.copy(self)
-        twin._request, twin._feed = self._compiled.create_infer_request(), np.empty(0)  # noqa: SLF001 - its own class
-        return twin
+    def and_others(self, count: int) -> "tuple[OpenVinoRunner, ...]":
+        """Return this runner and ``count`` others, each a request on the same compiled model and closed by itself."""
+        others = tuple(copy.copy(self) for _ in range(count))
+        for other in others:
+            other._request, other._feed = self._compiled.create_infer_request(), np.empty(0)  # noqa: SLF001
+        return (self, *others)
 
     def load(self, feed: "Array") -> None:
         """Stage one batch without copying it."""
