@@ -27,12 +27,13 @@ from numpy.typing import NDArray
 from resnet_deploy import environment
 from resnet_deploy.batching import infer
 from resnet_deploy.bench.measure import Entrant, measure_in_turns
+from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.cli.terminal import TerminalProgress
 from resnet_deploy.datasets import BatchReader, find_dataset, find_images
 from resnet_deploy.pipeline.source import read_source
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.runners.ort import OrtRunner
-from resnet_deploy.specs import BatchRange, BenchSpec, ModelCard
+from resnet_deploy.specs import BatchRange, ModelCard
 from resnet_deploy.verify import best_classes, compare_logits
 
 RESULTS = Path(__file__).parent / "results"

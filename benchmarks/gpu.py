@@ -25,6 +25,7 @@ from resnet_deploy import environment
 from resnet_deploy.backends import BACKENDS
 from resnet_deploy.batching import infer
 from resnet_deploy.bench.measure import Entrant, measure_in_turns
+from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.cli.terminal import TerminalProgress
 from resnet_deploy.errors import ResnetDeployError
 from resnet_deploy.models import create_model
@@ -35,7 +36,7 @@ from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.protocols import Silent
 from resnet_deploy.runners import find_runner
 from resnet_deploy.runners.torch_peer import TorchPeer, Way
-from resnet_deploy.specs import BatchRange, BenchSpec, BuildSpec, CalibrationSpec, ExportSpec, ModelCard, Precision
+from resnet_deploy.specs import BatchRange, BuildSpec, CalibrationSpec, ExportSpec, ModelCard, Precision
 from resnet_deploy.verify import compare_logits
 
 RESULTS = Path(__file__).parent / "results"

@@ -70,7 +70,7 @@ def require_at_most(what: str, value: int, most: int) -> None:
         raise SpecError(f"{what} {value} is too large", hint=f"give at most {most}")
 
 
-def _require_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+def require_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a name that type checking would have: specs are also made from JSON and by callers without it."""
     if value not in choices:
         raise SpecError(f"unknown {what} {value!r}", hint=f"choose one of: {', '.join(choices)}")
@@ -112,7 +112,7 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 f"resize {self.resize} is smaller than the crop {self.image_size}",
                 hint="give --resize a value of at least --image-size",
             )
-        _require_choice("interpolation", self.interpolation, INTERPOLATIONS)
+        require_choice("interpolation", self.interpolation, INTERPOLATIONS)
         if not all(0 < value < math.inf for value in self.std):
             raise SpecError(f"std {self.std} has a value that is not positive", hint="give three positive numbers")
         if not all(map(math.isfinite, self.mean)):
@@ -307,7 +307,7 @@ class CalibrationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     correct_biases: bool = True
 
     def __post_init__(self) -> None:
-        _require_choice("calibration method", self.method, CALIBRATION_METHODS)
+        require_choice("calibration method", self.method, CALIBRATION_METHODS)
         if not 50.0 < self.percentile <= 100.0:
             raise SpecError(f"percentile {self.percentile} is not in (50, 100]", hint="use a value such as 99.999")
         if self.max_images < 1:
@@ -346,7 +346,7 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise SpecError(f"{self.backend} has no profiles", hint="give --batch once")
         if self.profiles and whole_range(self.profiles) != self.batch:
             raise SpecError(f"the profiles do not make up {self.batch}", hint="leave `batch` to `whole_range`")
-        _require_choice("precision", self.precision, PRECISIONS)
+        require_choice("precision", self.precision, PRECISIONS)
         _require_calibration(self.precision, self.calibration)
         if self.max_drop is not None and self.precision != "int8":
             raise SpecError(f"{self.precision} takes no limit of accuracy", hint="drop --max-drop, or use --int8")
@@ -367,32 +367,3 @@ def _require_calibration(precision: Precision, calibration: CalibrationSpec | No
             f"{calibration.method} chooses ranges for the even steps of integers, which FP8 does not have",
             hint="use --calib-method max, percentile or auto, or build with --int8",
         )
-
-
-class BenchSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How engines are timed.
-
-    Attributes:
-        batches: Batch sizes, each measured where an engine takes it; none above ``MAX_BATCH``.
-        seconds: Time spent on one engine at one batch size, over all rounds.
-        rounds: Turns that each engine gets.
-        seed: Of the order of the turns.
-
-    Raises:
-        SpecError: If a batch size is out of range or named twice, or there is no round or no time to measure in.
-    """
-
-    batches: tuple[int, ...] = (1, 8, 32)
-    seconds: float = 3.0
-    rounds: int = 5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
-            raise SpecError(f"batch sizes {list(self.batches)}", hint="give distinct positive sizes, such as 1,8,32")
-        require_at_most("batch size", max(self.batches), MAX_BATCH)
-        if self.rounds < 1 or not 0 < self.seconds < math.inf:
-            raise SpecError(
-                f"{self.rounds} rounds in {self.seconds} seconds",
-                hint="measure for a positive time in at least one round",
-            )

@@ -17,8 +17,8 @@ from resnet_deploy.bench.records import Samples
 from resnet_deploy.collector import no_garbage_collection
 
 if TYPE_CHECKING:
+    from resnet_deploy.bench_spec import BenchSpec
     from resnet_deploy.protocols import Array, Progress, Runner
-    from resnet_deploy.specs import BenchSpec
 
 WARMUP_CALLS: Final = 3
 # A turn makes at least this many timed calls, however slow they are, and stops after this many, however fast.

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.cli.options import ENGINES, PATH, THREADS, numbers, skip_corrupt_option
-from resnet_deploy.specs import BenchSpec
 
 if TYPE_CHECKING:
     from resnet_deploy.bench.records import BenchRecord

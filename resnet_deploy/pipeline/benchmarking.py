@@ -11,6 +11,7 @@ from resnet_deploy import environment
 from resnet_deploy.bench.evaluate import evaluate
 from resnet_deploy.bench.measure import WARMUP_CALLS, Entrant, measure_in_turns
 from resnet_deploy.bench.records import BenchRecord, DatasetRecord, EngineRecord, Outputs, Samples, write_record
+from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.datasets import BatchReader, find_dataset
 from resnet_deploy.errors import DataError
 from resnet_deploy.pipeline.diagnosing import search_steps, worst_histograms
@@ -19,7 +20,7 @@ from resnet_deploy.pipeline.matching import open_bundles
 from resnet_deploy.pipeline.references import REFERENCE
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.runners.null import NullRunner
-from resnet_deploy.specs import BatchRange, BenchSpec
+from resnet_deploy.specs import BatchRange
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

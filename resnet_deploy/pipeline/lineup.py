@@ -9,6 +9,7 @@ from typing import Final
 from resnet_deploy import artifact, environment
 from resnet_deploy.bench.measure import Entrant
 from resnet_deploy.bench.records import NotRun, Role
+from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.bundle import Bundle
 from resnet_deploy.datasets import ImageDataset
 from resnet_deploy.engine import check_fits
@@ -17,7 +18,7 @@ from resnet_deploy.fleet import folders_beside
 from resnet_deploy.pipeline.diagnosing import read_search
 from resnet_deploy.pipeline.references import REFERENCE, find_reference, open_reference
 from resnet_deploy.runners import find_runner
-from resnet_deploy.specs import BatchRange, BenchSpec, ModelCard
+from resnet_deploy.specs import BatchRange, ModelCard
 
 EVALUATION_BATCH: Final = 32
 

@@ -126,7 +126,7 @@ class TorchPeer:
         return logits.float()
 
     def _capture(self, images: torch.Tensor) -> tuple[Any, torch.Tensor]:
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARMUP_CALLS):

@@ -10,9 +10,10 @@ import pytest
 from resnet_deploy.batching import check_feed
 from resnet_deploy.bench import measure
 from resnet_deploy.bench.measure import WARMUP_CALLS, Entrant, measure_in_turns, time_turn
+from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.protocols import Silent, TensorSpec
 from resnet_deploy.runners.null import NullRunner
-from resnet_deploy.specs import BatchRange, BenchSpec, ModelCard, Preprocess
+from resnet_deploy.specs import BatchRange, ModelCard, Preprocess
 
 CARD = ModelCard(
     architecture="resnet18",
