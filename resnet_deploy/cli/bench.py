@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from resnet_deploy.bench_spec import BenchSpec
-from resnet_deploy.cli.options import ENGINES, PATH, THREADS, numbers, skip_corrupt_option
+from resnet_deploy.cli.options import ENGINES, PATH, PATH_OR_WORD, THREADS, numbers, skip_corrupt_option
 
 if TYPE_CHECKING:
     from resnet_deploy.bench.records import BenchRecord
@@ -43,6 +43,11 @@ def bench_spec(values: dict[str, Any]) -> BenchSpec:
     return BenchSpec(**{name: values.pop(name) for name in ("batches", "seconds", "rounds", "seed")})
 
 
+def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    del ctx, param
+    return tuple(value.split(",")) if value is not None else ()
+
+
 @click.command()
 @click.argument("engines", nargs=-1, type=PATH)
 @click.option(
@@ -55,6 +60,18 @@ def bench_spec(values: dict[str, Any]) -> BenchSpec:
     "--reference", type=PATH, metavar="FILE", help="The PyTorch weights.  [default: those beside the engines]"
 )
 @click.option("--no-pytorch", is_flag=True, help="Leave the PyTorch reference out.")
+@click.option(
+    "--peers",
+    callback=_names,
+    metavar="all|NAME,...",
+    help="What runs the model elsewhere, in the same turns, such as torch-compile,openvino-nncf.",
+)
+@click.option(
+    "--peer-calib",
+    type=PATH_OR_WORD,
+    metavar="DIR|random",
+    help="Images that peers quantize on: give them those of the engines.",
+)
 @click.option("-o", "--output", type=PATH, default=RESULTS, show_default=True, help="Folder for record and report.")
 @click.option("--no-html", is_flag=True, help="Write no HTML report.")
 def bench(engines: tuple[Path, ...], no_pytorch: bool, output: Path, no_html: bool, **values: Any) -> None:

@@ -17,6 +17,7 @@ from resnet_deploy.errors import DataError
 from resnet_deploy.pipeline.diagnosing import search_steps, worst_histograms
 from resnet_deploy.pipeline.lineup import EVALUATION_BATCH, BenchInputs, Candidate, Lineup, open_lineup
 from resnet_deploy.pipeline.matching import open_bundles
+from resnet_deploy.pipeline.peers import choose_peers, with_peers
 from resnet_deploy.pipeline.references import REFERENCE
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.runners.null import NullRunner
@@ -36,7 +37,8 @@ def bench(inputs: BenchInputs, spec: BenchSpec, *, threads: int, progress: "Prog
     Raises:
         UserError: If the engines are of several models, one was altered, or data or reference are at fault.
     """
-    bundles, card = open_bundles(inputs.engines, reserved=(REFERENCE, NULL))
+    chosen = choose_peers(inputs)
+    bundles, card = open_bundles(inputs.engines, reserved=(REFERENCE, NULL, *(peer.name for peer in chosen)))
     reader = None
     if inputs.data is not None:
         dataset = find_dataset(inputs.data, card, labels_file=inputs.labels_file)
@@ -45,6 +47,8 @@ def bench(inputs: BenchInputs, spec: BenchSpec, *, threads: int, progress: "Prog
         with progress.task("opening the engines"):
             opening = open_lineup(bundles, inputs, spec, threads or environment.compute_threads())
             lineup = stack.enter_context(opening)
+        if chosen:
+            lineup = stack.enter_context(with_peers(lineup, bundles, inputs, spec, progress))
         return _run(lineup, reader, spec, progress)
 
 
