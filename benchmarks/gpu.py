@@ -24,7 +24,9 @@ from safetensors.torch import load_file
 from resnet_deploy import environment
 from resnet_deploy.backends import BACKENDS
 from resnet_deploy.batching import infer
-from resnet_deploy.bench.measure import Entrant, measure_in_turns
+from resnet_deploy.bench.calls import Feeds
+from resnet_deploy.bench.measure import measure_in_turns
+from resnet_deploy.bench.ways import Entrant
 from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.cli.terminal import TerminalProgress
 from resnet_deploy.errors import ResnetDeployError
@@ -89,7 +91,7 @@ def main(model: Path | None, batches: str, seconds: float, rounds: int) -> None:
         card = read_source(path).card
         images = synthetic_images(card.preprocess, IMAGES)
         lineup = line_up(path, card, Path(folder), BatchRange(1, max(spec.batches), max(spec.batches)))
-        samples = measure_in_turns(lineup.entrants, images, spec, progress)
+        samples = measure_in_turns(lineup.entrants, Feeds(images), spec, progress)
         parity, overhead = agreement(lineup, images), enqueue_seconds(lineup, images)
     record = {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -1,7 +1,7 @@
 """What one would get elsewhere: the same model run, and quantized, by the libraries that a user knows already.
 
 Peers take part in the turns of a benchmark like engines. What a peer needs first, such as a model quantized by its own
-tool, is made in a temporary folder, and is gone once the peer is open.
+tool, is made in a temporary folder, and is gone with the peer.
 """
 
 import contextlib
@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from resnet_deploy import artifact, environment
-from resnet_deploy.bench.measure import Entrant
 from resnet_deploy.bench.records import NotRun
+from resnet_deploy.bench.ways import Entrant
 from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.bundle import Bundle
 from resnet_deploy.capabilities import have_modules
 from resnet_deploy.errors import BackendError, BuildError, DataError, FileError, SpecError
 from resnet_deploy.fleet import folders_beside
 from resnet_deploy.pipeline.calibrating import RANDOM, Material, find_material, read_all
+from resnet_deploy.pipeline.callers import Opener, open_entrant
 from resnet_deploy.pipeline.lineup import EVALUATION_BATCH, BenchInputs, Candidate, Lineup
 from resnet_deploy.pipeline.references import find_reference
 from resnet_deploy.specs import BatchRange, CalibrationSpec, ModelCard, Precision
@@ -40,9 +41,8 @@ class _Kitchen:
         weights: Its PyTorch weights; None where no peer needs them.
         images: Prepared images to calibrate on, as NumPy saves them; None where no peer needs them.
         card: What the model is.
-        folder: For what is needed until the peer is open.
-        batches: Batch sizes that are measured.
-        threads: CPU threads for each peer.
+        folder: For models that tools make of it.
+        spec: How peers are to be called.
     """
 
     model: Path
@@ -50,20 +50,19 @@ class _Kitchen:
     images: Path | None
     card: ModelCard
     folder: Path
-    batches: tuple[int, ...]
-    threads: int
+    spec: BenchSpec
 
     @property
     def range(self) -> BatchRange:
         """Batch sizes that a peer must take: those measured, and what a data set is answered in."""
-        return BatchRange(1, 1, max(*self.batches, EVALUATION_BATCH))
+        return BatchRange(1, 1, max(*self.spec.batches, EVALUATION_BATCH))
 
 
 @dataclass(frozen=True)
 class _Made:
-    """An open peer and the files that it was opened from."""
+    """A peer ready to be opened, and the files that it is opened from."""
 
-    runner: "Runner"
+    opener: Opener
     files: tuple[Path, ...]
 
 
@@ -77,7 +76,7 @@ class Peer:
         precision: What it computes in.
         settings: What is called, and how.
         extras: Modules that it needs, with the extras that install them.
-        make: Opens it.
+        make: Makes of the model what it runs.
         calibrates: Whether it is quantized, on images, by a tool that is not ours.
         from_weights: Whether it is made of the PyTorch weights rather than of the exported model.
     """
@@ -97,29 +96,41 @@ def _make_torch(kitchen: _Kitchen, *, channels_last: bool, compiled: bool = Fals
     from resnet_deploy.runners.torch_peer import TorchPeer, Way
 
     assert kitchen.weights is not None
-    network = load_model(kitchen.card.architecture, str(kitchen.weights)).module
+    weights, batches = kitchen.weights, kitchen.spec.batches
     way = Way(channels_last=channels_last, compiled=compiled)
     # Every batch size is compiled for: one that is only answered in, and not measured, is not worth a minute.
-    sizes = BatchRange(1, 1, max(kitchen.batches)) if compiled else kitchen.range
-    runner = TorchPeer(network, kitchen.card, sizes, way, threads=kitchen.threads)
-    if compiled:
-        runner.prepare(kitchen.batches)
-    return _Made(runner, (kitchen.weights,))
+    sizes = BatchRange(1, 1, max(batches)) if compiled else kitchen.range
+
+    def opener(threads: int, count: int, **_: bool) -> "Sequence[Runner]":
+        assert count == 1  # threads are the whole process's: callers could not part them
+        network = load_model(kitchen.card.architecture, str(weights)).module
+        runner = TorchPeer(network, kitchen.card, sizes, way, threads=threads)
+        if compiled:
+            runner.prepare(batches)
+        return (runner,)
+
+    return _Made(opener, (weights,))
 
 
 def _make_onnxruntime(kitchen: _Kitchen) -> _Made:
     from resnet_deploy.runners.ort_plain import PlainOrtRunner
 
-    runner = PlainOrtRunner(kitchen.model, kitchen.card, kitchen.range, threads=kitchen.threads)
-    return _Made(runner, (kitchen.model,))
+    def opener(threads: int, count: int, **_: bool) -> "Sequence[Runner]":
+        return [PlainOrtRunner(kitchen.model, kitchen.card, kitchen.range, threads=threads) for _ in range(count)]
+
+    return _Made(opener, (kitchen.model,))
 
 
 def _make_openvino(kitchen: _Kitchen) -> _Made:
     from resnet_deploy.runners.openvino import OpenVinoRunner
 
-    runner = OpenVinoRunner(kitchen.model, kitchen.card, kitchen.range, threads=kitchen.threads)
-    weights = kitchen.model.with_suffix(".bin")
-    return _Made(runner, (kitchen.model, weights) if kitchen.model.suffix == ".xml" else (kitchen.model,))
+    def opener(threads: int, count: int, **_: bool) -> "Sequence[Runner]":
+        total = threads * count
+        first = OpenVinoRunner(kitchen.model, kitchen.card, kitchen.range, threads=total, requests=count)
+        return first.and_others(count - 1)
+
+    own_format = kitchen.model.suffix == ".xml"
+    return _Made(opener, (kitchen.model, kitchen.model.with_suffix(".bin")) if own_format else (kitchen.model,))
 
 
 def _make_quantized(kitchen: _Kitchen, *, tool: str, suffix: str, then: Callable[[_Kitchen], _Made]) -> _Made:
@@ -224,26 +235,24 @@ def with_peers(
     folders = list(dict.fromkeys(folder for bundle in bundles for folder in folders_beside(bundle)))
     candidates: list[Candidate] = []
     not_run: list[NotRun] = []
-    with contextlib.ExitStack() as stack:
-        with tempfile.TemporaryDirectory(prefix="resnet-deploy-peers-") as scratch:
-            material = _find_material(chosen, inputs, lineup.card)
-            kitchen = _Kitchen(
-                model=find_model(folders, {bundle.manifest.chain.onnx for bundle in bundles}),
-                weights=_find_weights(chosen, inputs, folders, lineup.card),
-                images=_save_images(material, lineup.card, Path(scratch), progress),
-                card=lineup.card,
-                folder=Path(scratch),
-                batches=spec.batches,
-                threads=lineup.threads,
-            )
-            for peer in chosen:
-                with progress.task(f"preparing {peer.name}"):
-                    opened = _open(peer, kitchen, material)
-                if isinstance(opened, NotRun):
-                    not_run.append(opened)
-                else:
-                    stack.callback(opened.entrant.runner.close)
-                    candidates.append(opened)
+    with tempfile.TemporaryDirectory(prefix="resnet-deploy-peers-") as scratch, contextlib.ExitStack() as stack:
+        material = _find_material(chosen, inputs, lineup.card)
+        kitchen = _Kitchen(
+            model=find_model(folders, {bundle.manifest.chain.onnx for bundle in bundles}),
+            weights=_find_weights(chosen, inputs, folders, lineup.card),
+            images=_save_images(material, lineup.card, Path(scratch), progress),
+            card=lineup.card,
+            folder=Path(scratch),
+            spec=spec,
+        )
+        for peer in chosen:
+            with progress.task(f"preparing {peer.name}"):
+                opened = _open(peer, kitchen, material, lineup.threads)
+            if isinstance(opened, NotRun):
+                not_run.append(opened)
+            else:
+                stack.callback(opened.entrant.close)
+                candidates.append(opened)
         yield replace(lineup, candidates=(*lineup.candidates, *candidates), not_run=(*lineup.not_run, *not_run))
 
 
@@ -263,18 +272,23 @@ def find_model(folders: Sequence[Path], digests: set[str]) -> Path:
     )
 
 
-def _open(peer: Peer, kitchen: _Kitchen, material: Material | None) -> Candidate | NotRun:
+def _open(peer: Peer, kitchen: _Kitchen, material: Material | None, threads: int) -> Candidate | NotRun:
     """Open a peer, or say why it cannot be had here, and what would help."""
     libraries = have_modules(peer.extras)
     if not libraries.ok:
         return _not_run(peer, libraries.reason, libraries.fix)
     try:
         made = peer.make(kitchen)
+        if peer.from_weights:
+            (runner,) = made.opener(threads, 1)
+            entrant = Entrant(peer.name, runner)
+        else:
+            entrant = open_entrant(peer.name, made.opener, kitchen.spec, threads)
     except (BackendError, BuildError) as error:
         return _not_run(peer, error.message, error.hint)
     digests = [artifact.sha256_file(path) for path in made.files]
     return Candidate(
-        Entrant(peer.name, made.runner),
+        entrant,
         peer.backend,
         peer.precision,
         sum(path.stat().st_size for path in made.files),

@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 from resnet_deploy.backends import find_backend
 from resnet_deploy.bundle import Bundle
@@ -11,7 +11,7 @@ from resnet_deploy.errors import BackendError
 from resnet_deploy.protocols import Runner, TensorSpec
 from resnet_deploy.specs import INPUT_NAME, OUTPUT_NAME, ModelCard
 
-RunnerFactory = Callable[[Bundle, int], Runner]
+RunnerFactory = Callable[..., Runner]  # (bundle: Bundle, threads: int), and options of the backend's own
 ModelRunner = Callable[..., Runner]  # (engine: Path | bytes, card, batch, threads=0)
 
 
@@ -31,7 +31,16 @@ def find_runner(name: str) -> RunnerFactory:
     return cast("RunnerFactory", getattr(importlib.import_module(module), attribute).open)
 
 
-def open_several(bundle: Bundle, threads: int, count: int) -> list[Runner]:
+def has_graphs(name: str) -> bool:
+    """Whether a backend's engines can be opened with and without CUDA graphs, as ``open(..., graphs=False)``.
+
+    Raises:
+        BackendError: If the backend is unknown or cannot run bundles.
+    """
+    return hasattr(getattr(find_runner(name), "__self__", None), "graphs")
+
+
+def open_several(bundle: Bundle, threads: int, count: int, **options: Any) -> list[Runner]:
     """Open an engine for ``count`` callers at once, each with a runner of its own.
 
     A runner class may know a better way than to open the bundle so many times, such as to share one compiled model:
@@ -41,6 +50,7 @@ def open_several(bundle: Bundle, threads: int, count: int) -> list[Runner]:
         bundle: The engine.
         threads: CPU threads for each.
         count: How many callers.
+        options: Of the backend's own, such as ``graphs``.
 
     Raises:
         UserError: If one cannot be opened; those before it are closed.
@@ -48,11 +58,11 @@ def open_several(bundle: Bundle, threads: int, count: int) -> list[Runner]:
     factory = find_runner(bundle.manifest.spec.backend)
     several = getattr(getattr(factory, "__self__", None), "open_several", None)
     if several is not None:
-        return list(several(bundle, threads, count))
+        return list(several(bundle, threads, count, **options))
     with contextlib.ExitStack() as stack:
         runners = []
         for _ in range(count):
-            runners.append(factory(bundle, threads))
+            runners.append(factory(bundle, threads, **options))
             stack.callback(runners[-1].close)
         stack.pop_all()
     return runners

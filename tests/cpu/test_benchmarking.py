@@ -13,9 +13,10 @@ pytest.importorskip("onnxruntime", reason="the engines are ONNX Runtime's")
 from resnet_deploy import artifact
 from resnet_deploy.batching import run_once
 from resnet_deploy.bench.evaluate import evaluate
-from resnet_deploy.bench.measure import WARMUP_CALLS, Entrant
+from resnet_deploy.bench.loops import WARMUP_CALLS
 from resnet_deploy.bench.records import read_record
 from resnet_deploy.bench.statistics import summarize
+from resnet_deploy.bench.ways import Entrant
 from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.bundle import open_bundle
 from resnet_deploy.datasets import find_images
