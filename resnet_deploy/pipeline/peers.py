@@ -220,6 +220,11 @@ def choose_peers(inputs: BenchInputs) -> tuple[Peer, ...]:
     return chosen
 
 
+def need_images(names: Sequence[str]) -> bool:
+    """Whether one of these peers, or of ``all``, is quantized on images."""
+    return any(peer.calibrates for peer in PEERS if peer.name in names or tuple(names) == (ALL,))
+
+
 @contextlib.contextmanager
 def with_peers(
     lineup: Lineup, bundles: Sequence[Bundle], inputs: BenchInputs, spec: BenchSpec, progress: "Progress"
