@@ -33,10 +33,11 @@ MISSING = have_modules({module: extra for peer in PEERS for module, extra in pee
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING or "nothing is missing")
 NAMES = [peer.name for peer in PEERS]
 ONE_BATCH = BenchSpec(batches=(4,), seconds=0.01, rounds=1)
-# Decibels against the exported model on ONNX Runtime. FP32 adds up in another order: 118 and more were measured. INT8
-# tools keep 26 to 29 of this untrained network; images with their colours swapped leave less than 15 of any.
-FLOORS = {"fp32": 100.0, "int8": 20.0}
-WRONG_DB = 15.0
+# Decibels against the exported model on ONNX Runtime. FP32 adds up in another order: 119 and more were measured. INT8
+# calibrated on twelve images keeps 23 (ONNX Runtime's tool) and 18 (NNCF) of this untrained network; other images, or
+# these with their colours swapped, leave 8 to 10 of any.
+FLOORS = {"fp32": 100.0, "int8": 14.0}
+WRONG_DB = 12.0
 
 
 @dataclass(frozen=True)
