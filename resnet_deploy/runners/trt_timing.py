@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class StepTimer:
     """Events before and after each step of a call.
 
-    The host puts all of a call into the streams before it waits, so that the device, busy with the images, does not
-    wait for the host between the first two steps.
+    The host puts all of a call into the streams before it waits, so that it launches the second step while the device
+    is busy with the images. Where these arrive before the launch does, the device waits for it, and the wait counts.
 
     Args:
         cuda: The device.
@@ -41,6 +41,7 @@ class StepTimer:
         down.record(compute)
         slot.send_logits(compute)
         downloaded.record(compute)
+        copies.synchronize()  # `uploaded` comes after the event that the other stream waited for
         compute.synchronize()
         return StepSeconds(
             h2d=uploaded.seconds_since(up), device=ended.seconds_since(begun), d2h=downloaded.seconds_since(down)
