@@ -114,8 +114,8 @@ def bench(inputs: BenchInputs, spec: BenchSpec, *, threads: int, progress: "Prog
     """
     # A relative path such as `.` has no name to appear under.
     bundles = [open_bundle(path if path.name not in ("", "..") else path.resolve()) for path in inputs.engines]
-    _require_distinct_names(bundles)
-    card = _common_card(bundles)
+    require_distinct_names(bundles)
+    card = common_card(bundles)
     reader = None
     if inputs.data is not None:
         dataset = find_dataset(inputs.data, card, labels_file=inputs.labels_file)
@@ -257,7 +257,7 @@ def _require_common_batch(candidates: Sequence[_Candidate], spec: BenchSpec) -> 
             )
 
 
-def _require_distinct_names(bundles: Sequence[Bundle]) -> None:
+def require_distinct_names(bundles: Sequence[Bundle]) -> None:
     """Refuse engines that the record could not tell apart from each other, the reference or the harness."""
     names = [REFERENCE, NULL, *(bundle.path.name for bundle in bundles)]
     for name in names:
@@ -265,7 +265,7 @@ def _require_distinct_names(bundles: Sequence[Bundle]) -> None:
             raise SpecError(f"more than one engine would appear as {name!r}", hint="name each once, or rename a folder")
 
 
-def _common_card(bundles: Sequence[Bundle]) -> ModelCard:
+def common_card(bundles: Sequence[Bundle]) -> ModelCard:
     """Return the card that all bundles share; engines of different models have nothing to compare."""
     first = bundles[0]
     for other in bundles[1:]:
