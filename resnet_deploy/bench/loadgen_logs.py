@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_deploy import artifact
-from resnet_deploy.bench.loadgen_records import Metric, Setting, TestResult
+from resnet_deploy.bench.loadgen_records import LoadgenResult, Metric, Setting
 from resnet_deploy.bench.loadgen_spec import LOADGEN_NAMES, Scenario
 from resnet_deploy.errors import LoadgenError
 
@@ -56,7 +56,7 @@ class _Log:
     errors: tuple[str, ...]
 
 
-def read_detail(path: Path) -> TestResult:
+def read_detail(path: Path) -> LoadgenResult:
     """Read the detail log of a test that came to its end.
 
     Raises:
@@ -71,7 +71,7 @@ def read_detail(path: Path) -> TestResult:
         queries = int(values["result_query_count"]) if measured else int(values["effective_accuracy_sample_count"])
         samples = queries * int(values["effective_samples_per_query"]) if measured else queries
         valid = values["result_validity"] == "VALID" if measured else None
-        return TestResult(
+        return LoadgenResult(
             scenario=scenario,
             settings=_settings(values),
             valid=valid,

@@ -38,7 +38,7 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
         return self.correct / self.images
 
 
-class TestResult(msgspec.Struct, frozen=True, kw_only=True):
+class LoadgenResult(msgspec.Struct, frozen=True, kw_only=True):
     """What LoadGen says of one test.
 
     Attributes:
@@ -57,8 +57,6 @@ class TestResult(msgspec.Struct, frozen=True, kw_only=True):
         loadgen: Version and commit.
     """
 
-    __test__ = False  # no test of pytest's
-
     scenario: Scenario
     settings: dict[str, Setting]
     valid: bool | None
@@ -73,7 +71,7 @@ class TestResult(msgspec.Struct, frozen=True, kw_only=True):
     loadgen: str
 
 
-class TestRecord(msgspec.Struct, frozen=True, kw_only=True):
+class LoadgenTest(msgspec.Struct, frozen=True, kw_only=True):
     """One test of one engine.
 
     Attributes:
@@ -87,18 +85,16 @@ class TestRecord(msgspec.Struct, frozen=True, kw_only=True):
         logs: SHA-256 of each file that is kept, by its path relative to the record's folder.
     """
 
-    __test__ = False  # no test of pytest's
-
     engine: str
     purpose: Purpose
     batch: int
-    result: TestResult
+    result: LoadgenResult
     accuracy: Accuracy | None = None
     device: str = ""
     logs: dict[str, str] = {}
 
 
-class TestedEngine(msgspec.Struct, frozen=True, kw_only=True):
+class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     """An engine; the digest is that of its file."""
 
     name: str
@@ -108,7 +104,7 @@ class TestedEngine(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
 
 
-class TestedData(msgspec.Struct, frozen=True, kw_only=True):
+class DataFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The images; the digest is ``ImageDataset.digest``."""
 
     name: str
@@ -180,9 +176,9 @@ class LoadgenRecord(msgspec.Struct, frozen=True, kw_only=True):
     weights_sha256: str
     preprocess: Preprocess
     threads: int
-    data: TestedData | None
-    engines: tuple[TestedEngine, ...]
-    tests: tuple[TestRecord, ...]
+    data: DataFacts | None
+    engines: tuple[EngineFacts, ...]
+    tests: tuple[LoadgenTest, ...]
     verdicts: tuple[RulesVerdict, ...] = ()
     peaks: tuple[Peak, ...] = ()
     not_run: tuple[NotRun, ...] = ()

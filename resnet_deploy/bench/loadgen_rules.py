@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from resnet_deploy.bench.loadgen_records import TestResult
+from resnet_deploy.bench.loadgen_records import LoadgenResult
 from resnet_deploy.bench.loadgen_spec import MULTISTREAM_SAMPLES, OFFICIAL_LATENCY_S, OFFICIAL_SAMPLES, Scenario
 from resnet_deploy.imagenet import CLASSES
 from resnet_deploy.specs import ModelCard
@@ -67,7 +67,7 @@ def unmet_by_subject(card: ModelCard, images: int) -> tuple[str, ...]:
     return tuple(unmet)
 
 
-def unmet_by_run(result: TestResult) -> tuple[str, ...]:
+def unmet_by_run(result: LoadgenResult) -> tuple[str, ...]:
     """List what a performance run lacks: LoadGen's own verdict, and settings that are not the rules'."""
     unmet = []
     if not result.valid:

@@ -94,7 +94,7 @@ class PeakSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         require_batch(self.batch)
 
 
-class TestPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LoadgenPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One test, as LoadGen is told to make it.
 
     Attributes:
@@ -108,8 +108,6 @@ class TestPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         latency_s: Bound on its 99th percentile, in seconds, unless official.
         most_waiting: LoadGen gives up once more queries are unanswered; 0 for never.
     """
-
-    __test__ = False  # no test of pytest's
 
     scenario: Scenario
     batch: int

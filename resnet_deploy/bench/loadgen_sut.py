@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import mlperf_loadgen as loadgen
 
 from resnet_deploy.batching import filled_up, run_each, run_once
-from resnet_deploy.bench.loadgen_spec import LOADGEN_NAMES, MULTISTREAM_SAMPLES, OFFICIAL_SAMPLES, TestPlan
+from resnet_deploy.bench.loadgen_spec import LOADGEN_NAMES, MULTISTREAM_SAMPLES, OFFICIAL_SAMPLES, LoadgenPlan
 from resnet_deploy.collector import no_garbage_collection
 from resnet_deploy.errors import LoadgenError
 from resnet_deploy.verify import best_class
@@ -158,7 +158,7 @@ class SystemUnderTest:
             self._abandon(error)
 
 
-def run_test(plan: TestPlan, system: SystemUnderTest, library: SampleLibrary, seconds: float, folder: Path) -> None:
+def run_test(plan: LoadgenPlan, system: SystemUnderTest, library: SampleLibrary, seconds: float, folder: Path) -> None:
     """Let LoadGen make one test; its logs appear in ``folder``.
 
     To be called once in a process: LoadGen reads its own configuration the first time only.
@@ -194,7 +194,7 @@ def run_test(plan: TestPlan, system: SystemUnderTest, library: SampleLibrary, se
     loadgen.DestroyFastSUT(sut)
 
 
-def images_of(plan: TestPlan) -> int:
+def images_of(plan: LoadgenPlan) -> int:
     """Say how many images are answered together, where nothing lacks: in a query, or in a batch of ours."""
     return {"singlestream": 1, "multistream": MULTISTREAM_SAMPLES}.get(plan.scenario, plan.batch)
 
@@ -226,7 +226,7 @@ def _time_calls(runner: "Runner", feeds: "Sequence[Array]") -> float:
     return time.perf_counter() - start
 
 
-def _settings(plan: TestPlan, library: SampleLibrary, seconds: float, folder: Path) -> Any:
+def _settings(plan: LoadgenPlan, library: SampleLibrary, seconds: float, folder: Path) -> Any:
     """Read LoadGen's own configuration for ResNet-50, seeds included, then change what the plan asks for."""
     settings = loadgen.TestSettings()
     users = folder / "user.conf"

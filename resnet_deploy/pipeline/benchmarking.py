@@ -265,8 +265,12 @@ def require_distinct_names(bundles: Sequence[Bundle]) -> None:
             raise SpecError(f"more than one engine would appear as {name!r}", hint="name each once, or rename a folder")
 
 
-def common_card(bundles: Sequence[Bundle]) -> ModelCard:
-    """Return the card that all bundles share; engines of different models have nothing to compare."""
+def common_card(bundles: Sequence[Bundle], command: str = "bench") -> ModelCard:
+    """Return the card that all bundles share; engines of different models have nothing to compare.
+
+    Raises:
+        SpecError: If they share none; the hint has a ``command`` for each model.
+    """
     first = bundles[0]
     for other in bundles[1:]:
         for field, mine, theirs in (
@@ -278,18 +282,18 @@ def common_card(bundles: Sequence[Bundle]) -> ModelCard:
             if mine != theirs:
                 raise SpecError(
                     f"{first.path} and {other.path} are of different models: {field} differs",
-                    hint=f"name the engines of one model: {' or '.join(_commands_by_model(bundles))}",
+                    hint=f"name the engines of one model: {' or '.join(_commands_by_model(bundles, command))}",
                 )
     return first.manifest.card
 
 
-def _commands_by_model(bundles: Sequence[Bundle]) -> list[str]:
-    """Write the command that compares the engines of each model, for a few models."""
+def _commands_by_model(bundles: Sequence[Bundle], command: str) -> list[str]:
+    """Write the command that takes the engines of each model, for a few models."""
     models: dict[tuple[str, str], list[Path]] = {}
     for bundle in bundles:
         card = bundle.manifest.card
         models.setdefault((card.weights_sha256, card.preprocess.digest), []).append(bundle.path)
-    return [f"`resnet-deploy bench {_in_shell(paths)}`" for paths in list(models.values())[:3]]
+    return [f"`resnet-deploy {command} {_in_shell(paths)}`" for paths in list(models.values())[:3]]
 
 
 def _in_shell(paths: Sequence[Path]) -> str:

@@ -11,15 +11,15 @@ import msgspec
 
 from resnet_deploy import artifact, environment
 from resnet_deploy.bench.loadgen_records import (
+    DataFacts,
+    EngineFacts,
     LoadgenRecord,
+    LoadgenTest,
     Peak,
     RulesVerdict,
-    TestedData,
-    TestedEngine,
-    TestRecord,
     encode_record,
 )
-from resnet_deploy.bench.loadgen_spec import LoadgenSpec, PeakSpec, TestPlan
+from resnet_deploy.bench.loadgen_spec import LoadgenPlan, LoadgenSpec, PeakSpec
 from resnet_deploy.bench.records import NotRun
 from resnet_deploy.bundle import Bundle, open_bundle
 from resnet_deploy.datasets import ImageDataset, find_dataset
@@ -89,7 +89,7 @@ def run_scenarios(inputs: LoadgenInputs, spec: LoadgenSpec, run: Run) -> Finishe
 
     def make(session: Session, engine: Candidate) -> None:
         for scenario in spec.scenarios:
-            plan = TestPlan(
+            plan = LoadgenPlan(
                 scenario=scenario,
                 batch=engine.batch,
                 official=spec.mlperf_rules,
@@ -101,7 +101,7 @@ def run_scenarios(inputs: LoadgenInputs, spec: LoadgenSpec, run: Run) -> Finishe
             if spec.mlperf_rules:
                 session.test(engine, msgspec.structs.replace(plan, accuracy=True), "accuracy")
 
-    def verdicts(tests: Sequence[TestRecord]) -> tuple[RulesVerdict, ...]:
+    def verdicts(tests: Sequence[LoadgenTest]) -> tuple[RulesVerdict, ...]:
         return judge(lineup, tests) if spec.mlperf_rules else ()
 
     return _run(lineup, run, make, verdicts=verdicts)
@@ -139,7 +139,7 @@ def _line_up(inputs: LoadgenInputs, batch: int | None, run: Run) -> Lineup:
     # A relative path such as `.` has no name to appear under.
     bundles = [open_bundle(path if path.name not in ("", "..") else path.resolve()) for path in inputs.engines]
     require_distinct_names(bundles)
-    card = common_card(bundles)
+    card = common_card(bundles, "loadgen")
     dataset = None
     if inputs.data is not None:
         dataset = find_dataset(inputs.data, card, labels_file=inputs.labels_file)
@@ -168,8 +168,8 @@ def _batch(bundle: Bundle, asked: int | None) -> int:
     return asked or takes.opt
 
 
-def _describe(bundle: Bundle) -> TestedEngine:
-    return TestedEngine(
+def _describe(bundle: Bundle) -> EngineFacts:
+    return EngineFacts(
         name=bundle.path.name,
         backend=bundle.manifest.spec.backend,
         precision=bundle.manifest.spec.precision,
@@ -212,7 +212,7 @@ def _run(
     run: Run,
     make: Callable[[Session, Candidate], None],
     *,
-    verdicts: Callable[[Sequence[TestRecord]], tuple[RulesVerdict, ...]] = lambda tests: (),
+    verdicts: Callable[[Sequence[LoadgenTest]], tuple[RulesVerdict, ...]] = lambda tests: (),
     peaks: Sequence[Peak] = (),
 ) -> Finished:
     """Make all tests; the record and the folder of logs are both there in the end, or neither.
@@ -244,11 +244,11 @@ def _run(
     return Finished(record, path)
 
 
-def _describe_data(dataset: ImageDataset | None, progress: "Progress") -> TestedData | None:
+def _describe_data(dataset: ImageDataset | None, progress: "Progress") -> DataFacts | None:
     if dataset is None:
         return None
     with progress.task("hashing the data set"):
-        return TestedData(
+        return DataFacts(
             name=dataset.root.name,
             digest=dataset.digest,
             images=len(dataset),

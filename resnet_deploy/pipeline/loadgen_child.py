@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from resnet_deploy import artifact
-from resnet_deploy.bench.loadgen_spec import COALESCING, TestPlan
+from resnet_deploy.bench.loadgen_spec import COALESCING, LoadgenPlan
 from resnet_deploy.bundle import Bundle, open_bundle
 from resnet_deploy.datasets import BatchReader, ImageDataset
 from resnet_deploy.errors import ResnetDeployError
@@ -49,7 +49,7 @@ class ChildRequest(msgspec.Struct, frozen=True, kw_only=True):
         images: Their paths; empty for synthetic ones.
     """
 
-    plan: TestPlan
+    plan: LoadgenPlan
     bundle: str
     null: bool = False
     threads: int

@@ -5,7 +5,7 @@ from typing import Final
 
 from resnet_deploy.bench.loadgen_records import Peak
 from resnet_deploy.bench.loadgen_search import Found, find_peak
-from resnet_deploy.bench.loadgen_spec import PeakSpec, TestPlan
+from resnet_deploy.bench.loadgen_spec import LoadgenPlan, PeakSpec
 from resnet_deploy.pipeline.loadgen_session import Candidate, Session
 
 _CAPACITY_SECONDS: Final = 3.0
@@ -17,18 +17,19 @@ _SIGMAS: Final = 6
 def search_peak(session: Session, engine: Candidate, spec: PeakSpec) -> Peak:
     """Search the highest Server rate at which LoadGen finds the bound kept.
 
-    Latency and throughput come first: they say whether there can be such a rate, and where to begin.
+    Latency and throughput come first: they say whether there can be such a rate, and where to begin. Every probe has
+    the arrivals of MLPerf's seed, faster or slower: repeating one shows what the machine does, and not another draw.
     """
     seconds = min(_CAPACITY_SECONDS, spec.seconds)
     alone, together = (
-        session.test(engine, TestPlan(scenario=scenario, batch=engine.batch, seconds=seconds), "capacity").result
+        session.test(engine, LoadgenPlan(scenario=scenario, batch=engine.batch, seconds=seconds), "capacity").result
         for scenario in ("singlestream", "offline")
     )
     assert together.metric is not None
     assert together.metric.value is not None
 
     def holds(rate: float) -> bool:
-        plan = TestPlan(
+        plan = LoadgenPlan(
             scenario="server",
             batch=engine.batch,
             seconds=spec.seconds,

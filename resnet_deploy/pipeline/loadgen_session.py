@@ -9,8 +9,8 @@ import numpy as np
 
 from resnet_deploy import artifact
 from resnet_deploy.bench.loadgen_logs import ACCURACY, DETAIL, SUMMARY, read_answers, read_detail
-from resnet_deploy.bench.loadgen_records import Accuracy, Purpose, TestedEngine, TestRecord
-from resnet_deploy.bench.loadgen_spec import TestPlan
+from resnet_deploy.bench.loadgen_records import Accuracy, EngineFacts, LoadgenTest, Purpose
+from resnet_deploy.bench.loadgen_spec import LoadgenPlan
 from resnet_deploy.pipeline.loadgen_child import ChildRequest
 from resnet_deploy.pipeline.loadgen_process import Patience, run_child
 
@@ -30,7 +30,7 @@ class Candidate:
 
     bundle: "Bundle"
     batch: int
-    tested: TestedEngine
+    tested: EngineFacts
 
 
 @dataclass
@@ -51,9 +51,9 @@ class Session:
     threads: int
     progress: "Progress"
     patience: Patience = field(default_factory=Patience)
-    tests: list[TestRecord] = field(default_factory=list)
+    tests: list[LoadgenTest] = field(default_factory=list)
 
-    def test(self, engine: Candidate, plan: TestPlan, purpose: Purpose) -> TestRecord:
+    def test(self, engine: Candidate, plan: LoadgenPlan, purpose: Purpose) -> LoadgenTest:
         """Make one test.
 
         Raises:
@@ -64,10 +64,10 @@ class Session:
     def measure_overhead(self, engine: Candidate) -> None:
         """Test the runner that does nothing in the engine's place: what is measured is LoadGen's and our own cost."""
         for scenario in ("singlestream", "offline"):
-            plan = TestPlan(scenario=scenario, batch=engine.batch, seconds=_NULL_SECONDS)
+            plan = LoadgenPlan(scenario=scenario, batch=engine.batch, seconds=_NULL_SECONDS)
             self._test(engine, plan, "overhead", null=True)
 
-    def _test(self, engine: Candidate, plan: TestPlan, purpose: Purpose, *, null: bool) -> TestRecord:
+    def _test(self, engine: Candidate, plan: LoadgenPlan, purpose: Purpose, *, null: bool) -> LoadgenTest:
         name = NULL if null else engine.tested.name
         folder = self._new_folder(name, plan, purpose)
         dataset = self.dataset
@@ -82,7 +82,7 @@ class Session:
         try:
             with self.progress.task(f"{name}: {folder.name.removeprefix(f'{name}-')}"):
                 answer = run_child(request, folder, self._patience(plan))
-                record = TestRecord(
+                record = LoadgenTest(
                     engine=name,
                     purpose=purpose,
                     batch=plan.batch,
@@ -97,7 +97,7 @@ class Session:
         self.tests.append(record)
         return record
 
-    def _new_folder(self, name: str, plan: TestPlan, purpose: Purpose) -> Path:
+    def _new_folder(self, name: str, plan: LoadgenPlan, purpose: Purpose) -> Path:
         """Name it after engine and scenario; what is no performance run says so, and probes are numbered."""
         kind = {"performance": "", "overhead": "", "probe": "-probe"}.get(purpose, f"-{purpose}")
         if purpose == "probe":
@@ -107,7 +107,7 @@ class Session:
             folder.mkdir()
         return folder
 
-    def _patience(self, plan: TestPlan) -> Patience:
+    def _patience(self, plan: LoadgenPlan) -> Patience:
         gap = _LONGEST_GAP / plan.qps if plan.scenario == "server" else 0.0
         return Patience(self.patience.opening, self.patience.testing + gap)
 
@@ -118,7 +118,7 @@ class Session:
         answers = read_answers(folder / ACCURACY, len(self.dataset))
         return Accuracy(correct=int((answers == np.array(self.dataset.labels)).sum()), images=len(answers))
 
-    def _keep_logs(self, folder: Path, plan: TestPlan) -> dict[str, str]:
+    def _keep_logs(self, folder: Path, plan: LoadgenPlan) -> dict[str, str]:
         """Remove what says nothing, hash the rest."""
         kept = (SUMMARY, DETAIL, ACCURACY) if plan.accuracy else (SUMMARY, DETAIL)
         for path in artifact.list_folder(folder):

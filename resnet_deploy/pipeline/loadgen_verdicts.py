@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from resnet_deploy.bench import loadgen_rules as rules
-from resnet_deploy.bench.loadgen_records import RulesVerdict, TestRecord
+from resnet_deploy.bench.loadgen_records import LoadgenTest, RulesVerdict
 from resnet_deploy.bench.records import NotRun
 from resnet_deploy.errors import DataError, SpecError
 
@@ -56,7 +56,7 @@ def require_reference(lineup: Lineup) -> None:
         )
 
 
-def judge(lineup: Lineup, tests: Sequence[TestRecord]) -> tuple[RulesVerdict, ...]:
+def judge(lineup: Lineup, tests: Sequence[LoadgenTest]) -> tuple[RulesVerdict, ...]:
     """Judge each performance run and the accuracy run beside it; one that lacks the other gets no verdict."""
     assert lineup.dataset is not None
     by_subject = rules.unmet_by_subject(lineup.card, len(lineup.dataset))

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from resnet_deploy.bench.loadgen_records import LoadgenRecord, Peak, RulesVerdict, TestRecord, TestResult
+from resnet_deploy.bench.loadgen_records import LoadgenRecord, LoadgenResult, LoadgenTest, Peak, RulesVerdict
 from resnet_deploy.bench.loadgen_spec import LOADGEN_NAMES
 from resnet_deploy.report import wording
 
@@ -40,9 +40,8 @@ def title(record: LoadgenRecord) -> str:
 
 def _tests(record: LoadgenRecord) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("\nengine", overflow="fold")
-    for header in ("\nscenario", "\nresult"):
-        table.add_column(header, no_wrap=True)
+    for header in ("\nengine", "\nscenario", "\nresult"):
+        table.add_column(header, overflow="fold")
     for header in ("latency ms\np50", "\np90", "\np99", "\nqueries", "\nseconds"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("\nLoadGen", no_wrap=True)
@@ -52,7 +51,7 @@ def _tests(record: LoadgenRecord) -> Table:
     return table
 
 
-def _cells(test: TestRecord) -> list[str | Text]:
+def _cells(test: LoadgenTest) -> list[str | Text]:
     result = test.result
     latencies = [result.percentiles.get(percent) for percent in _PERCENTS]
     return [
@@ -65,7 +64,7 @@ def _cells(test: TestRecord) -> list[str | Text]:
     ]
 
 
-def _scenario(test: TestRecord) -> str:
+def _scenario(test: LoadgenTest) -> str:
     result = test.result
     name = LOADGEN_NAMES[result.scenario]
     if result.scenario == "offline":
@@ -77,7 +76,7 @@ def _scenario(test: TestRecord) -> str:
     return f"{name} ({result.settings['samples_per_query']})" if result.scenario == "multistream" else name
 
 
-def _metric(result: TestResult) -> str:
+def _metric(result: LoadgenResult) -> str:
     """Write the figure that MLPerf compares; a latency is early stopping's estimate."""
     metric = result.metric
     if metric is None:
@@ -130,10 +129,7 @@ def _verdict(verdict: RulesVerdict) -> str:
 
 def _peak(peak: Peak, record: LoadgenRecord) -> str:
     probes = [one.result for one in record.tests if one.purpose == "probe" and one.engine == peak.engine]
-    held, failed = (
-        ", ".join(f"{float(one.settings['target_qps']):.4g}" for one in probes if bool(one.valid) is valid) or "none"
-        for valid in (True, False)
-    )
+    tried = ", ".join(f"{float(one.settings['target_qps']):.4g} {'yes' if one.valid else 'no'}" for one in probes)
     bound = f"p99 within {wording.milliseconds(peak.latency_s)} ms"
     found = f"no rate found with {bound}: {peak.reason}"
     if peak.rate is not None:
@@ -141,9 +137,11 @@ def _peak(peak: Peak, record: LoadgenRecord) -> str:
             f"{peak.rate:.4g} queries/s with {bound}: held twice in succession, and failed twice at most "
             f"{peak.tolerance:.0%} above"
         )
+    if not probes:
+        return f"{wording.printable(peak.engine)}: {found}"
     return (
-        f"{wording.printable(peak.engine)}: {found}; {len(probes)} probes, each of at least {peak.seconds:g} s and "
-        f"{peak.queries:,} queries; held: {held}; failed: {failed}"
+        f"{wording.printable(peak.engine)}: {found}; {len(probes)} probes of at least {peak.seconds:g} s and "
+        f"{peak.queries:,} queries: {tried}"
     )
 
 
