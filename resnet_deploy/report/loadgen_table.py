@@ -95,7 +95,7 @@ def _notes(record: LoadgenRecord) -> Table:
     uses_server = any(one.result.scenario == "server" for one in record.tests)
     notes = [
         ("invalid", _invalid(record)),
-        ("rules", tuple(map(_verdict, record.verdicts))),
+        ("rules", tuple(line for verdict in record.verdicts for line in _verdict(verdict))),
         ("peak", tuple(_peak(peak, record) for peak in record.peaks)),
         ("overhead", _overhead(record)),
         ("data", _data(record)),
@@ -119,12 +119,15 @@ def _invalid(record: LoadgenRecord) -> tuple[str, ...]:
     )
 
 
-def _verdict(verdict: RulesVerdict) -> str:
-    what = f"{wording.printable(verdict.engine)}, {LOADGEN_NAMES[verdict.scenario]}"
+def _verdict(verdict: RulesVerdict) -> tuple[str, ...]:
+    """Say whether the rules are met, then each that is not in a line of its own."""
+    met = "not met" if verdict.unmet else "met, as far as they are checked"
     accuracy = f"accuracy {wording.percent(verdict.accuracy)} %, target {wording.percent(verdict.target)} %"
-    if not verdict.unmet:
-        return f"{what}: met, as far as they are checked; {accuracy} ({verdict.reference})"
-    return f"{what}: not met: {'; '.join(verdict.unmet)}; {accuracy} ({verdict.reference})"
+    name = f"{wording.printable(verdict.engine)}, {LOADGEN_NAMES[verdict.scenario]}"
+    return (
+        f"{name}: {met}; {accuracy} ({wording.printable(verdict.reference)})",
+        *(f"- {wording.printable(line)}" for line in verdict.unmet),
+    )
 
 
 def _peak(peak: Peak, record: LoadgenRecord) -> str:
@@ -150,10 +153,11 @@ def _overhead(record: LoadgenRecord) -> tuple[str, ...]:
     alone, together = by_scenario.get("singlestream"), by_scenario.get("offline")
     if alone is None or together is None or together.metric is None or not together.metric.value:
         return ("not measured",)
-    median, tail = (f"{alone.percentiles[percent] * 1e6:.3g}" for percent in ("50.00", "99.00"))
+    median, tail = (wording.significant(alone.percentiles[percent] * 1e6) for percent in ("50.00", "99.00"))
+    per_image = wording.significant(1e6 / together.metric.value)
     line = (
         f"LoadGen and our own code cost {median} {wording.MICRO}s per query at p50, {tail} at p99 (SingleStream), and "
-        f"{1e6 / together.metric.value:.3g} {wording.MICRO}s per image (Offline), as the null runner shows; included"
+        f"{per_image} {wording.MICRO}s per image (Offline), as the null runner shows; included"
     )
     return (line,)
 

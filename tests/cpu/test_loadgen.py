@@ -136,21 +136,27 @@ def test_verdict_is_that_of_the_summary(finished):
         assert f"Result is : {'VALID' if one.result.valid else 'INVALID'}\n" in (folder / name).read_text()
 
 
-def test_search_finds_a_rate_or_says_why_not(deployment, tmp_path):
-    """Rates depend on the machine; that none holds at 1 us does not."""
+def test_search_says_why_there_is_no_rate(deployment, tmp_path):
     inputs = LoadgenInputs(engines=(deployment.engines["int8"],))
-    run = Run(tmp_path, 1, Silent())
-    easy = PeakSpec(latency_s=60.0, seconds=0.2, queries=10, tolerance=5.0, probes=6, batch=4)
-    found = find_peaks(inputs, easy, run).record
-    probes = [one for one in found.tests if one.purpose == "probe"]
-    assert 1 <= len(probes) <= 6
-    assert {one.result.scenario for one in probes} == {"server"}
-    (peak,) = found.peaks
-    assert (peak.rate is None) == bool(peak.reason)
-    hard = PeakSpec(latency_s=1e-6, seconds=0.2, queries=10)
-    (peak,) = find_peaks(inputs, hard, Run(tmp_path / "hard", 1, Silent())).record.peaks
+    record = find_peaks(inputs, PeakSpec(latency_s=1e-6, seconds=0.2), Run(tmp_path, 1, Silent())).record
+    assert [one.purpose for one in record.tests] == ["overhead", "overhead", "capacity", "capacity"]
+    (peak,) = record.peaks
     assert peak.rate is None
     assert peak.reason.startswith("one image alone takes ")
+
+
+def test_a_probe_is_the_rate_that_was_asked_for(session, deployment):
+    plan = LoadgenPlan(scenario="server", batch=4, seconds=0.1, queries=20, qps=50.0, latency_s=60.0, most_waiting=1000)
+    for number in (1, 2):
+        probe = session.test(candidate(deployment.engines["int8"]), plan, "probe")
+        assert {Path(name).parent.name for name in probe.logs} == {
+            f"resnet18-int8-onnxruntime-server-probe-{number:02}"
+        }
+        assert probe.result.queries >= 20
+        assert probe.result.late == 0
+        settings = probe.result.settings
+        assert (settings["target_qps"], settings["max_async_queries"]) == (50, 1000)
+        assert settings["target_latency_ns"] == 60_000_000_000
 
 
 # --- accuracy
