@@ -2,7 +2,7 @@
 
 What a reader has and this machine has not is stood in for: the published weights by an untrained network on a local
 HTTP server, ImageNet by generated pictures in synset folders. The commands themselves are taken from the page as they
-are; only `bench` is told to measure for a shorter time.
+are; only `bench` and `loadgen` are told to measure for a shorter time.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from resnet_deploy.imagenet import imagenet_classes  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-SHORT = ["--seconds", "0.05", "--rounds", "1", "--batches", "1"]
+SHORTER = {"bench": ["--seconds", "0.05", "--rounds", "1", "--batches", "1"], "loadgen": ["--seconds", "0.3"]}
 
 
 def blocks(language: str) -> list[str]:
@@ -98,7 +98,7 @@ def test_every_command_and_the_python_run(readers_folder: Path, capsys: pytest.C
     for words in shell_lines():
         if words[0] != "resnet-deploy":
             continue
-        arguments = [*words[1:], *(SHORT if words[1] == "bench" else [])]
+        arguments = [*words[1:], *SHORTER.get(words[1], [])]
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 0, f"{' '.join(words)}\n{result.output}\n{result.exception!r}"
         ran.append(words[1])

@@ -114,8 +114,8 @@ def bench(inputs: BenchInputs, spec: BenchSpec, *, threads: int, progress: "Prog
     """
     # A relative path such as `.` has no name to appear under.
     bundles = [open_bundle(path if path.name not in ("", "..") else path.resolve()) for path in inputs.engines]
-    _require_distinct_names(bundles)
-    card = _common_card(bundles)
+    require_distinct_names(bundles)
+    card = common_card(bundles)
     reader = None
     if inputs.data is not None:
         dataset = find_dataset(inputs.data, card, labels_file=inputs.labels_file)
@@ -257,7 +257,7 @@ def _require_common_batch(candidates: Sequence[_Candidate], spec: BenchSpec) -> 
             )
 
 
-def _require_distinct_names(bundles: Sequence[Bundle]) -> None:
+def require_distinct_names(bundles: Sequence[Bundle]) -> None:
     """Refuse engines that the record could not tell apart from each other, the reference or the harness."""
     names = [REFERENCE, NULL, *(bundle.path.name for bundle in bundles)]
     for name in names:
@@ -265,8 +265,12 @@ def _require_distinct_names(bundles: Sequence[Bundle]) -> None:
             raise SpecError(f"more than one engine would appear as {name!r}", hint="name each once, or rename a folder")
 
 
-def _common_card(bundles: Sequence[Bundle]) -> ModelCard:
-    """Return the card that all bundles share; engines of different models have nothing to compare."""
+def common_card(bundles: Sequence[Bundle], command: str = "bench") -> ModelCard:
+    """Return the card that all bundles share; engines of different models have nothing to compare.
+
+    Raises:
+        SpecError: If they share none; the hint has a ``command`` for each model.
+    """
     first = bundles[0]
     for other in bundles[1:]:
         for field, mine, theirs in (
@@ -278,18 +282,18 @@ def _common_card(bundles: Sequence[Bundle]) -> ModelCard:
             if mine != theirs:
                 raise SpecError(
                     f"{first.path} and {other.path} are of different models: {field} differs",
-                    hint=f"name the engines of one model: {' or '.join(_commands_by_model(bundles))}",
+                    hint=f"name the engines of one model: {' or '.join(_commands_by_model(bundles, command))}",
                 )
     return first.manifest.card
 
 
-def _commands_by_model(bundles: Sequence[Bundle]) -> list[str]:
-    """Write the command that compares the engines of each model, for a few models."""
+def _commands_by_model(bundles: Sequence[Bundle], command: str) -> list[str]:
+    """Write the command that takes the engines of each model, for a few models."""
     models: dict[tuple[str, str], list[Path]] = {}
     for bundle in bundles:
         card = bundle.manifest.card
         models.setdefault((card.weights_sha256, card.preprocess.digest), []).append(bundle.path)
-    return [f"`resnet-deploy bench {_in_shell(paths)}`" for paths in list(models.values())[:3]]
+    return [f"`resnet-deploy {command} {_in_shell(paths)}`" for paths in list(models.values())[:3]]
 
 
 def _in_shell(paths: Sequence[Path]) -> str:
