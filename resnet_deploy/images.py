@@ -10,6 +10,7 @@ https://github.com/shift-happens-benchmark/icml-2022/pull/62).
 Pillow releases the interpreter lock while it decodes and resizes, so all of this runs well in threads.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -36,11 +37,15 @@ _DAMAGED_HINT: Final = "replace the file, or leave it out (build, bench and run 
 _TOO_LARGE_HINT: Final = "shrink the image first"
 
 
-def decode(path: Path) -> Image.Image:
+def decode(path: Path, data: bytes | None = None) -> Image.Image:
     """Read one image file as 8-bit RGB; the first frame, where it has several.
 
     The EXIF orientation is not applied here: torchvision's ``ImageFolder`` does not apply it either, and the network
     was trained and scored on what that delivers. MLPerf's rule has it applied by ``preprocess_image``.
+
+    Args:
+        path: The file.
+        data: Its content, where that has been read already.
 
     Raises:
         FileError: If the file is missing or cannot be read.
@@ -48,7 +53,7 @@ def decode(path: Path) -> Image.Image:
             decompression bombs (``PIL.Image.MAX_IMAGE_PIXELS``, which Pillow itself only warns about up to twice).
     """
     try:
-        with path.open("rb") as file, Image.open(file) as image:
+        with path.open("rb") if data is None else io.BytesIO(data) as file, Image.open(file) as image:
             _refuse_oversize(image.size)
             return rgb_from_image(image)
     except DataError as error:
@@ -123,15 +128,20 @@ def batch_from_images(images: Sequence[Source], spec: Preprocess) -> "Array":
     return batch
 
 
-def tensor_from_source(source: Source, spec: Preprocess) -> "Array":
+def tensor_from_source(source: Source, spec: Preprocess, data: bytes | None = None) -> "Array":
     """Preprocess one file, Pillow image or RGB array, shape ``spec.shape``; an error about a file names it.
+
+    Args:
+        source: The image.
+        spec: The input contract.
+        data: The content of the file, where that has been read already.
 
     Raises:
         FileError: If a file is missing or cannot be read.
         DataError: If the image is damaged or cannot be preprocessed.
     """
     if isinstance(source, Path):
-        image = decode(source)
+        image = decode(source, data)
         try:
             return preprocess_image(image, spec)
         except DataError as error:
