@@ -328,7 +328,7 @@ def test_nothing_but_damaged_images(invoke, line, small):
 
 
 PROGRAM = """
-import re, sys
+import re, sys, tracemalloc
 from pathlib import Path
 from resnet_deploy import datasets
 from resnet_deploy.bench.journal import Journal
@@ -336,28 +336,40 @@ from resnet_deploy.pipeline.evaluating import EvaluationSpec, evaluate
 from resnet_deploy.pipeline.lineup import BenchInputs
 from resnet_deploy.protocols import Silent
 
-def anonymous_kib():  # the pages of libraries come and go with the needs of others
+def resident_kib():  # without the pages of libraries, which come and go with the needs of others
     return int(re.search(r"RssAnon:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 
-peaks, append, kept, init = [], Journal.append, [], datasets.Batch.__init__
-Journal.append = lambda *given: (append(*given), peaks.append(anonymous_kib()))
+def append(journal, content, real=Journal.append):
+    real(journal, content)
+    resident.append(resident_kib())
+    if not tracemalloc.is_tracing():  # the engine is open
+        tracemalloc.start()
+
+def keep(batch, real=datasets.Batch.__init__, **values):
+    real(batch, **values)
+    kept.append(batch.images.astype("float32"))
+
+resident, kept, Journal.append = [], [], append
 if sys.argv[4] == "keep":
-    datasets.Batch.__init__ = lambda self, **given: (init(self, **given), kept.append(self.images.astype("float32")))[0]
+    datasets.Batch.__init__ = keep
 inputs = BenchInputs(engines=(Path(sys.argv[1]),), data=Path(sys.argv[2]), pytorch=False)
 record = evaluate(inputs, EvaluationSpec(), Path(sys.argv[3]), Silent())
-print(record.dataset.images, max(*peaks, anonymous_kib()))
+print(record.dataset.images, max(*resident, resident_kib()), tracemalloc.get_traced_memory()[1])
 """
 
 
 def test_memory_does_not_grow_with_the_images(deployment, validation, tmp_path):
-    def peak_kib(count, keep=""):
-        command = [sys.executable, "-c", PROGRAM, deployment.engines["fp32"], validation(count), tmp_path, keep]
+    def peaks(data, kept=""):
+        """Resident memory, and what Python and NumPy held at once after the engine was opened, in KiB."""
+        command = [sys.executable, "-c", PROGRAM, deployment.engines["fp32"], data, tmp_path, kept]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        images, peak = map(int, done.stdout.split())
-        assert images == count
-        return peak
+        images, resident, held = map(int, done.stdout.split())
+        assert images == len(list(data.glob("*.JPEG")))
+        return resident, held / 1024
 
-    few = peak_kib(1000)
-    # Names, digests and answers: about 1 kB an image.
-    assert peak_kib(4000) <= 1.05 * few
-    assert peak_kib(4000, "keep") > 1.05 * few  # the twin keeps what was decoded
+    few, many = validation(1000), validation(4000)
+    (resident, held), (resident_later, held_later) = peaks(few), peaks(many)
+    assert resident_later <= 1.05 * resident
+    # Digests and answers take a third of a KiB an image when they are put together; a decoded one would take 3.
+    assert held_later - held < 3000
+    assert peaks(many, "keep")[1] - held > 3000  # the twin keeps what was decoded
