@@ -26,6 +26,7 @@ COMMANDS: Final = (
     "prebuild",
     "bench",
     "loadgen",
+    "evaluate",
     "verify",
     "inspect",
     "predict",

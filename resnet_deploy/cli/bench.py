@@ -67,8 +67,9 @@ def bench(engines: tuple[Path, ...], no_pytorch: bool, output: Path, no_html: bo
     """
     from resnet_deploy import artifact
     from resnet_deploy.cli.terminal import TerminalProgress
-    from resnet_deploy.pipeline.benchmarking import BenchInputs, find_engines
     from resnet_deploy.pipeline.benchmarking import bench as run_bench
+    from resnet_deploy.pipeline.lineup import BenchInputs
+    from resnet_deploy.pipeline.matching import find_engines
 
     if not no_html:
         require_html()

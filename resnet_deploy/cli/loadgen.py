@@ -84,8 +84,8 @@ def loadgen(engines: tuple[Path, ...], output: Path, as_json: bool, find_max_qps
     """
     from resnet_deploy import artifact, environment
     from resnet_deploy.cli.terminal import TerminalProgress
-    from resnet_deploy.pipeline.benchmarking import find_engines
     from resnet_deploy.pipeline.loadgen import LoadgenInputs, Run
+    from resnet_deploy.pipeline.matching import find_engines
 
     search = _search(values) if find_max_qps else None
     spec = None if find_max_qps else _spec(values)

@@ -43,11 +43,11 @@ def run(output: Path, calib: str, data: Path, **values: Any) -> None:
     from resnet_deploy.cli.terminal import TerminalProgress
     from resnet_deploy.datasets import find_images
     from resnet_deploy.pipeline.backends import choose_backend
-    from resnet_deploy.pipeline.benchmarking import BenchInputs
     from resnet_deploy.pipeline.benchmarking import bench as run_bench
     from resnet_deploy.pipeline.building import BuildInputs
     from resnet_deploy.pipeline.building import build as run_build
     from resnet_deploy.pipeline.exporting import export as run_export
+    from resnet_deploy.pipeline.lineup import BenchInputs
 
     require_html()
     for folder in (Path(calib), data):

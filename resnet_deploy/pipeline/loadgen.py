@@ -21,14 +21,14 @@ from resnet_deploy.bench.loadgen_records import (
 )
 from resnet_deploy.bench.loadgen_spec import LoadgenPlan, LoadgenSpec, PeakSpec
 from resnet_deploy.bench.records import NotRun
-from resnet_deploy.bundle import Bundle, open_bundle
+from resnet_deploy.bundle import Bundle
 from resnet_deploy.datasets import ImageDataset, find_dataset
 from resnet_deploy.engine import check_fits
 from resnet_deploy.errors import BackendError, BundleError, DeviceError, SpecError
-from resnet_deploy.pipeline.benchmarking import common_card, require_distinct_names
 from resnet_deploy.pipeline.loadgen_peaks import search_peak
-from resnet_deploy.pipeline.loadgen_session import Candidate, Session
+from resnet_deploy.pipeline.loadgen_session import NULL, Candidate, Session
 from resnet_deploy.pipeline.loadgen_verdicts import Lineup, judge, require_reference
+from resnet_deploy.pipeline.matching import open_bundles
 
 if TYPE_CHECKING:
     from resnet_deploy.protocols import Progress
@@ -136,10 +136,7 @@ def require_loadgen() -> None:
 
 def _line_up(inputs: LoadgenInputs, batch: int | None, run: Run) -> Lineup:
     require_loadgen()
-    # A relative path such as `.` has no name to appear under.
-    bundles = [open_bundle(path if path.name not in ("", "..") else path.resolve()) for path in inputs.engines]
-    require_distinct_names(bundles)
-    card = common_card(bundles, "loadgen")
+    bundles, card = open_bundles(inputs.engines, "loadgen", (NULL,))
     dataset = None
     if inputs.data is not None:
         dataset = find_dataset(inputs.data, card, labels_file=inputs.labels_file)

@@ -159,7 +159,7 @@ def _conditions(record: BenchRecord) -> list[tuple[str, str]]:
     """List what the figures depend on besides the machine."""
     contract = record.preprocess
     prepared = (
-        f"{contract.image_size} pixels, cropped from {contract.resize} ({contract.interpolation}); "
+        f"{wording.prepared(contract)}; "
         f"{contract.dtype} {contract.layout} {contract.color}, mean {contract.mean}, std {contract.std}"
     )
     return [

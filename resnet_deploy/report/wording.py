@@ -8,6 +8,7 @@ from resnet_deploy.bench import statistics
 from resnet_deploy.bench.loadgen_records import LoadgenRecord
 from resnet_deploy.bench.records import BenchRecord, NotRun, Samples
 from resnet_deploy.bench.statistics import Interval
+from resnet_deploy.contract import Preprocess
 from resnet_deploy.environment import Environment
 
 NOTHING: Final = "\N{EN DASH}"  # stands where there is no figure, and between the ends of an interval
@@ -114,6 +115,13 @@ def data(record: BenchRecord) -> tuple[str, ...]:
         more = ", ..." if len(dataset.skipped) > 3 else ""
         lines.append(f"{len(dataset.skipped)} corrupt left out at your request: {names}{more}")
     return tuple(lines)
+
+
+def prepared(contract: Preprocess) -> str:
+    """Say by whose rule images become inputs, and at what size."""
+    rule = {"torchvision": "torchvision's", "mlperf": "MLPerf's", "custom": "torchvision's rule, other numbers"}
+    size = f"shorter side to {contract.resize} ({contract.interpolation}), centre crop {contract.image_size}"
+    return f"{rule[contract.name]}: {size}"
 
 
 def procedure(record: BenchRecord) -> str:

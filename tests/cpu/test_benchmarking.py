@@ -27,8 +27,10 @@ from resnet_deploy.errors import (
     SpecError,
     WeightsError,
 )
-from resnet_deploy.pipeline.benchmarking import BenchInputs, bench, find_engines, save
+from resnet_deploy.pipeline.benchmarking import bench, save
 from resnet_deploy.pipeline.building import BuildInputs, build
+from resnet_deploy.pipeline.lineup import BenchInputs
+from resnet_deploy.pipeline.matching import find_engines
 from resnet_deploy.protocols import Silent, TensorSpec
 from resnet_deploy.specs import BatchRange, BenchSpec, BuildSpec
 
