@@ -8,7 +8,6 @@ https://github.com/shift-happens-benchmark/icml-2022/pull/62).
 Pillow releases the interpreter lock while it decodes and resizes, so all of this runs well in threads.
 """
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -23,7 +22,7 @@ from resnet_deploy.specs import Interpolation, Preprocess
 if TYPE_CHECKING:
     from resnet_deploy.protocols import Array
 
-Source = Path | bytes | Image.Image | NDArray[np.uint8]
+Source = Path | Image.Image | NDArray[np.uint8]
 
 _FILTERS: Final[dict[Interpolation, Image.Resampling]] = {
     "nearest": Image.Resampling.NEAREST,
@@ -31,12 +30,11 @@ _FILTERS: Final[dict[Interpolation, Image.Resampling]] = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 _DAMAGED_HINT: Final = "replace the file, or leave it out (build, bench and run take --skip-corrupt)"
-_IN_MEMORY: Final = "image in memory"
 _TOO_LARGE_HINT: Final = "shrink the image first"
 
 
-def decode(source: Path | bytes) -> Image.Image:
-    """Read one image file, or its bytes, as 8-bit RGB; the first frame, where it has several.
+def decode(path: Path) -> Image.Image:
+    """Read one image file as 8-bit RGB; the first frame, where it has several.
 
     The EXIF orientation is not applied: torchvision's ``ImageFolder`` does not apply it either, and the network was
     trained and scored on what that delivers.
@@ -46,12 +44,8 @@ def decode(source: Path | bytes) -> Image.Image:
         DataError: If it is not an image, is damaged or cut short, or is larger than Pillow's limit against
             decompression bombs (``PIL.Image.MAX_IMAGE_PIXELS``, which Pillow itself only warns about up to twice).
     """
-    path = source if isinstance(source, Path) else _IN_MEMORY
     try:
-        with (
-            source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file,
-            Image.open(file) as image,
-        ):
+        with path.open("rb") as file, Image.open(file) as image:
             _refuse_oversize(image.size)
             return rgb_from_image(image)
     except DataError as error:
@@ -101,8 +95,7 @@ def batch_from_images(images: Sequence[Source], spec: Preprocess) -> "Array":
     """Preprocess files, Pillow images or RGB arrays into one batch, in the calling thread.
 
     Args:
-        images: Paths, the bytes of files, Pillow images, or uint8 arrays of shape (H, W, 3) in RGB order; mixed as
-            they come.
+        images: Paths, Pillow images, or uint8 arrays of shape (H, W, 3) in RGB order; mixed as they come.
         spec: The input contract.
 
     Returns:
@@ -119,18 +112,18 @@ def batch_from_images(images: Sequence[Source], spec: Preprocess) -> "Array":
 
 
 def tensor_from_source(source: Source, spec: Preprocess) -> "Array":
-    """Preprocess one file or its bytes, Pillow image or RGB array: ``spec.shape``; an error about a file names it.
+    """Preprocess one file, Pillow image or RGB array, shape ``spec.shape``; an error about a file names it.
 
     Raises:
         FileError: If a file is missing or cannot be read.
         DataError: If the image is damaged or cannot be preprocessed.
     """
-    if isinstance(source, Path | bytes):
+    if isinstance(source, Path):
         image = decode(source)
         try:
             return preprocess_image(image, spec)
         except DataError as error:
-            raise _named(error, source if isinstance(source, Path) else _IN_MEMORY) from error
+            raise _named(error, source) from error
     if isinstance(source, Image.Image):
         return preprocess_image(source, spec)
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
@@ -199,7 +192,7 @@ def _refuse_oversize(size: tuple[int, int]) -> None:
         raise DataError(message, hint=_TOO_LARGE_HINT)
 
 
-def _damage_error(path: Path | str, error: Exception) -> DataError:
+def _damage_error(path: Path, error: Exception) -> DataError:
     return DataError(f"{path}: damaged image ({_one_line(error)})", hint=_DAMAGED_HINT)
 
 
@@ -207,5 +200,5 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _named(error: DataError, path: Path | str) -> DataError:
+def _named(error: DataError, path: Path) -> DataError:
     return DataError(f"{path}: {error.message}", hint=error.hint)

@@ -66,10 +66,10 @@ class MachineWatch:
 def governor(system: Path = Path("/sys")) -> str:
     """Name what chooses the clocks of the cores, in the kernel's words; empty where it does not tell.
 
-    Cores may have governors of their own: all of them are named, each once.
+    Cores may have governors of their own: all of them are named, each once, in alphabetical order.
     """
     found = []
-    for path in sorted(system.glob("devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")):
+    for path in system.glob("devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor"):
         with contextlib.suppress(OSError):
             found.append(path.read_text(encoding="ascii", errors="replace").strip())
-    return ", ".join(dict.fromkeys(found))
+    return ", ".join(sorted(set(found)))
