@@ -25,7 +25,10 @@ from torch_peers import WAYS, TorchPeer
 from resnet_deploy import environment
 from resnet_deploy.backends import BACKENDS
 from resnet_deploy.batching import infer
-from resnet_deploy.bench.measure import Entrant, measure_in_turns
+from resnet_deploy.bench.calls import Feeds
+from resnet_deploy.bench.measure import measure_in_turns
+from resnet_deploy.bench.ways import Entrant
+from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.cli.terminal import TerminalProgress
 from resnet_deploy.errors import ResnetDeployError
 from resnet_deploy.models import create_model
@@ -35,7 +38,7 @@ from resnet_deploy.pipeline.source import read_source
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.protocols import Silent
 from resnet_deploy.runners import find_runner
-from resnet_deploy.specs import BatchRange, BenchSpec, BuildSpec, CalibrationSpec, ExportSpec, ModelCard, Precision
+from resnet_deploy.specs import BatchRange, BuildSpec, CalibrationSpec, ExportSpec, ModelCard, Precision
 from resnet_deploy.verify import compare_logits
 
 RESULTS = Path(__file__).parent / "results"
@@ -80,7 +83,7 @@ def main(model: Path | None, batches: str, seconds: float, rounds: int) -> None:
         card = read_source(path).card
         images = synthetic_images(card.preprocess, IMAGES)
         lineup = line_up(path, card, Path(folder), BatchRange(1, max(spec.batches), max(spec.batches)))
-        samples = measure_in_turns(lineup.entrants, images, spec, progress)
+        samples = measure_in_turns(lineup.entrants, Feeds(images), spec, progress)
         parity, overhead = agreement(lineup, images), enqueue_seconds(lineup, images)
     record = {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -320,7 +320,8 @@ def test_runners_in_the_table_exist(backend):
         pytest.importorskip("torch", reason="its runner is PyTorch")
     module, _, attribute = named("runner")[backend].partition(":")
     runner = getattr(importlib.import_module(module), attribute)
-    assert list(inspect.signature(runner.open).parameters) == ["bundle", "threads"]
+    parameters = list(inspect.signature(runner.open).parameters)
+    assert parameters == ["bundle", "threads", *(["graphs"] if hasattr(runner, "graphs") else [])]
     for step in ("load", "enqueue", "synchronize", "fetch", "close"):
         assert callable(getattr(runner, step))
 

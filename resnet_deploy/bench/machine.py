@@ -4,6 +4,7 @@ Times are those of ``/proc/stat`` (proc(5)), in ticks over all cores that the ke
 this process may use.
 """
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -60,3 +61,15 @@ class MachineWatch:
         except (OSError, ValueError):
             return None
         return sum(clocks) / len(clocks) if clocks else None
+
+
+def governor(system: Path = Path("/sys")) -> str:
+    """Name what chooses the clocks of the cores, in the kernel's words; empty where it does not tell.
+
+    Cores may have governors of their own: all of them are named, each once, in alphabetical order.
+    """
+    found = []
+    for path in system.glob("devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_text(encoding="ascii", errors="replace").strip())
+    return ", ".join(sorted(set(found)))

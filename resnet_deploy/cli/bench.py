@@ -5,14 +5,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from resnet_deploy.cli.options import ENGINES, PATH, THREADS, numbers, skip_corrupt_option
-from resnet_deploy.specs import BenchSpec
+from resnet_deploy.bench_spec import SCOPES, BenchSpec
+from resnet_deploy.cli.options import ENGINES, PATH, THREADS, names, numbers, skip_corrupt_option
 
 if TYPE_CHECKING:
     from resnet_deploy.bench.records import BenchRecord
 
 RESULTS: Final = Path("benchmarks/results")
 _DEFAULTS: Final = BenchSpec()
+_GRAPHS: Final = {"on": (True,), "off": (False,), "both": (True, False)}
 
 
 def timing_options(function: Any) -> Any:
@@ -25,7 +26,7 @@ def timing_options(function: Any) -> Any:
                 type=float,
                 default=_DEFAULTS.seconds,
                 show_default=True,
-                help="Time per engine and batch size.",
+                help="Time per engine and way of calling it.",
             ),
             click.option(
                 "--rounds", type=int, default=_DEFAULTS.rounds, show_default=True, help="Turns that each engine gets."
@@ -38,9 +39,53 @@ def timing_options(function: Any) -> Any:
     return function
 
 
+def way_options(function: Any) -> Any:
+    """Add the options that say in which ways engines are called."""
+    for option in reversed(
+        (
+            click.option(
+                "--scopes",
+                callback=names,
+                default="host",
+                show_default=True,
+                metavar="NAME,...",
+                help=f"What is timed: {', '.join(SCOPES)} (from image files in memory to labels).",
+            ),
+            click.option(
+                "--concurrency",
+                callback=numbers(int),
+                default="1",
+                show_default=True,
+                metavar="N,...",
+                help="Callers at once, each with an engine of its own; they share --threads.",
+            ),
+            click.option(
+                "--rate",
+                "rates",
+                callback=numbers(float),
+                metavar="HZ,...",
+                help="Calls per second to keep up with, measured beside calling again at once.",
+            ),
+            click.option(
+                "--graphs",
+                type=click.Choice(list(_GRAPHS)),
+                default="on",
+                show_default=True,
+                help="CUDA graphs, where engines have them.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
 def bench_spec(values: dict[str, Any]) -> BenchSpec:
-    """Make the spec from the values of ``timing_options``, taking them out of ``values``."""
-    return BenchSpec(**{name: values.pop(name) for name in ("batches", "seconds", "rounds", "seed")})
+    """Make the spec from the values of ``timing_options``, and of ``way_options`` if there, taking them out."""
+    given = {name: values.pop(name) for name in ("batches", "seconds", "rounds", "seed")}
+    if "graphs" in values:
+        given |= {name: values.pop(name) for name in ("scopes", "concurrency")}
+        given |= {"rates": values.pop("rates") or (), "graphs": _GRAPHS[values.pop("graphs")]}
+    return BenchSpec(**given)
 
 
 @click.command()
@@ -51,6 +96,13 @@ def bench_spec(values: dict[str, Any]) -> BenchSpec:
 @click.option("--labels-file", type=PATH, metavar="FILE", help="Labels of the images in --data.")
 @skip_corrupt_option
 @timing_options
+@way_options
+@click.option(
+    "--layers/--no-layers",
+    default=False,
+    show_default=True,
+    help="Ask each backend's profiler what each layer takes, after the timing.",
+)
 @click.option(
     "--reference", type=PATH, metavar="FILE", help="The PyTorch weights.  [default: those beside the engines]"
 )
@@ -64,6 +116,7 @@ def bench(engines: tuple[Path, ...], no_pytorch: bool, output: Path, no_html: bo
     Examples:
       resnet-deploy bench --data imagenet/val
       resnet-deploy bench engines/resnet50-int8-onnxruntime --batches 1,4 --seconds 10
+      resnet-deploy bench --data imagenet/val --scopes host,device,end_to_end --concurrency 1,2
     """
     from resnet_deploy import artifact
     from resnet_deploy.cli.terminal import TerminalProgress

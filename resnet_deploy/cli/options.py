@@ -46,6 +46,11 @@ def numbers(kind: type[int] | type[float], count: int | None = None) -> Callable
     return parse
 
 
+def names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
+    """Read comma-separated names, such as ``host,device``."""
+    return tuple(part.strip() for part in value.split(","))
+
+
 def export_options(function: Any) -> Any:
     """Add the options that say what to export."""
     for option in reversed(

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resnet_deploy.batching import check_feed
-from resnet_deploy.openvino_session import import_openvino, open_compiled, translate_failures
+from resnet_deploy.openvino_session import import_openvino, open_compiled, profile_layers, translate_failures
 from resnet_deploy.runners import tensor_specs
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from resnet_deploy.bundle import Bundle
-    from resnet_deploy.protocols import Array, TensorSpec
+    from resnet_deploy.protocols import Array, LayerSeconds, TensorSpec
     from resnet_deploy.specs import BatchRange, ModelCard
 
 
@@ -26,11 +26,14 @@ class OpenVinoRunner:
         threads: Threads for one call; 0 for one per physical core.
     """
 
+    profiler = "OpenVINO"
+
     def __init__(self, engine: "Path | bytes", card: "ModelCard", batch: "BatchRange", *, threads: int = 0) -> None:
         self.input: TensorSpec
         self.output: TensorSpec
         self.input, self.output = tensor_specs(card)
         self.batch = batch
+        self._engine, self._threads = engine, threads
         self._tensor: Any = import_openvino().Tensor
         compiled = open_compiled(engine, threads=threads)
         self.device: str = compiled.get_property("EXECUTION_DEVICES")[0]
@@ -63,6 +66,11 @@ class OpenVinoRunner:
         """Copy the logits: the request writes over its own with the next batch."""
         logits: Array = np.array(self._request.get_tensor(self.output.name).data)
         return logits
+
+    def profile_layers(self, feed: "Array", calls: int) -> "list[LayerSeconds]":
+        """Run ``calls`` calls of the model, compiled anew, under OpenVINO's profiler."""
+        check_feed(feed, self)
+        return profile_layers(self._engine, feed, calls=calls, threads=self._threads)
 
     def close(self) -> None:
         """Release the request and the model."""
