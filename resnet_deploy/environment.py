@@ -22,7 +22,7 @@ from resnet_deploy.errors import FileError
 
 # The two ONNX Runtimes are kept apart: they run on different things, and installed together they overwrite each other.
 LIBRARIES: Final = (
-    *("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"),
+    *("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "tensorrt", "tensorrt-rtx"),
     *("cuda-bindings", "pycuda", "numpy", "pillow", "plotly"),
 )
 _INT8_DOT_PRODUCTS: Final = ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp")

@@ -76,6 +76,24 @@ def open_session(
     return session
 
 
+def open_plain_session(model: Path, *, threads: int) -> "onnxruntime.InferenceSession":
+    """Open a session as ONNX Runtime's quick start does, every option at its default but the number of threads.
+
+    Args:
+        model: A file.
+        threads: Threads for one call, so that peers and engines have as many; 0 for ONNX Runtime's default.
+
+    Raises:
+        BackendError: If ONNX Runtime is not installed.
+        BuildError: If it refuses the model.
+    """
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    with translate_refusals():
+        return ort.InferenceSession(str(model), options, providers=[CPU_PROVIDER])
+
+
 def profile_nodes(model: Path | bytes, feed: "Array", *, calls: int) -> dict[str, float]:
     """Measure what each kernel takes: seconds per call, by its name, which begins with that of a fused node."""
     return {layer.name: layer.seconds for layer in profile_kernels(model, feed, calls=calls)}

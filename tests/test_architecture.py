@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "resnet_deploy").rglob("*.py"))
 
 OPTIONAL = (
-    *("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"),
-    *("cuda", "pycuda", "plotly", "jinja2", "markupsafe", "safetensors", "google", "mlperf_loadgen"),
+    *("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "nncf", "tensorrt"),
+    *("tensorrt_rtx", "cuda", "pycuda", "plotly", "jinja2", "markupsafe", "safetensors", "google", "mlperf_loadgen"),
 )
 # Installed with the package, and still too slow to be imported before they are needed.
 SLOW = ("numpy", "PIL", "rich")

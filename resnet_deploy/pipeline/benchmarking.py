@@ -19,6 +19,7 @@ from resnet_deploy.pipeline.diagnosing import search_steps, worst_histograms
 from resnet_deploy.pipeline.lineup import EVALUATION_BATCH, BenchInputs, Candidate, Lineup, open_lineup
 from resnet_deploy.pipeline.matching import open_bundles
 from resnet_deploy.pipeline.measuring import NULL, Measured, measure
+from resnet_deploy.pipeline.peers import choose_peers, with_peers
 from resnet_deploy.pipeline.references import REFERENCE
 from resnet_deploy.protocols import ProfilesLayers
 
@@ -35,7 +36,8 @@ def bench(inputs: BenchInputs, spec: BenchSpec, *, threads: int, progress: "Prog
     """
     if "end_to_end" in spec.scopes and inputs.data is None:
         raise SpecError("the scope end_to_end begins with image files", hint="add --data DIR, or drop it")
-    bundles, card = open_bundles(inputs.engines, "bench", (REFERENCE, NULL))
+    chosen = choose_peers(inputs)
+    bundles, card = open_bundles(inputs.engines, "bench", (REFERENCE, NULL, *(peer.name for peer in chosen)))
     reader = None
     if inputs.data is not None:
         dataset = find_dataset(inputs.data, card, labels_file=inputs.labels_file)
@@ -44,6 +46,8 @@ def bench(inputs: BenchInputs, spec: BenchSpec, *, threads: int, progress: "Prog
         with progress.task("opening the engines"):
             opening = open_lineup(bundles, inputs, spec, threads or environment.compute_threads())
             lineup = stack.enter_context(opening)
+        if chosen:
+            lineup = stack.enter_context(with_peers(lineup, bundles, inputs, spec, progress))
         if inputs.layers and not any(isinstance(one.runner, ProfilesLayers) for one in lineup.entrants):
             raise SpecError("no engine here has a profiler of layers", hint="drop --layers")
         return _run(lineup, reader, spec, inputs.layers, progress)

@@ -20,7 +20,7 @@ from resnet_deploy.pipeline.callers import open_entrant
 from resnet_deploy.pipeline.diagnosing import read_search
 from resnet_deploy.pipeline.references import REFERENCE, find_reference, open_reference
 from resnet_deploy.runners import has_graphs, open_several
-from resnet_deploy.specs import BatchRange, ModelCard
+from resnet_deploy.specs import BatchRange, CalibrationSpec, ModelCard
 
 EVALUATION_BATCH: Final = 32
 
@@ -36,6 +36,8 @@ class BenchInputs:
         reference: Weights to run in PyTorch; None looks for them beside the engines.
         pytorch: Whether PyTorch runs at all; it is what the others are compared with.
         skip_corrupt: Leave damaged images out instead of stopping.
+        peers: Names of what runs the model elsewhere, or ``all``.
+        peer_calib: What peers that quantize do so on: a folder of images, or ``random`` for noise.
         layers: Ask each backend's profiler where the time of a call goes.
 
     Raises:
@@ -48,12 +50,14 @@ class BenchInputs:
     reference: Path | None = None
     pytorch: bool = True
     skip_corrupt: bool = False
+    peers: tuple[str, ...] = ()
+    peer_calib: str | None = None
     layers: bool = False
 
     def __post_init__(self) -> None:
         if self.data is None and self.labels_file is not None:
             raise SpecError("--labels-file has no effect without --data", hint="add --data DIR, or drop it")
-        if self.data is None and self.skip_corrupt:
+        if self.data is None and self.skip_corrupt and self.peer_calib in (None, "random"):
             raise SpecError("--skip-corrupt has no effect without --data", hint="add --data DIR, or drop it")
         if self.reference is not None and not self.pytorch:
             raise SpecError("--reference has no effect with --no-pytorch", hint="drop one of the two")
@@ -61,7 +65,10 @@ class BenchInputs:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An entrant and what its record says of it; the reference and peers have no bundle."""
+    """An entrant and what its record says of it; the reference and peers have no bundle.
+
+    A peer's tool may have calibrated it: ``calibrated_on`` is the digest of the images.
+    """
 
     entrant: Entrant
     backend: str
@@ -71,6 +78,7 @@ class Candidate:
     bundle: Bundle | None = None
     role: Role = "engine"
     settings: str = ""
+    calibrated_on: str = ""
 
     def was_fitted_to(self, dataset: ImageDataset) -> bool:
         """Whether a build that is given ``dataset`` would take just the images that this engine was built with.
@@ -78,7 +86,8 @@ class Candidate:
         To calibrate on, or to choose on which layers to keep in floating point.
         """
         if self.bundle is None:
-            return False
+            most = CalibrationSpec().max_images
+            return self.calibrated_on != "" and dataset.subset(most).digest == self.calibrated_on
         spec, images = self.bundle.manifest.spec.calibration, self.bundle.manifest.chain.images
         if spec is not None and images != "" and dataset.subset(spec.max_images).digest == images:
             return True

@@ -68,6 +68,11 @@ def open_several(bundle: Bundle, threads: int, count: int, **options: Any) -> li
     return runners
 
 
+def shares_requests(name: str) -> bool:
+    """Whether a backend runs several requests on one loaded model, started without waiting for each other."""
+    return hasattr(getattr(find_runner(name), "__self__", None), "open_several")
+
+
 def find_model_runner(name: str) -> ModelRunner | None:
     """Look up how a backend of this CPU opens an ONNX model without a bundle; None for all others."""
     backend = find_backend(name)
