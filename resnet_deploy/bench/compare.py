@@ -22,8 +22,8 @@ from resnet_deploy.bench.comparison import (
 )
 from resnet_deploy.bench.doubts import machine_warnings
 from resnet_deploy.bench.intervals import Interval
-from resnet_deploy.bench.records import BenchRecord, EngineRecord, Samples
-from resnet_deploy.bench.relative import Measured, common_ways, drift, figures, slowdown, tail_slowdown
+from resnet_deploy.bench.records import BenchRecord, EngineRecord
+from resnet_deploy.bench.relative import Measured, Pace, common_ways, drift, figures, pace, slowdown, tail_slowdown
 from resnet_deploy.bench.verdicts import accuracy_verdict, slowdown_verdict
 from resnet_deploy.errors import SpecError
 
@@ -77,13 +77,15 @@ def compare(old: BenchRecord, new: BenchRecord, spec: CompareSpec) -> Comparison
     intervals = sum(len(figures(samples)) for pair in pairs for samples, _ in common_ways(*pair))
     if pairs and not intervals:
         raise SpecError("no engine was called in the same way in both runs", hint="run `bench` with the same --batches")
-    judge = _Judge(old, new, spec, control, _LEVEL / max(1, intervals), _LEVEL / max(1, len(pairs)))
+    levels = _Levels(_LEVEL / max(1, intervals), _LEVEL / max(1, len(pairs)))
+    beside = None if control is None else _Beside.of(control)
+    judge = _Judge(old, new, spec, beside, levels)
     return Comparison(
         old=old.created,
         new=new.created,
         differences=unlike,
-        control=_describe_control(control, why),
-        confidence=1 - judge.level,
+        control=Control(why=why) if beside is None else beside.described(),
+        confidence=1 - levels.speed,
         tolerance=spec.tolerance,
         engines=tuple(judge.engine(*pair) for pair in pairs),
         missing=missing,
@@ -95,38 +97,62 @@ def compare(old: BenchRecord, new: BenchRecord, spec: CompareSpec) -> Comparison
 
 
 @dataclass(frozen=True)
+class _Levels:
+    """What the whole comparison leaves to each interval of speed and to each test of answers."""
+
+    speed: float
+    answers: float
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """The control in both runs, and its pace there."""
+
+    engines: _Pair
+    paces: tuple[Pace, Pace]
+
+    @classmethod
+    def of(cls, engines: _Pair) -> "_Beside":
+        """Take its pace in the ways that both runs called it."""
+        old, new = zip(*common_ways(*engines), strict=True)
+        return cls(engines, (pace(old), pace(new)))
+
+    def described(self) -> Control:
+        return Control(name=self.engines[0].name, moved=drift(*self.paces, _LEVEL))
+
+
+@dataclass(frozen=True)
 class _Judge:
-    """Compares one engine after the other, at the levels that the whole comparison leaves to each interval and test."""
+    """Compares one engine after the other."""
 
     old: BenchRecord
     new: BenchRecord
     spec: CompareSpec
-    control: _Pair | None
-    level: float
-    answers_level: float
+    beside: _Beside | None
+    levels: _Levels
 
     def engine(self, old: EngineRecord, new: EngineRecord) -> EngineComparison:
         """Compare one engine."""
-        controls: tuple[tuple[Samples, ...], tuple[Samples, ...]] = ((), ())
-        name = ""
         # What slows a CPU down says nothing of a GPU.
-        if self.control is not None and all(_processor(one) == _processor(old) for one in (*self.control, new)):
-            controls, name = _control_samples(self.control), self.control[0].name
+        beside = self.beside
+        if beside is not None and any(_processor(one) != _processor(old) for one in (*beside.engines, new)):
+            beside = None
+        paces = (None, None) if beside is None else beside.paces
         return EngineComparison(
             old=old.name,
             new=new.name,
-            control=name,
+            control="" if beside is None else beside.engines[0].name,
             same_file=old.sha256 == new.sha256,
             size_bytes=(old.size_bytes, new.size_bytes),
             ways=tuple(
-                self._way(Measured(before, controls[0]), Measured(after, controls[1]))
+                self._way(Measured(before, paces[0]), Measured(after, paces[1]))
                 for before, after in common_ways(old, new)
             ),
             answers=self._answers(old, new),
         )
 
     def _way(self, old: Measured, new: Measured) -> WayComparison:
-        times = {figure: slowdown(old, new, figure, self.level) for figure in figures(old.samples)}
+        times = {figure: slowdown(old, new, figure, self.levels.speed) for figure in figures(old.samples)}
         verdicts = {figure: slowdown_verdict(time) for figure, time in times.items()}
         verdict = next((one for one in ("worse", "better") if one in verdicts.values()), verdicts["p50"])
         return WayComparison(
@@ -150,7 +176,7 @@ class _Judge:
         if not dataset.labels:
             return AnswerComparison(images, alike)
         flips = count_flips(hits(old.outputs, dataset), hits(new.outputs, dataset))
-        change, verdict = change_interval(flips, images), accuracy_verdict(flips, self.answers_level)
+        change, verdict = change_interval(flips, images), accuracy_verdict(flips, self.levels.answers)
         regression = verdict == "worse" and -change.value > self.spec.accuracy_tolerance
         return AnswerComparison(images, alike, flips, change, verdict, regression)
 
@@ -197,17 +223,6 @@ def _find_pairs(
     if not pairs and not missing:
         raise SpecError("the old run has no engine to compare", hint="name one with --engine, such as its reference")
     return pairs, tuple(missing)
-
-
-def _describe_control(control: _Pair | None, why: str) -> Control:
-    if control is None:
-        return Control(why=why)
-    return Control(name=control[0].name, moved=drift(*_control_samples(control), _LEVEL))
-
-
-def _control_samples(control: _Pair) -> tuple[tuple[Samples, ...], tuple[Samples, ...]]:
-    old, new = zip(*common_ways(*control), strict=True)
-    return old, new
 
 
 def _processor(engine: EngineRecord) -> str:

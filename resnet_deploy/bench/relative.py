@@ -4,7 +4,11 @@ Engines of one run take turns, so that a slow minute falls on all of them. Two r
 slower in the second makes every engine a fifth slower, and rounds within a run cannot show it. So both runs are held
 against a control, an engine that is the same in both: in each round, the time of a call over that of the control's
 calls, in all ways that both runs called it (their geometric mean: one way alone is noisier); then the rounds of one run
-against the rounds of the other (``shifts``). What slows the control down as much cancels out.
+against the rounds of the other (``shifts``).
+
+What slows the control down as much cancels out. But not everything slows all engines down alike: on a machine so busy
+that PyTorch took 11 times as long, ONNX Runtime took 4 times as long. So what slows the control down by some factor is
+taken to slow an engine down by half to one and a half times as much (in logarithms), and intervals are wider by that.
 """
 
 from dataclasses import dataclass
@@ -22,16 +26,19 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 Figure = Literal["throughput", "p50"]
-_RESAMPLES: Final = 1000
+Pace = dict[Figure, dict[int, float]]  # of a control: the logarithm of a figure, as a time, in each round
+
+_RESAMPLES: Final = 500
 _SEEDS: Final = (0, 1)  # of the two runs' resamples: drawn apart, for they have nothing in common
+_UNEVEN: Final = 0.5  # share of the control's own change by which an engine's may differ from it
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One engine in one run, called in one way, and the control beside it in all its ways; none without a control."""
+    """One engine in one run, called in one way, and the pace of the control beside it; None without a control."""
 
     samples: Samples
-    control: tuple[Samples, ...] = ()
+    pace: Pace | None = None
 
 
 def common_ways(old: EngineRecord, new: EngineRecord) -> tuple[tuple[Samples, Samples], ...]:
@@ -43,6 +50,11 @@ def common_ways(old: EngineRecord, new: EngineRecord) -> tuple[tuple[Samples, Sa
 def figures(samples: Samples) -> tuple[Figure, ...]:
     """Say what samples can tell of speed: where calls are paced, the pace decides on the throughput."""
     return ("p50",) if samples.offered is not None else ("throughput", "p50")
+
+
+def pace(ways: tuple[Samples, ...]) -> Pace:
+    """Take the mean over a control's ways of calling, in each round that all of them have."""
+    return {"throughput": _mean(ways, "throughput"), "p50": _mean(ways, "p50")}
 
 
 def slowdown(old: Measured, new: Measured, figure: Figure, level: float) -> Interval:
@@ -57,7 +69,8 @@ def slowdown(old: Measured, new: Measured, figure: Figure, level: float) -> Inte
     Returns:
         The ratio with an interval of confidence 1 - ``level``; from 0 to infinity where there are too few rounds.
     """
-    return _ratio(shift_interval(_relative(old, figure), _relative(new, figure), level))
+    shift = shift_interval(_relative(old, figure), _relative(new, figure), level)
+    return _ratio(shift, _unevenness(old, new, figure))
 
 
 def tail_slowdown(old: Measured, new: Measured) -> Interval | None:
@@ -71,37 +84,48 @@ def tail_slowdown(old: Measured, new: Measured) -> Interval | None:
     (before, before_spread), (after, after_spread) = (
         _tail(measured, np.random.default_rng(seed)) for measured, seed in zip((old, new), _SEEDS, strict=True)
     )
-    return interval_of(after / before, after_spread / before_spread)
+    return _ratio(interval_of(after - before, after_spread - before_spread), _unevenness(old, new, "p50"))
 
 
-def drift(old: tuple[Samples, ...], new: tuple[Samples, ...], level: float) -> Interval:
-    """Estimate the new median time over the old of a control itself, in all its ways: what the machine changed.
+def drift(old: Pace, new: Pace, level: float) -> Interval:
+    """Estimate a control's own new median time over the old: what the machine changed.
 
     Returns:
         The ratio with an interval of confidence 1 - ``level``.
     """
-    before, after = (np.array(list(_mean_by_round(samples, "p50").values())) for samples in (old, new))
-    return _ratio(shift_interval(before, after, level))
+    return _ratio(_shift_of_pace(old, new, "p50", level))
 
 
-def _ratio(shift: Interval) -> Interval:
-    return Interval(*(float(np.exp(end)) for end in (shift.value, shift.low, shift.high)))
+def _ratio(shift: Interval, wider: float = 0.0) -> Interval:
+    """Turn a difference of logarithms into a ratio."""
+    return Interval(*(float(np.exp(end)) for end in (shift.value, shift.low - wider, shift.high + wider)))
+
+
+def _unevenness(old: Measured, new: Measured, figure: Figure) -> float:
+    """How far the machine may have changed an engine's time otherwise than the control's, as a logarithm."""
+    if old.pace is None or new.pace is None:
+        return 0.0
+    return _UNEVEN * abs(_shift_of_pace(old.pace, new.pace, figure, level=1.0).value)
+
+
+def _shift_of_pace(old: Pace, new: Pace, figure: Figure, level: float) -> Interval:
+    before, after = (np.array(list(one[figure].values())) for one in (old, new))
+    return shift_interval(before, after, level)
 
 
 def _relative(measured: Measured, figure: Figure) -> "Floats":
-    """Logarithm of a figure in each round, less the control's mean in the same round."""
+    """Logarithm of a figure in each round, less the control's in the same round."""
     own = _by_round(measured.samples, figure)
-    if not measured.control:
+    if measured.pace is None:
         return np.array(list(own.values()))
-    control = _mean_by_round(measured.control, figure)
+    control = measured.pace[figure]
     return np.array([value - control[number] for number, value in own.items() if number in control])
 
 
-def _mean_by_round(ways: tuple[Samples, ...], figure: Figure) -> dict[int, float]:
-    """Mean over ways of calling of a figure's logarithm, in each round that all of them have."""
+def _mean(ways: tuple[Samples, ...], figure: Figure) -> dict[int, float]:
     each = [_by_round(samples, figure) for samples in ways]
-    shared = [number for number in each[0] if all(number in figures for figures in each)]
-    return {number: sum(figures[number] for figures in each) / len(each) for number in shared}
+    shared = [number for number in each[0] if all(number in one for one in each)]
+    return {number: sum(one[number] for one in each) / len(each) for number in shared}
 
 
 def _by_round(samples: Samples, figure: Figure) -> dict[int, float]:
@@ -117,14 +141,12 @@ def _by_round(samples: Samples, figure: Figure) -> dict[int, float]:
 
 
 def _tail(measured: Measured, rng: np.random.Generator) -> "tuple[float, Floats]":
-    """The p99 over the control's time, and what it is in resamples that draw the same rounds for both."""
+    """Logarithm of p99 over the control's time, and what it is in resamples that draw the same rounds for both."""
     rounds = by_round(measured.samples)
-    control = dict.fromkeys(rounds, 0.0)
-    if measured.control:
-        control = _mean_by_round(measured.control, "p50")
+    control = dict.fromkeys(rounds, 0.0) if measured.pace is None else measured.pace["p50"]
     shared = [number for number in rounds if number in control]
     times, machine = [rounds[number] for number in shared], np.array([control[number] for number in shared])
     picks = rng.integers(0, len(shared), size=(_RESAMPLES, len(shared)))
     tails = np.array([nearest_rank(np.concatenate([times[pick] for pick in row]), 99) for row in picks])
-    value = nearest_rank(np.concatenate(times), 99)
-    return value / float(np.exp(machine.mean())), tails / np.exp(machine[picks].mean(1))
+    value = float(np.log(nearest_rank(np.concatenate(times), 99)) - machine.mean())
+    return value, np.log(tails) - machine[picks].mean(1)

@@ -31,7 +31,7 @@ def shift_interval(before: "Floats", after: "Floats", level: float) -> Interval:
     Args:
         before: At least one value, shape (m,), in no order.
         after: Likewise, shape (n,).
-        level: Chance, below 1, that the interval misses where both are drawn from one distribution but for the shift.
+        level: Chance, at most 1, that the interval misses where both are drawn from one distribution but for the shift.
 
     Returns:
         The shift, with an interval of confidence 1 - ``level``.
@@ -41,6 +41,7 @@ def shift_interval(before: "Floats", after: "Floats", level: float) -> Interval:
     value = float(np.median(differences))
     if outside == 0:
         return Interval(value, -np.inf, np.inf)
+    outside = min(outside, (len(differences) + 1) // 2)
     return Interval(value, float(differences[outside - 1]), float(differences[-outside]))
 
 

@@ -113,7 +113,7 @@ def _relative(comparison: Comparison) -> str:
     left_out = [_name(engine) for engine in comparison.engines if not engine.control]
     but = f"; not {', '.join(left_out)}, on another processor" if left_out else ""
     moved = "" if control.moved is None else f", which itself took {_ratio(control.moved)} times as long"
-    return f"to {control.name}{moved}{but}"
+    return f"to {control.name}{moved}; intervals are wider by half of its own change{but}"
 
 
 def _answers(answers: AnswerComparison) -> str:
