@@ -4,13 +4,13 @@
     python benchmarks/gate_power.py --live ENGINE [ENGINE ...] [--pairs 3]
 
 On recorded noise: two runs are drawn from the rounds of records of `bench`, whole rounds at a time, the same for all
-engines, and none twice: a few rounds drawn again and again would look steadier than they are. From one record, the two
-runs share no round; from two, each run has the rounds of its own, so that what differs between real runs is in it too.
+engines, and none twice: a few rounds drawn again and again would look steadier than they are. From one record, the
+two runs share no round; from two, each has the rounds of its own, so that what differs between real runs is in it too.
 A repetition compares the runs as they are, and once more with every call of one engine, each in turn, made longer.
 Caught: the engine that was slowed is called a regression. False alarm: an engine of the unchanged run is.
 
-Live: `bench` runs ENGINE (ONNX Runtime bundles) and PyTorch for real, again and again: as a baseline, unchanged, and with
-a runner that spins for as much longer as each call took.
+Live: `bench` runs ENGINE (ONNX Runtime bundles) and PyTorch for real, again and again: as a baseline, unchanged, and
+with a runner that spins for a share of what each call took.
 
 Prints a table and writes it with its samples' origin into benchmarks/results/.
 """
