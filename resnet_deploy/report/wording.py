@@ -7,18 +7,24 @@ from typing import Final
 from resnet_deploy.bench import statistics
 from resnet_deploy.bench.loadgen_records import LoadgenRecord
 from resnet_deploy.bench.records import BenchRecord, NotRun, Samples
-from resnet_deploy.bench.statistics import Interval
+from resnet_deploy.bench.statistics import Interval, Summary
 from resnet_deploy.contract import Preprocess
 from resnet_deploy.environment import Environment
 
 NOTHING: Final = "\N{EN DASH}"  # stands where there is no figure, and between the ends of an interval
 MICRO: Final = "\N{MICRO SIGN}"
 
+_SCOPE_NAMES: Final = {"h2d": "copies to the device", "d2h": "copies from the device", "end_to_end": "end to end"}
 _SCOPES: Final = {
     "host": "host: arrays in host memory in, logits in host memory out; image decoding not included",
     "device": "device: the engine alone, on arrays that are already in its memory; copies and decoding not included",
     "end_to_end": "end to end: everything from the call's inputs to its answers",
 }
+
+
+def scope_name(scope: str) -> str:
+    """Name what lies inside the timer, in a word or a few."""
+    return _SCOPE_NAMES.get(scope, scope)
 
 
 def printable(text: str) -> str:
@@ -166,6 +172,27 @@ def environment(record: BenchRecord | LoadgenRecord) -> tuple[tuple[str, str], .
 def machine(record: BenchRecord | LoadgenRecord) -> str:
     """Describe the machine in one line."""
     return "; ".join(_phrase(name, value) for name, value in environment(record))
+
+
+def quietness(record: BenchRecord) -> tuple[str, ...]:
+    """Say what the machine did that moves all figures of the run."""
+    return tuple(map(printable, statistics.machine_warnings(record.machine)))
+
+
+def verdict(row: Summary, record: BenchRecord) -> str:
+    """Say whether an engine is faster than the reference, and its answers better; empty where nothing is to say."""
+    if row.speed_verdict is None:
+        return ""
+    text = f"{row.speed_verdict} than {reference_name(record)}"
+    if row.speed_verdict not in ("faster", "slower"):
+        text = f"{row.speed_verdict} in speed"
+    if row.accuracy is None or row.accuracy.flips is None:
+        return text
+    flips = row.accuracy.flips
+    return (
+        f"{text}; top-1: {row.accuracy_verdict} ({flips.gained} images gained, {flips.lost} lost, "
+        f"McNemar's exact p = {significant(flips.p_value, 2)})"
+    )
 
 
 def not_run(missing: NotRun) -> str:
