@@ -16,7 +16,8 @@
     ├── DeviceError              the GPU, its driver or the library that runs on it refused a call
     ├── AccuracyError            a measured difference is beyond its tolerance
     ├── LintError                an engine is not what its precision is meant to become
-    └── SpeedError               a measured speed-up is below what was asked for
+    ├── SpeedError               a measured speed-up is below what was asked for
+    └── RegressionError          a run is slower than an earlier one, or answers worse
 
 Each carries a ``hint``: what to do next. The command line prints both, one line each, without a traceback; anything
 else that reaches the user is a bug and keeps its traceback.
@@ -95,3 +96,7 @@ class LintError(ResnetDeployError):
 
 class SpeedError(ResnetDeployError):
     """A measured speed-up is below what was asked for."""
+
+
+class RegressionError(ResnetDeployError):
+    """A run is slower than an earlier one, answers worse, or lacks an engine that ran before."""

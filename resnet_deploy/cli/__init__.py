@@ -25,6 +25,7 @@ COMMANDS: Final = (
     "build",
     "prebuild",
     "bench",
+    "compare",
     "verify",
     "inspect",
     "predict",

@@ -79,7 +79,7 @@ def way_columns(record: BenchRecord, rows: tuple[Summary, ...]) -> tuple[Column,
         smallest = min((way.batch for way in closed), default=1)
         header = f"p50 ms, batch {smallest}, 1 caller"
         listed += [
-            Column("scopes", (header, wording.scope(scope)), _scope_latency(scope, smallest)) for scope in scopes
+            Column("scopes", (header, wording.scope_name(scope)), _scope_latency(scope, smallest)) for scope in scopes
         ]
     if len(callers) > 1:
         header = "images/s (batch) by callers"

@@ -44,7 +44,7 @@ def way_tables(record: BenchRecord) -> tuple[WayTable, ...]:
             for engine, own in by_engine
             if own
         )
-        tables.append(WayTable(wording.scope(scope), tuple(column.header for column in shown), engines))
+        tables.append(WayTable(wording.scope_name(scope), tuple(column.header for column in shown), engines))
     return tuple(tables)
 
 

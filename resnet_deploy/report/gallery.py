@@ -56,12 +56,12 @@ def _accuracy(record: BenchRecord, rows: tuple[Summary, ...]) -> Iterator[Plot]:
 
 def _throughput(record: BenchRecord) -> Iterator[Plot]:
     for sweep in throughput_plots.batch_sweeps(record):
-        title = f"Throughput over batch size, {wording.scope(sweep.scope)}"
+        title = f"Throughput over batch size, {wording.scope_name(sweep.scope)}"
         caption = "One caller, who calls again once it has its answer. Bars: 95 % intervals."
         figure = throughput_plots.plot_batches(record, sweep)
         yield Plot(f"plot-batches-{sweep.scope}", title, caption, figure)
     for sweep in throughput_plots.caller_sweeps(record):
-        title = f"Throughput over callers, {wording.scope(sweep.scope)}, batch {sweep.fixed}"
+        title = f"Throughput over callers, {wording.scope_name(sweep.scope)}, batch {sweep.fixed}"
         caption = "Each caller has a runner of its own, and calls again once it has its answer. Bars: 95 % intervals."
         figure = throughput_plots.plot_callers(record, sweep)
         yield Plot(f"plot-callers-{sweep.scope}-{sweep.fixed}", title, caption, figure)

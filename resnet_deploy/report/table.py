@@ -133,6 +133,10 @@ def _notes(record: BenchRecord, rows: tuple[Summary, ...]) -> Table:
     for name, lines in notes:
         for number, line in enumerate(lines):
             grid.add_row("" if number else name, Text(line))
+    for number, (row, text) in enumerate((row, text) for row in rows if (text := wording.verdict(row, record))):
+        grid.add_row("" if number else "verdicts", Text(f"{wording.printable(row.engine.name)}: {text}"))
+    for line in wording.quietness(record):
+        grid.add_row("warnings", Text(line, style="yellow"))
     for row in rows:
         if row.warnings:
             line = f"{wording.printable(row.engine.name)}: {'; '.join(row.warnings)}"

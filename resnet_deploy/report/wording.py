@@ -6,7 +6,7 @@ from typing import Final, get_args
 
 from resnet_deploy.bench import statistics
 from resnet_deploy.bench.records import BenchRecord, EngineRecord, NotRun, Role, Samples, Way
-from resnet_deploy.bench.statistics import Interval
+from resnet_deploy.bench.statistics import Interval, Summary
 from resnet_deploy.environment import Environment
 from resnet_deploy.protocols import Scope
 
@@ -21,6 +21,11 @@ _SCOPES: Final = {
     "end_to_end": "end to end: bytes of JPEG files in, labels out; decoding included",
 }
 _SCOPE_NAMES: Final = {"h2d": "copy in", "d2h": "copy out", "end_to_end": "end to end"}
+
+
+def scope_name(scope: Scope) -> str:
+    """Name what lies inside the timer, in a word or a few."""
+    return _SCOPE_NAMES.get(scope, scope)
 
 
 def printable(text: str) -> str:
@@ -82,11 +87,6 @@ def role(record: BenchRecord, engine: EngineRecord) -> Role:
     return "reference" if engine.name == record.reference else engine.role
 
 
-def scope(scope: Scope) -> str:
-    """Name what lies inside the timer."""
-    return _SCOPE_NAMES.get(scope, scope)
-
-
 def callers(concurrency: int) -> str:
     """Say how many called at once."""
     return "1 caller" if concurrency == 1 else f"{concurrency} callers"
@@ -94,7 +94,7 @@ def callers(concurrency: int) -> str:
 
 def way(way: Way) -> str:
     """Say how an engine was called."""
-    parts = [f"batch {way.batch}", scope(way.scope), callers(way.concurrency)]
+    parts = [f"batch {way.batch}", scope_name(way.scope), callers(way.concurrency)]
     if way.graphs is not None:
         parts.append("CUDA graphs" if way.graphs else "no CUDA graphs")
     if way.offered is not None:
@@ -191,6 +191,27 @@ def environment(record: BenchRecord) -> tuple[tuple[str, str], ...]:
 def machine(record: BenchRecord) -> str:
     """Describe the machine in one line."""
     return "; ".join(_phrase(name, value) for name, value in environment(record))
+
+
+def quietness(record: BenchRecord) -> tuple[str, ...]:
+    """Say what the machine did that moves all figures of the run."""
+    return tuple(map(printable, statistics.machine_warnings(record.machine)))
+
+
+def verdict(row: Summary, record: BenchRecord) -> str:
+    """Say whether an engine is faster than the reference, and its answers better; empty where nothing is to say."""
+    if row.speed_verdict is None:
+        return ""
+    text = f"{row.speed_verdict} than {reference_name(record)}"
+    if row.speed_verdict not in ("faster", "slower"):
+        text = f"{row.speed_verdict} in speed"
+    if row.accuracy is None or row.accuracy.flips is None:
+        return text
+    flips = row.accuracy.flips
+    return (
+        f"{text}; top-1: {row.accuracy_verdict} ({flips.gained} images gained, {flips.lost} lost, "
+        f"McNemar's exact p = {significant(flips.p_value, 2)})"
+    )
 
 
 def not_run(missing: NotRun) -> str:
