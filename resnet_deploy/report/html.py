@@ -18,6 +18,7 @@ from resnet_deploy.report.every_way import way_tables
 from resnet_deploy.report.evidence import way_key
 from resnet_deploy.report.figures import new_figure, styles
 from resnet_deploy.report.gallery import capital, gallery
+from resnet_deploy.report.verdict_columns import verdict_columns
 
 _MACHINE_TOLD = ("used", "elsewhere", "stolen")
 
@@ -41,6 +42,7 @@ def render_html(record: BenchRecord) -> str:
         lead=_lead(record, rows),
         engines=list(zip(rows, styles(record), strict=True)),
         results=_table(columns(record, rows, detail=True)),
+        verdicts=_table(verdict_columns(record, rows)),
         ways=_table(way_columns(record, rows)),
         way_tables=way_tables(record),
         machine=_machine(record),

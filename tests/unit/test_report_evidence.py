@@ -13,6 +13,7 @@ from resnet_deploy.bench.records import Way
 from resnet_deploy.report import evidence, reproduce, wording
 from resnet_deploy.report.columns import columns, way_columns
 from resnet_deploy.report.every_way import way_tables
+from resnet_deploy.report.verdict_columns import verdict_columns
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,28 @@ class TestWays:
         assert headers == ["host", "device", "end to end", "1", "2", "4"]
         plain = make_record()
         assert way_columns(plain, statistics.summarize(plain)) == ()
+
+
+class TestVerdicts:
+    def test_speed_and_accuracy_have_verdicts(self, record, rows):
+        listed = verdict_columns(record, rows)
+        assert [column.header[1] for column in listed] == ["verdict", "gained", "lost", "McNemar p", "verdict"]
+        reference, float32, int8 = ([column.cell(row).text for column in listed] for row in rows[:3])
+        assert reference == [wording.NOTHING] * 5
+        assert float32 == ["faster", "0", "0", "1.0000", "no significant difference"]
+        flips = rows[2].accuracy.flips
+        assert int8[:3] == ["faster", f"{flips.gained}", f"{flips.lost}"]
+        assert flips.lost > flips.gained
+
+    def test_slower_is_said_too(self, record):
+        slow = SyntheticEngine("slow", call_s=1.0, image_s=1.0)
+        slower = make_record((ENGINES[0], slow), labelled=False)
+        (column,) = verdict_columns(slower, statistics.summarize(slower))
+        assert column.cell(statistics.summarize(slower)[1]).text == "slower"
+
+    def test_without_a_reference_there_are_none(self):
+        plain = make_record(reference="")
+        assert verdict_columns(plain, statistics.summarize(plain)) == ()
 
 
 class TestCommand:
