@@ -161,8 +161,21 @@ class TestCommand:
         command = reproduce.command(make_full_record())
         assert command == (
             "resnet-deploy bench resnet50-onnxruntime-fp32 resnet50-onnxruntime-int8 resnet50-openvino-int8 "
-            "--data synthetic-set --batches 1,8,32 --rounds 10 --seconds 20 --seed 3 --threads 2"
+            "--data synthetic-set --batches 1,8,32 --scopes host,device,end_to_end --concurrency 1,2,4 --rounds 10 "
+            "--seconds 20 --seed 3 --threads 2 --peers onnxruntime-plain,openvino-nncf --layers"
         )
+
+    def test_what_is_the_default_goes_unsaid(self):
+        command = reproduce.command(make_record(ENGINES[:1], images=0))
+        assert command == "resnet-deploy bench --batches 1,8,32 --rounds 10 --seconds 40 --seed 3 --threads 2"
+
+    @pytest.mark.parametrize(
+        ("graphs", "said"),
+        [((None,), ""), ((True,), ""), ((False,), "--graphs off "), ((True, False), "--graphs both ")],
+    )
+    def test_graphs(self, graphs, said):
+        command = reproduce.command(make_record(ways=[Way(1, "host", 1, one) for one in graphs]))
+        assert f"--batches 1 {said}--rounds" in command
 
     def test_a_suite_is_its_own_command(self, record):
         named = msgspec.structs.replace(record, suite="benchmarks/cpu.toml")
