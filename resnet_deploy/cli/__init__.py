@@ -25,6 +25,7 @@ COMMANDS: Final = (
     "build",
     "prebuild",
     "bench",
+    "loadgen",
     "verify",
     "inspect",
     "predict",
