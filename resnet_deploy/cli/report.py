@@ -24,12 +24,12 @@ def report(record: Path, html: Path | None) -> None:
     from resnet_deploy.report.evaluation_table import print_evaluation
     from resnet_deploy.report.table import print_table
 
+    if html is not None:
+        require_html()
     if is_evaluation(record):
         refuse_idle("a record of `evaluate`", "html", hint="drop it: an evaluation has a table alone")
         print_evaluation(read_evaluation(record), stdout_console())
         return
-    if html is not None:
-        require_html()
     loaded = read_record(record)
     try:
         if html is not None:
