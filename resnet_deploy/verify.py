@@ -68,6 +68,12 @@ def compare_logits(reference: "Array", candidate: "Array") -> LogitDifference:
     )
 
 
+def best_class(logits: "Array") -> "NDArray[np.int64]":
+    """Name the class of each image, (N, classes) to (N,), as ``best_classes`` ranks; -1 where a logit is not finite."""
+    best: NDArray[np.int64] = np.where(np.isfinite(logits).all(1), logits.argmax(1), -1)
+    return best
+
+
 def best_classes(logits: "Array", count: int = 5) -> "NDArray[np.int64]":
     """Rank classes, best first: (N, classes) to (N, min(count, classes)); of equal logits the lower class wins."""
     count = min(count, logits.shape[1])

@@ -25,6 +25,7 @@ COMMANDS: Final = (
     "build",
     "prebuild",
     "bench",
+    "loadgen",
     "evaluate",
     "verify",
     "inspect",

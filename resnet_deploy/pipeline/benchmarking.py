@@ -35,7 +35,7 @@ def bench(inputs: BenchInputs, spec: BenchSpec, *, threads: int, progress: "Prog
     Raises:
         UserError: If the engines are of several models, one was altered, or data or reference are at fault.
     """
-    bundles, card = open_bundles(inputs.engines, reserved=(REFERENCE, NULL))
+    bundles, card = open_bundles(inputs.engines, "bench", (REFERENCE, NULL))
     reader = None
     if inputs.data is not None:
         dataset = find_dataset(inputs.data, card, labels_file=inputs.labels_file)

@@ -76,7 +76,7 @@ def evaluate(
         UserError: If the engines are of several models or one was altered, the images are at fault, or what is left in
             ``folder`` is of other engines or images.
     """
-    bundles, card = open_bundles(inputs.engines, [REFERENCE])
+    bundles, card = open_bundles(inputs.engines, "evaluate", [REFERENCE])
     assert inputs.data is not None
     with progress.task("finding the images"):
         dataset = find_dataset(inputs.data, card, labels_file=inputs.labels_file)

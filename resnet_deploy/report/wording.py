@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Final
 
 from resnet_deploy.bench import statistics
+from resnet_deploy.bench.loadgen_records import LoadgenRecord
 from resnet_deploy.bench.records import BenchRecord, NotRun, Samples
 from resnet_deploy.bench.statistics import Interval
 from resnet_deploy.contract import Preprocess
@@ -79,7 +80,7 @@ def title(record: BenchRecord) -> str:
     return f"{record.architecture} on {data_name(record)}, {created(record)}"
 
 
-def created(record: BenchRecord) -> str:
+def created(record: BenchRecord | LoadgenRecord) -> str:
     """Write the time of the run without the fractions and the T of ISO 8601."""
     return f"{record.created[:16].replace('T', ' ')} UTC"
 
@@ -143,7 +144,7 @@ def harness(record: BenchRecord) -> str:
     return f"costs {costs} per call, as the null runner shows; included in the latencies"
 
 
-def environment(record: BenchRecord) -> tuple[tuple[str, str], ...]:
+def environment(record: BenchRecord | LoadgenRecord) -> tuple[tuple[str, str], ...]:
     """Describe the machine as pairs of a name and a value."""
     env = record.environment
     cores = "1 core" if env.cpu.cores == 1 else f"{env.cpu.cores} cores"
@@ -161,7 +162,7 @@ def environment(record: BenchRecord) -> tuple[tuple[str, str], ...]:
     return tuple((name, printable(value)) for name, value in rows)
 
 
-def machine(record: BenchRecord) -> str:
+def machine(record: BenchRecord | LoadgenRecord) -> str:
     """Describe the machine in one line."""
     return "; ".join(_phrase(name, value) for name, value in environment(record))
 
