@@ -131,10 +131,15 @@ def table(rows: dict[str, Any], images: int) -> list[str]:
     return [f"| {' | '.join(line[index] for index in kept)} |" for line in (names, *marks)]
 
 
+def median_seconds(row: dict[str, Any]) -> float:
+    """Median time of an arm, for all images."""
+    return statistics.median(run["seconds"] for run in row["runs"])
+
+
 def cells(row: dict[str, Any], images: int, plain: list[dict[str, float]]) -> list[str]:
     """One arm's figures, or what stands for those that it has not."""
     runs = row["runs"]
-    seconds = statistics.median(run["seconds"] for run in runs) if runs else math.nan
+    seconds = median_seconds(row) if runs else math.nan
     bound = statistics.median(run["seconds"] for run in plain)
     peak = max((run["peak_bytes"] for run in runs), default=math.nan)
     latency = statistics.median(row["latency_s"]) if "latency_s" in row else math.nan

@@ -82,7 +82,8 @@ def main(folder: Path) -> None:
     }
     stamp = str(record["created"])[:19].replace(":", "").replace("-", "") + "Z"
     (RESULTS / f"int8-quality-{stamp}.json").write_text(json.dumps(record, indent=1) + "\n")
-    print_tables(rows, float(str(record["fp32_top1"])))
+    click.echo(f"Top-1 in percent, SQNR in dB; FP32 has {record['fp32_top1']:.2%}.\n")
+    click.echo("\n".join(table(rows)))
 
 
 def all_cases() -> list[tuple[str, bool]]:
@@ -168,19 +169,18 @@ def compare(expected: NDArray[np.float32], answers: NDArray[np.float32], labels:
     return {"top1": top1, "agreement": difference.agreement, "sqnr_db": difference.sqnr_db}
 
 
-def print_tables(rows: list[dict[str, Any]], fp32: float) -> None:
-    """Print top-1 and SQNR as Markdown, a row for each combination and a column for each method."""
-    click.echo(f"Top-1 in percent, SQNR in dB; FP32 has {fp32:.2%}.\n")
-    click.echo("| weights | equalized | form | weight scales | " + " | ".join(COLUMNS) + " |")
-    click.echo("|" + "---|" * (4 + len(COLUMNS)))
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Lines of a Markdown table: a row for each combination, a column for each method, top-1 and SQNR in each cell."""
+    header = ("weights", "equalized", "form", "weight scales", *COLUMNS)
+    lines = [header, ("---",) * len(header)]
     for start in range(0, len(rows), len(COLUMNS)):
-        line = rows[start : start + len(COLUMNS)]
-        first = line[0]
-        cells = [f"{100 * row['top1']:.2f}, {row['sqnr_db']:.1f}" if "top1" in row else "refused" for row in line]
-        equalized = "yes" if first["equalized"] else "no"
-        click.echo(
-            f"| {first['weights']} | {equalized} | {first['target']} | {first['scales']} | {' | '.join(cells)} |"
+        of_case = rows[start : start + len(COLUMNS)]
+        first = of_case[0]
+        cells = [f"{100 * row['top1']:.2f}, {row['sqnr_db']:.1f}" if "top1" in row else "refused" for row in of_case]
+        lines.append(
+            (first["weights"], "yes" if first["equalized"] else "no", first["target"], first["scales"], *cells)
         )
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 if __name__ == "__main__":

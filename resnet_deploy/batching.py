@@ -99,12 +99,24 @@ def infer(runner: "Runner", images: "Array") -> "Array":
     """
     check_images(images, runner)
     answers: list[Array] = [np.zeros((0, *runner.output.shape), runner.output.dtype)]
-    batches = _batches(images, runner)
-    if getattr(runner, "loads_ahead", False):  # one runner does: the protocol asks for less
-        answers += _run_ahead(runner, batches)
-    else:
-        answers += [run_once(runner, batch) for batch in batches]
+    answers += run_each(runner, _batches(images, runner))
     return np.concatenate(answers)[: len(images)]
+
+
+def run_each(runner: "Runner", batches: "Iterable[Array]") -> "Iterator[Array]":
+    """Yield the logits of each batch, in order, loading ahead where the runner can."""
+    if getattr(runner, "loads_ahead", False):  # one runner does: the protocol asks for less
+        yield from _run_ahead(runner, batches)
+    else:
+        for batch in batches:
+            yield run_once(runner, batch)
+
+
+def filled_up(batch: "Array", least: int) -> "Array":
+    """Fill a batch that is too small up to ``least`` with copies of its last image; contiguous."""
+    if len(batch) < least:
+        batch = np.concatenate([batch, np.repeat(batch[-1:], least - len(batch), axis=0)])
+    return np.ascontiguousarray(batch)
 
 
 def infer_in_turns(runners: "Sequence[Runner]", images: "Array") -> "Array":
@@ -144,22 +156,19 @@ def _finish(runner: "Runner") -> "Array":
 def _batches(images: "Array", runner: "Runner") -> "Iterator[Array]":
     """Split ``images``, and fill up a remainder that is too small."""
     for start in range(0, len(images), runner.batch.max):
-        batch = images[start : start + runner.batch.max]
-        missing = runner.batch.min - len(batch)
-        if missing > 0:
-            batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-        yield np.ascontiguousarray(batch)
+        yield filled_up(images[start : start + runner.batch.max], runner.batch.min)
 
 
-def _run_ahead(runner: "Runner", batches: "Iterator[Array]") -> "Iterator[Array]":
-    """Load each batch while the one before it is run."""
+def _run_ahead(runner: "Runner", batches: "Iterable[Array]") -> "Iterator[Array]":
+    """Load each batch while the one before it is run, and start it before the answers are handed on."""
     running = False
     for batch in batches:
         runner.load(batch)
-        if running:
-            yield runner.fetch()
+        answers = runner.fetch() if running else None
         runner.enqueue()
         running = True
+        if answers is not None:
+            yield answers
     if running:
         runner.synchronize()
         yield runner.fetch()

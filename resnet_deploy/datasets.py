@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +85,11 @@ class ImageDataset:
         labels = None if self.labels is None else tuple(self.labels[index] for index in chosen)
         return ImageDataset(self.root, tuple(self.paths[index] for index in chosen), labels, self.labels_note)
 
+    def rest(self, start: int) -> "ImageDataset":
+        """Return the images from position ``start`` on; there may be none."""
+        labels = None if self.labels is None else self.labels[start:]
+        return ImageDataset(self.root, self.paths[start:], labels, self.labels_note)
+
     def shard(self, number: int, count: int) -> "ImageDataset":
         """Return part ``number`` (from 1) of ``count`` parts that together are the set: every ``count``-th image.
 
@@ -147,7 +152,9 @@ class BatchReader:
             the first; the batches are filled up with those that follow. A missing or unreadable file is an error all
             the same.
         workers: Decoding threads; 0 for one per available core, at most 16.
+        hashing: Take the digest of each file as it is read, which saves reading them all a second time.
         skipped: The images left out so far by the latest iteration.
+        digests: SHA-256 of each file that the latest iteration has been through, those left out too; in order.
 
     Raises:
         SpecError: If ``batch_size`` is not positive or ``workers`` is negative.
@@ -160,7 +167,9 @@ class BatchReader:
     batch_size: int
     skip_corrupt: bool = field(default=False, kw_only=True)
     workers: int = field(default=0, kw_only=True)
+    hashing: bool = field(default=False, kw_only=True)
     skipped: list[Path] = field(default_factory=list, init=False)
+    digests: list[str] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -177,9 +186,15 @@ class BatchReader:
         """Names of the images left out, relative to the data set's folder."""
         return tuple(path.relative_to(self.dataset.root).as_posix() for path in self.skipped)
 
+    @property
+    def threads(self) -> int:
+        """How many threads decode."""
+        return self.workers or min(compute_threads(), _MAX_WORKERS)
+
     def __iter__(self) -> Generator[Batch, None, None]:
         self.skipped.clear()
-        workers = self.workers or min(compute_threads(), _MAX_WORKERS)
+        self.digests.clear()
+        workers = self.threads
         pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         try:
             decoded = self._decode_ahead(pool, self.batch_size + 2 * workers)
@@ -190,24 +205,25 @@ class BatchReader:
 
     def _decode_ahead(self, pool: ThreadPoolExecutor, limit: int) -> Iterator[tuple[int, "Array"]]:
         """Yield position and tensor of each sound image in order, with at most ``limit`` images under way."""
-        pending: deque[tuple[int, Future[Array]]] = deque()
+        pending: deque[tuple[int, Future[_Decoded]]] = deque()
         for index, path in enumerate(self.dataset.paths):
             if len(pending) >= limit:
                 yield from self._take(*pending.popleft())
-            pending.append((index, pool.submit(tensor_from_source, path, self.spec)))
+            pending.append((index, pool.submit(_decode, path, self.spec, hashing=self.hashing)))
         while pending:
             yield from self._take(*pending.popleft())
 
-    def _take(self, index: int, future: "Future[Array]") -> Iterator[tuple[int, "Array"]]:
+    def _take(self, index: int, future: "Future[_Decoded]") -> Iterator[tuple[int, "Array"]]:
         """Wait for one image; yield it, or nothing if it is skipped."""
-        try:
-            tensor = future.result()
-        except DataError:
+        digest, tensor = future.result()
+        if isinstance(tensor, DataError):
             if not self.skip_corrupt:
-                raise
+                raise tensor
             self.skipped.append(self.dataset.paths[index])
-            return
-        yield index, tensor
+        if self.hashing:
+            self.digests.append(digest)
+        if not isinstance(tensor, DataError):
+            yield index, tensor
 
     def _next_batch(self, decoded: Iterator[tuple[int, "Array"]]) -> Batch | None:
         """Gather the next images into a batch; None when there are no more."""
@@ -224,6 +240,22 @@ class BatchReader:
             labels=None if labels is None else np.array([labels[index] for index in indices], dtype=np.int64),
             indices=np.array(indices, dtype=np.int64),
         )
+
+
+class _Decoded(NamedTuple):
+    """What became of one file: its digest, empty where nobody asked, and its tensor or what is wrong with it."""
+
+    digest: str
+    tensor: "Array | DataError"
+
+
+def _decode(path: Path, spec: Preprocess, *, hashing: bool) -> _Decoded:
+    data = _read(path) if hashing else None
+    digest = "" if data is None else hashlib.sha256(data).hexdigest()
+    try:
+        return _Decoded(digest, tensor_from_source(path, spec, data))
+    except DataError as error:
+        return _Decoded(digest, error)
 
 
 def digest_images(digests: Mapping[str, str]) -> str:
@@ -338,6 +370,13 @@ def _file_digest(path: Path) -> str:
     except OSError as error:
         raise _file_error(path, error) from error
     return content.hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _file_error(path, error) from error
 
 
 def _file_error(path: Path, error: OSError) -> FileError:

@@ -16,7 +16,10 @@
     ├── DeviceError              the GPU, its driver or the library that runs on it refused a call
     ├── AccuracyError            a measured difference is beyond its tolerance
     ├── LintError                an engine is not what its precision is meant to become
-    └── SpeedError               a measured speed-up is below what was asked for
+    ├── SpeedError               a measured speed-up is below what was asked for
+    ├── RegressionError          a run is slower than an earlier one, or answers worse
+    ├── LoadgenError             a test by LoadGen did not come to its end
+    └── RulesError               a test by LoadGen is not what MLPerf's rules ask for
 
 Each carries a ``hint``: what to do next. The command line prints both, one line each, without a traceback; anything
 else that reaches the user is a bug and keeps its traceback.
@@ -95,3 +98,15 @@ class LintError(ResnetDeployError):
 
 class SpeedError(ResnetDeployError):
     """A measured speed-up is below what was asked for."""
+
+
+class RegressionError(ResnetDeployError):
+    """A run is slower than an earlier one, answers worse, or lacks an engine that ran before."""
+
+
+class LoadgenError(ResnetDeployError):
+    """A test by LoadGen did not come to its end, or found nothing."""
+
+
+class RulesError(ResnetDeployError):
+    """A test by LoadGen is not what MLPerf's rules ask for."""

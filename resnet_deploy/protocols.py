@@ -34,7 +34,7 @@ class Runner(Protocol):
     """One loaded engine, one batch at a time, with the steps kept apart so that each can be timed.
 
     ``load`` then ``enqueue`` then ``synchronize`` then ``fetch``. Only ``enqueue`` lies inside a device timer; the
-    end-to-end timer wraps all four. A runner belongs to one thread at a time.
+    host timer wraps all four. A runner belongs to one thread at a time.
     """
 
     @property

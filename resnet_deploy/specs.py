@@ -3,13 +3,20 @@
 Each spec refuses a value that makes no sense when it is made, so that the stages need not check again.
 """
 
-import hashlib
-import math
 from collections.abc import Sequence
 from typing import Final, Literal, get_args
 
 import msgspec
 
+from resnet_deploy.contract import IMAGENET_MEAN as IMAGENET_MEAN
+from resnet_deploy.contract import IMAGENET_STD as IMAGENET_STD
+from resnet_deploy.contract import INTERPOLATIONS as INTERPOLATIONS
+from resnet_deploy.contract import MAX_IMAGE_SIZE as MAX_IMAGE_SIZE
+from resnet_deploy.contract import MAX_RESIZE as MAX_RESIZE
+from resnet_deploy.contract import InputDtype, Interpolation, mlperf_resize
+from resnet_deploy.contract import Preprocess as Preprocess
+from resnet_deploy.contract import require_at_most as require_at_most
+from resnet_deploy.contract import require_choice as require_choice
 from resnet_deploy.errors import SpecError
 from resnet_deploy.trt_options import TENSORRT, TENSORRT_RTX, TrtOptions
 
@@ -18,9 +25,6 @@ RangeMethod = Literal["max", "percentile", "entropy", "mse"]
 CalibrationMethod = Literal["max", "percentile", "entropy", "mse", "auto"]
 ComputeDevice = Literal["cpu", "cuda"]
 CalibrationDevice = Literal["auto", ComputeDevice]
-Interpolation = Literal["nearest", "bilinear", "bicubic"]
-InputDtype = Literal["uint8", "float32"]
-Layout = Literal["NHWC", "NCHW"]
 
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 QUANTIZED: Final[tuple[Precision, ...]] = ("int8", "fp8")  # those that are calibrated
@@ -29,17 +33,7 @@ CALIBRATION_METHODS: Final[tuple[CalibrationMethod, ...]] = get_args(Calibration
 # They weigh clipping against the even steps of 8-bit integers, which FP8 does not have.
 INTEGER_METHODS: Final[tuple[RangeMethod, ...]] = ("entropy", "mse")
 CALIBRATION_DEVICES: Final[tuple[CalibrationDevice, ...]] = get_args(CalibrationDevice)
-INTERPOLATIONS: Final[tuple[Interpolation, ...]] = get_args(Interpolation)
 
-IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
-IMAGENET_STD: Final = (0.229, 0.224, 0.225)
-
-# Bounds beyond which a request is a slip of the keyboard, and would end in exhausted memory long after it was made.
-# The first convolution writes 64 channels at half the resolution: at 2048 pixels a quarter of a GiB for each image.
-MAX_IMAGE_SIZE: Final = 2048
-# A square of this side is the largest power of two within Pillow's limit against decompression bombs (89 megapixels),
-# which is also what a resized image is held to.
-MAX_RESIZE: Final = 8192
 # ONNX files end at 2 GiB; the classifier of a ResNet-50 takes 0.8 of that. ImageNet-21k has 21,841 classes.
 MAX_CLASSES: Final = 100_000
 # At 224 pixels, the first convolution then writes 3 GiB.
@@ -62,76 +56,6 @@ def require_classes(count: int) -> None:
     if count < 1:
         raise SpecError(f"{count} classes", hint="give a positive number of classes")
     require_at_most("number of classes", count, MAX_CLASSES)
-
-
-def require_at_most(what: str, value: int, most: int) -> None:
-    """Hold a number against its bound; what is wrong with too small a one differs from place to place."""
-    if value > most:
-        raise SpecError(f"{what} {value} is too large", hint=f"give at most {most}")
-
-
-def require_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a name that type checking would have: specs are also made from JSON and by callers without it."""
-    if value not in choices:
-        raise SpecError(f"unknown {what} {value!r}", hint=f"choose one of: {', '.join(choices)}")
-
-
-class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The input contract: the one way from an image to the network's input tensor.
-
-    Attributes:
-        image_size: Side of the centre crop and of the network input, in pixels; at most ``MAX_IMAGE_SIZE``.
-        resize: The shorter side of the image after resizing, in pixels; ``image_size`` to ``MAX_RESIZE``.
-        interpolation: Filter of the resize, with antialiasing as Pillow does it.
-        mean: Per channel, R G B, of values scaled to 0..1; subtracted.
-        std: Per channel, R G B, of values scaled to 0..1; divided by.
-        color: Channel order of the tensor.
-        dtype: ``uint8`` leaves the normalisation to the graph; ``float32`` tensors arrive normalised.
-        layout: ``NHWC`` for ``uint8``, as decoders deliver; ``NCHW`` for ``float32``, the classic PyTorch tensor.
-
-    Raises:
-        SpecError: If a value is out of range, or dtype and layout do not belong together.
-    """
-
-    image_size: int = 224
-    resize: int = 256
-    interpolation: Interpolation = "bilinear"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    color: Literal["RGB"] = "RGB"
-    dtype: InputDtype = "uint8"
-    layout: Layout = "NHWC"
-
-    def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise SpecError(f"image size {self.image_size} is not positive", hint="use a size such as 224")
-        require_at_most("image size", self.image_size, MAX_IMAGE_SIZE)
-        require_at_most("resize", self.resize, MAX_RESIZE)
-        if self.resize < self.image_size:
-            raise SpecError(
-                f"resize {self.resize} is smaller than the crop {self.image_size}",
-                hint="give --resize a value of at least --image-size",
-            )
-        require_choice("interpolation", self.interpolation, INTERPOLATIONS)
-        if not all(0 < value < math.inf for value in self.std):
-            raise SpecError(f"std {self.std} has a value that is not positive", hint="give three positive numbers")
-        if not all(map(math.isfinite, self.mean)):
-            raise SpecError(f"mean {self.mean} has a value that is not finite", hint="give three numbers in 0..1")
-        if (self.dtype, self.layout) not in (("uint8", "NHWC"), ("float32", "NCHW")):
-            raise SpecError(
-                f"dtype {self.dtype} does not go with layout {self.layout}", hint="use uint8 NHWC or float32 NCHW"
-            )
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of one image as the network takes it, without the batch dimension."""
-        side = self.image_size
-        return (side, side, 3) if self.layout == "NHWC" else (3, side, side)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the canonical JSON form, as lower-case hex."""
-        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -180,7 +104,7 @@ class ExportSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         num_classes: Classes of an untrained network, at most ``MAX_CLASSES``; read from the checkpoint otherwise.
         image_size: Side of the network input, in pixels.
         resize: Shorter side before the crop; None takes what belongs to the weights, in proportion to ``image_size``.
-        interpolation: Filter of the resize.
+        interpolation: Filter of the resize; ``area`` for MLPerf's contract, with its ``mean`` and ``std``.
         mean, std: Of the normalisation, per channel R G B, for values scaled to 0..1.
         dtype: Of the network input.
         labels: One name per class; empty takes what belongs to the weights.
@@ -214,6 +138,8 @@ class ExportSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def preprocess(self, usual_resize: int) -> Preprocess:
         """Make the input contract, where the weights were trained with ``usual_resize`` for a crop of 224."""
         usual = max(self.image_size, round(self.image_size * usual_resize / 224))
+        if self.interpolation == "area":
+            usual = mlperf_resize(self.image_size)
         return Preprocess(
             image_size=self.image_size,
             resize=usual if self.resize is None else self.resize,

@@ -27,7 +27,7 @@ SOURCES = sorted((ROOT / "resnet_deploy").rglob("*.py"))
 
 OPTIONAL = (
     *("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "nncf", "tensorrt"),
-    *("tensorrt_rtx", "cuda", "pycuda", "plotly", "jinja2", "markupsafe", "safetensors", "google"),
+    *("tensorrt_rtx", "cuda", "pycuda", "plotly", "jinja2", "markupsafe", "safetensors", "google", "mlperf_loadgen"),
 )
 # Installed with the package, and still too slow to be imported before they are needed.
 SLOW = ("numpy", "PIL", "rich")
@@ -216,6 +216,7 @@ NEEDS = (
     Need(("jinja2",), "report record.json --html a.html", "the HTML report needs jinja2", "[bench]"),
     Need(OPTIONAL, "bench net --no-html", "the PyTorch reference needs ", "[export]"),
     Need(OPTIONAL, "bench net --no-html --no-pytorch", "ONNX Runtime cannot be imported", "resnet-deploy doctor"),
+    Need(("mlperf_loadgen",), "loadgen net", "LoadGen needs mlperf_loadgen, which is not installed", "[bench]"),
     Need(OPTIONAL, "verify net", "cannot run graphs: onnx and onnx", "[export,cpu]"),
     Need(("onnxruntime",), "verify net", "cannot run graphs: onnxruntime is not installed", "[cpu]"),
     Need(OPTIONAL, "inspect net --layers", "cannot read graphs: onnx and onnx-ir are not installed", "[export]"),
@@ -319,7 +320,8 @@ def test_runners_in_the_table_exist(backend):
         pytest.importorskip("torch", reason="its runner is PyTorch")
     module, _, attribute = named("runner")[backend].partition(":")
     runner = getattr(importlib.import_module(module), attribute)
-    assert list(inspect.signature(runner.open).parameters) == ["bundle", "threads"]
+    parameters = list(inspect.signature(runner.open).parameters)
+    assert parameters == ["bundle", "threads", *(["graphs"] if hasattr(runner, "graphs") else [])]
     for step in ("load", "enqueue", "synchronize", "fetch", "close"):
         assert callable(getattr(runner, step))
 

@@ -1,5 +1,6 @@
 """From the bytes of image files, in memory already, to classes: what an application waits for."""
 
+import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -22,13 +23,16 @@ class EncodedImages:
     overlaps within a call: all of a batch is decoded before any of it is run.
 
     Args:
-        files: Their bytes; at least one.
+        files: Their bytes; at least one, and none damaged.
         contract: How they become tensors.
         threads: How many decode; with one, callers decode themselves.
     """
 
     def __init__(self, files: Sequence[bytes], contract: "Preprocess", threads: int) -> None:
+        from PIL import Image
+
         self.files = tuple(files)
+        self._open = Image.open
         self._contract = contract
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads > 1 else None
 
@@ -49,7 +53,8 @@ class EncodedImages:
         batch = np.empty((len(files), *self._contract.shape), self._contract.dtype)
 
         def fill(index: int) -> None:
-            batch[index] = tensor_from_source(files[index], self._contract)
+            with self._open(io.BytesIO(files[index])) as image:
+                batch[index] = tensor_from_source(image, self._contract)
 
         spread = map if self._pool is None or len(files) == 1 else self._pool.map
         for _ in spread(fill, range(len(files))):

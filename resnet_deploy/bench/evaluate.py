@@ -15,32 +15,29 @@ if TYPE_CHECKING:
     from resnet_deploy.protocols import Array
 
 
-class _Tally:
-    """Collects one engine's answers."""
+def outputs_of(logits: "Array", reference: "Array | None") -> Outputs:
+    """Reduce the logits of a batch, (N, classes), to what is kept of them, compared with the reference's."""
+    finite = [bool(np.isfinite(row).all()) for row in logits]
+    ranked = best_classes(logits).tolist()
+    top5 = tuple(tuple(best) if sound else () for best, sound in zip(ranked, finite, strict=True))
+    if reference is None:
+        return Outputs(top5=top5)
+    difference = compare_logits(reference, logits)
+    return Outputs(
+        top5=top5,
+        noise=tuple(difference.noise.tolist()),
+        signal=tuple(difference.signal.tolist()),
+        max_difference=tuple(difference.max_difference.tolist()),
+    )
 
-    def __init__(self) -> None:
-        self.top5: list[tuple[int, ...]] = []
-        self.noise: list[float] = []
-        self.signal: list[float] = []
-        self.max_difference: list[float] = []
 
-    def add(self, logits: "Array", reference: "Array | None") -> None:
-        finite = [bool(np.isfinite(row).all()) for row in logits]
-        ranked = best_classes(logits).tolist()
-        self.top5 += [tuple(best) if sound else () for best, sound in zip(ranked, finite, strict=True)]
-        if reference is not None:
-            difference = compare_logits(reference, logits)
-            self.noise += difference.noise.tolist()
-            self.signal += difference.signal.tolist()
-            self.max_difference += difference.max_difference.tolist()
-
-    def outputs(self) -> Outputs:
-        return Outputs(
-            top5=tuple(self.top5),
-            noise=tuple(self.noise),
-            signal=tuple(self.signal),
-            max_difference=tuple(self.max_difference),
-        )
+def join_outputs(parts: "Iterable[Outputs]") -> Outputs:
+    """Put the outputs of consecutive batches together."""
+    listed: dict[str, list[object]] = {name: [] for name in Outputs.__struct_fields__}
+    for part in parts:
+        for name, values in listed.items():
+            values.extend(getattr(part, name))
+    return Outputs(**{name: tuple(values) for name, values in listed.items()})  # type: ignore[arg-type]
 
 
 def evaluate(entrants: "Sequence[Entrant]", batches: "Iterable[Array]", reference: str) -> dict[str, Outputs]:
@@ -54,10 +51,9 @@ def evaluate(entrants: "Sequence[Entrant]", batches: "Iterable[Array]", referenc
     Returns:
         Answers by name, per image in the order of ``batches``.
     """
-    tallies = {entrant.name: _Tally() for entrant in entrants}
+    parts: dict[str, list[Outputs]] = {entrant.name: [] for entrant in entrants}
     for batch in batches:
         logits = {entrant.name: infer(entrant.runner, np.ascontiguousarray(batch)) for entrant in entrants}
-        expected = logits.get(reference)
-        for name, tally in tallies.items():
-            tally.add(logits[name], None if name == reference else expected)
-    return {name: tally.outputs() for name, tally in tallies.items()}
+        for name, answers in parts.items():
+            answers.append(outputs_of(logits[name], None if name == reference else logits.get(reference)))
+    return {name: join_outputs(answers) for name, answers in parts.items()}

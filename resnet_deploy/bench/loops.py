@@ -3,7 +3,7 @@
 import select
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -157,6 +157,7 @@ def _at_once(calls: "Sequence[Call]", loop: Loop) -> Turn:
 
     with no_garbage_collection(), ThreadPoolExecutor(len(calls), thread_name_prefix="caller") as pool:
         futures = [pool.submit(caller, call) for call in calls]
+        wait(futures)  # in here, so that an interrupt lets no caller go on with an engine that is being closed
     failures = [error for future in futures if (error := future.exception()) is not None]
     if failures:
         raise min(failures, key=lambda one: isinstance(one, threading.BrokenBarrierError))  # a cause, no consequence

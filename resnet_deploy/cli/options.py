@@ -7,6 +7,7 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
+from resnet_deploy.contract import CONTRACTS, MLPERF_MEAN, MLPERF_STD
 from resnet_deploy.errors import SpecError
 from resnet_deploy.specs import CALIBRATION_DEVICES, CALIBRATION_METHODS, MAX_THREADS, CalibrationSpec, ExportSpec
 from resnet_deploy.trt_options import HARDWARE_COMPATIBILITY, TrtOptions, parse_bytes, parse_targets
@@ -75,6 +76,12 @@ def export_options(function: Any) -> Any:
                 metavar="imagenet|FILE",
                 help="Class names, one per line, or those of ImageNet.  [default: what belongs to the weights]",
             ),
+            click.option(
+                "--preprocess",
+                "contract",
+                type=click.Choice(CONTRACTS),
+                help="Whose rule turns images into inputs: sets resize, interpolation, mean and std together.",
+            ),
             click.option("--image-size", type=int, default=224, show_default=True, help="Side of the network input."),
             click.option("--resize", type=int, help="Shorter side before the crop.  [default: what fits the weights]"),
             click.option(
@@ -106,6 +113,12 @@ def export_options(function: Any) -> Any:
 
 def export_spec(values: dict[str, Any]) -> ExportSpec:
     """Make the spec from the values of ``export_options``, taking them out of ``values``."""
+    contract = values.pop("contract")
+    if contract is not None:
+        hint = "drop it, or leave --preprocess out and give each by itself"
+        refuse_idle(f"--preprocess {contract}", "resize", "interpolation", "mean", "std", hint=hint)
+    if contract == "mlperf":
+        values |= {"interpolation": "area", "mean": MLPERF_MEAN, "std": MLPERF_STD}
     given = {"architecture": values.pop("arch"), "labels": _labels(values.pop("labels"))}
     for name in ("weights", "num_classes", "image_size", "resize", "interpolation", "dtype"):
         given[name] = values.pop(name)

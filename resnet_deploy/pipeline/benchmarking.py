@@ -37,7 +37,7 @@ def bench(inputs: BenchInputs, spec: BenchSpec, *, threads: int, progress: "Prog
     if "end_to_end" in spec.scopes and inputs.data is None:
         raise SpecError("the scope end_to_end begins with image files", hint="add --data DIR, or drop it")
     chosen = choose_peers(inputs)
-    bundles, card = open_bundles(inputs.engines, reserved=(REFERENCE, NULL, *(peer.name for peer in chosen)))
+    bundles, card = open_bundles(inputs.engines, "bench", (REFERENCE, NULL, *(peer.name for peer in chosen)))
     reader = None
     if inputs.data is not None:
         dataset = find_dataset(inputs.data, card, labels_file=inputs.labels_file)

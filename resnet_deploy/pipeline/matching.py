@@ -25,11 +25,12 @@ def find_engines(folder: Path) -> tuple[Path, ...]:
     return found
 
 
-def open_bundles(paths: Sequence[Path], reserved: Sequence[str]) -> tuple[list[Bundle], ModelCard]:
+def open_bundles(paths: Sequence[Path], command: str, reserved: Sequence[str]) -> tuple[list[Bundle], ModelCard]:
     """Open bundles and hold them against each other.
 
     Args:
         paths: At least one bundle.
+        command: Who asks; the hint to an error writes it down for the engines of each model.
         reserved: Names that the record gives to others.
 
     Returns:
@@ -41,7 +42,7 @@ def open_bundles(paths: Sequence[Path], reserved: Sequence[str]) -> tuple[list[B
     # A relative path such as `.` has no name to appear under.
     bundles = [open_bundle(path if path.name not in ("", "..") else path.resolve()) for path in paths]
     _require_distinct_names([*reserved, *(bundle.path.name for bundle in bundles)])
-    return bundles, _common_card(bundles)
+    return bundles, _common_card(bundles, command)
 
 
 def _require_distinct_names(names: Sequence[str]) -> None:
@@ -51,7 +52,7 @@ def _require_distinct_names(names: Sequence[str]) -> None:
             raise SpecError(f"more than one engine would appear as {name!r}", hint="name each once, or rename a folder")
 
 
-def _common_card(bundles: Sequence[Bundle]) -> ModelCard:
+def _common_card(bundles: Sequence[Bundle], command: str) -> ModelCard:
     """Return the card that all bundles share; engines of different models have nothing to compare."""
     first = bundles[0]
     for other in bundles[1:]:
@@ -64,18 +65,18 @@ def _common_card(bundles: Sequence[Bundle]) -> ModelCard:
             if mine != theirs:
                 raise SpecError(
                     f"{first.path} and {other.path} are of different models: {field} differs",
-                    hint=f"name the engines of one model: {' or '.join(_commands_by_model(bundles))}",
+                    hint=f"name the engines of one model: {' or '.join(_commands_by_model(bundles, command))}",
                 )
     return first.manifest.card
 
 
-def _commands_by_model(bundles: Sequence[Bundle]) -> list[str]:
-    """Write the command that compares the engines of each model, for a few models."""
+def _commands_by_model(bundles: Sequence[Bundle], command: str) -> list[str]:
+    """Write the command that takes the engines of each model, for a few models."""
     models: dict[tuple[str, str], list[Path]] = {}
     for bundle in bundles:
         card = bundle.manifest.card
         models.setdefault((card.weights_sha256, card.preprocess.digest), []).append(bundle.path)
-    return [f"`resnet-deploy bench {_in_shell(paths)}`" for paths in list(models.values())[:3]]
+    return [f"`resnet-deploy {command} {_in_shell(paths)}`" for paths in list(models.values())[:3]]
 
 
 def _in_shell(paths: Sequence[Path]) -> str:

@@ -23,12 +23,14 @@ weights alone say of so small a difference is wrong as often as right: rescaled 
 digits loses 1 to 3 dB.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import onnx_ir as ir
 
+from resnet_deploy.environment import compute_threads
 from resnet_deploy.errors import ModelError
 from resnet_deploy.quantize.graph import constant, tensor_name
 
@@ -86,7 +88,9 @@ def equalize(model: ir.Model) -> tuple[ir.Model, EqualizationReport]:
     """
     equalized = model.clone()
     groups, skipped = _find_groups(equalized.graph)
-    layers = {node: _Layer(node) for group in groups for node in (*group.makers, *group.readers)}
+    nodes = list(dict.fromkeys(node for group in groups for node in (*group.makers, *group.readers)))
+    with ThreadPoolExecutor(compute_threads(), thread_name_prefix="equalize") as pool:
+        layers = dict(zip(nodes, pool.map(_Layer, nodes), strict=True))
     for _ in range(_SWEEPS):
         moves = [group.settle(layers) for group in groups]
         if max(moves, default=0.0) < _SETTLED:

@@ -42,7 +42,7 @@ def card_facts(card: ModelCard) -> list[tuple[str, str]]:
         ("model", f"{card.architecture}, {card.num_classes} classes{f' ({labels})' if labels else ', without labels'}"),
         ("weights", card.weights),
         ("input", f"{contract.dtype} {contract.layout} {shape}, {contract.color}, any batch size"),
-        ("images", f"shorter side to {contract.resize} ({contract.interpolation}), centre crop {contract.image_size}"),
+        ("images", wording.prepared(contract)),
         ("scaled", f"to 0..1, mean {mean}, std {std}"),
         ("output", f"float32 logits, {card.num_classes}"),
     ]

@@ -252,7 +252,7 @@ def test_partial_last_batch_is_kept(flat, batch_size, sizes):
 def test_order_and_values_do_not_depend_on_the_threads(flat, workers, monkeypatch):
     real = datasets.tensor_from_source
 
-    def slow_at_first(path, spec):
+    def slow_at_first(path, spec, data):
         time.sleep(0.02 if path.name in ("0.png", "4.png") else 0)
         return real(path, spec)
 
@@ -346,7 +346,9 @@ def test_error_in_the_consumer_ends_the_threads(flat):
 def test_prefetch_is_bounded(tmp_path, monkeypatch):
     paths = tuple(tmp_path / f"{index}.png" for index in range(1000))
     started = []
-    monkeypatch.setattr(datasets, "tensor_from_source", lambda path, spec: started.append(path) or np.zeros(spec.shape))
+    monkeypatch.setattr(
+        datasets, "tensor_from_source", lambda path, spec, data: started.append(path) or np.zeros(spec.shape)
+    )
     iterator = iter(BatchReader(ImageDataset(tmp_path, paths), SPEC, 4, workers=2))
     next(iterator)
     time.sleep(0.05)  # time for the threads to run ahead, if anything let them

@@ -11,7 +11,6 @@ from resnet_deploy.bench import end_to_end
 from resnet_deploy.bench.calls import Feeds, call_for
 from resnet_deploy.bench.end_to_end import EncodedImages, classify
 from resnet_deploy.bench.records import Way
-from resnet_deploy.errors import DataError
 from resnet_deploy.images import tensor_from_source
 from resnet_deploy.protocols import TensorSpec
 from resnet_deploy.specs import BatchRange, Preprocess
@@ -63,15 +62,6 @@ def test_bytes_decode_as_their_file_does(tmp_path, kind):
     (tmp_path / "image").write_bytes(data)
     with EncodedImages((data,), CONTRACT, 1) as encoded:
         np.testing.assert_array_equal(encoded.tensors((data,))[0], tensor_from_source(tmp_path / "image", CONTRACT))
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_damaged_bytes_are_one_line(threads):
-    with EncodedImages((RED,), CONTRACT, threads) as encoded:
-        with pytest.raises(DataError, match="image in memory: damaged image"):
-            encoded.tensors((RED, RED[:-200], RED))
-        with pytest.raises(DataError, match="image in memory: not an image"):
-            encoded.tensors((b"nothing", RED))
 
 
 def test_groups_go_round_until_the_last_is_complete():

@@ -218,3 +218,29 @@ def test_the_error_of_one_caller_is_raised_and_the_others_end(fails_at):
         take_turn(workers, ClosedLoop(0.005))
     assert gc.isenabled()
     assert not [one for one in threading.enumerate() if one.name.startswith("caller")]
+
+
+def test_an_interrupt_waits_for_the_callers(monkeypatch):
+    """Their engines are closed next; a thread in the middle of a call would use what is gone."""
+    under_way = threading.Event()
+    ended = []
+
+    def interrupt(_):
+        under_way.wait(timeout=30)
+        raise KeyboardInterrupt
+
+    def call():
+        under_way.set()
+        return 1e-6
+
+    class Loop(ClosedLoop):
+        def run(self, call):
+            taken = super().run(call)
+            ended.append(threading.get_ident())
+            return taken
+
+    monkeypatch.setattr(loops, "wait", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        take_turn([call, call], Loop(0.02))
+    assert len(ended) == 2
+    assert not [one for one in threading.enumerate() if one.name.startswith("caller")]

@@ -10,7 +10,7 @@ from resnet_deploy.bench.machine import governor
     [
         ({}, ""),
         ({"cpu0": "performance\n", "cpu1": "performance\n"}, "performance"),
-        ({"cpu0": "powersave\n", "cpu1": "performance\n", "cpu10": "powersave\n"}, "powersave, performance"),
+        ({"cpu0": "powersave\n", "cpu1": "performance\n", "cpu10": "powersave\n"}, "performance, powersave"),
         ({"cpuidle": "menu\n"}, ""),
     ],
     ids=["nobody tells", "one", "two", "not a core"],

@@ -60,7 +60,9 @@ BAD = (
     Bad(ExportSpec, {"resize": 0}, "resize 0 is smaller than the crop 224"),
     Bad(ExportSpec, {"resize": 100}, "resize 100 is smaller than the crop 224"),
     Bad(ExportSpec, {"std": (1.0, 1.0, 0.0)}, "std .* is not positive"),
-    Bad(ExportSpec, {"interpolation": "area"}, "unknown interpolation 'area'"),
+    Bad(Preprocess, {"interpolation": "area"}, "area goes with MLPerf's mean and std alone"),
+    Bad(ExportSpec, {"interpolation": "box"}, "unknown interpolation 'box'"),
+    Bad(ExportSpec, {"interpolation": "area"}, "area goes with MLPerf's mean and std alone"),
     Bad(ExportSpec, {"image_size": 2049}, "image size 2049 is too large"),
     Bad(ExportSpec, {"image_size": 10**400}, "image size 1000.* is too large"),
     Bad(ExportSpec, {"resize": 8193}, "resize 8193 is too large"),
@@ -123,7 +125,7 @@ def test_refused_with_a_hint(bad):
 
 def test_every_spec_is_refused_somewhere_above():
     modules = (specs, bench_spec)
-    names = [module.__name__ for module in modules]
+    names = [*(module.__name__ for module in modules), Preprocess.__module__]
     everything = [one for module in modules for one in vars(module).values()]
     here = {one for one in everything if isinstance(one, type) and one.__module__ in names}
     assert {bad.kind for bad in BAD} == {one for one in here if issubclass(one, msgspec.Struct)}
@@ -169,7 +171,7 @@ def test_choices_are_those_of_the_types():
     assert set(specs.INTEGER_METHODS) < set(specs.RANGE_METHODS)
     assert specs.RANGE_METHODS == ("max", "percentile", "entropy", "mse")
     assert (*specs.RANGE_METHODS, "auto") == specs.CALIBRATION_METHODS
-    assert specs.INTERPOLATIONS == ("nearest", "bilinear", "bicubic")
+    assert specs.INTERPOLATIONS == ("nearest", "bilinear", "bicubic", "area")
     assert (specs.INPUT_NAME, specs.OUTPUT_NAME) == ("images", "logits")
 
 

@@ -89,3 +89,15 @@ def test_no_class_is_best_by_not_being_a_number():
 
 def test_unsigned_logits_are_not_negated_around():
     np.testing.assert_array_equal(best_classes(np.array([[0, 3, 1]], np.uint8)), [[1, 2, 0]])
+
+
+@pytest.mark.parametrize("classes", [1, 5, 40])
+def test_picking_the_best_is_sorting(classes):
+    """Of small whole numbers, so that there are ties everywhere."""
+    logits = np.random.default_rng(classes).integers(-3, 3, (200, classes)).astype(np.float32)
+    for count in (1, 5, 8, 9):
+        expected = np.argsort(-logits, axis=1, kind="stable")[:, :count]
+        np.testing.assert_array_equal(best_classes(logits, count), expected)
+    if classes > 5:
+        unstable = np.argsort(logits, axis=1, kind="stable")[:, ::-1][:, :5]  # of equals the higher class
+        assert (best_classes(logits) != unstable).any()

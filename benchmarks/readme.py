@@ -1,0 +1,125 @@
+"""Write benchmarks/README.md from README.in.md and the records.
+
+    python benchmarks/readme.py [--check]
+
+Every table of the page, and every figure in its text that a record has, is computed from the records when the page is
+written; with --check nothing is written, and a page that differs is an error.
+"""
+
+import difflib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import calibration
+import click
+import int8_quality
+import jinja2
+import plan_facts
+from rich.console import Console
+
+from resnet_deploy.bench import statistics
+from resnet_deploy.bench.records import BenchRecord, read_record
+from resnet_deploy.report.table import render_table
+
+HERE = Path(__file__).parent
+SOURCE, PAGE = HERE / "README.in.md", HERE / "README.md"
+RESULTS = HERE / "results"
+TABLE_WIDTH = 132
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Write nothing; fail where the page is not what the records give.")
+def main(check: bool) -> None:
+    """Write the page."""
+    page = render()
+    if not check:
+        PAGE.write_text(page, encoding="utf-8")
+        return
+    kept = PAGE.read_text(encoding="utf-8")
+    if page != kept:
+        lines = difflib.unified_diff(kept.splitlines(), page.splitlines(), "README.md", "from the records", lineterm="")
+        click.echo("\n".join(lines), err=True)
+        raise click.ClickException("benchmarks/README.md is not what its records give: run benchmarks/readme.py")
+
+
+def render() -> str:
+    """Fill in the source of the page."""
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.globals |= FUNCTIONS
+    head = "<!-- Written by benchmarks/readme.py from README.in.md and the records in results/: edit those. -->\n"
+    return head + environment.from_string(SOURCE.read_text(encoding="utf-8")).render()
+
+
+def bench(name: str) -> BenchRecord:
+    """Read a record of `resnet-deploy bench`."""
+    return read_record(RESULTS / name)
+
+
+def bench_table(name: str) -> str:
+    """Lay out the figures of a record of `resnet-deploy bench` as a terminal shows them, without its notes."""
+    console = Console(width=TABLE_WIDTH, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(render_table(bench(name), TABLE_WIDTH))
+    lines = [line.rstrip() for line in capture.get().strip("\n").splitlines()]
+    _title, *tables, _notes = "\n".join(lines).split("\n\n")
+    return "\n\n".join(tables)
+
+
+def median_ms(name: str, engine: str) -> float:
+    """Median latency of an engine at its smallest batch, in milliseconds."""
+    (found,) = (one for one in bench(name).engines if one.name == engine)
+    return 1e3 * statistics.percentile(statistics.smallest_samples(found).seconds, 50)
+
+
+def load(name: str) -> Any:
+    """Read the record of a script."""
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def link(name: str) -> str:
+    """Link to a record, whichever script made it; the file must be there."""
+    if not (RESULTS / name).is_file():
+        raise click.ClickException(f"benchmarks/results/{name} is missing")
+    return f"[{name}](results/{name})"
+
+
+def int8_quality_table(name: str) -> str:
+    """Lay out accuracy by method, weights and form."""
+    return "\n".join(int8_quality.table(load(name)["rows"]))
+
+
+def calibration_table(name: str) -> str:
+    """Lay out what calibration costs."""
+    record = load(name)
+    return "\n".join(calibration.table(record["arms"], record["calibration_images"]))
+
+
+def calibration_ratio(name: str, theirs: str, ours: str) -> float:
+    """Say how many times as long as ``ours`` an arm took."""
+    arms = load(name)["arms"]
+    return calibration.median_seconds(arms[theirs]) / calibration.median_seconds(arms[ours])
+
+
+def plan_table(name: str) -> str:
+    """Lay out what was read from plans."""
+    return "\n".join(plan_facts.table(load(name)))
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        *(bench_table, median_ms, link, load),
+        *(int8_quality_table, calibration_table, calibration_ratio, plan_table),
+    )
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""What an evaluation leaves behind: the answers of engines on a whole data set, and what it cost to get them.
+
+As in ``records``, only what was observed is stored, and figures are computed when they are shown. There are no
+latencies: engines run one after the other on each batch while the next one is decoded.
+"""
+
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from resnet_deploy import artifact
+from resnet_deploy.bench.records import Count, DatasetRecord, DecodeTimes, NotRun, Outputs, Role
+from resnet_deploy.contract import Preprocess
+from resnet_deploy.environment import Environment
+from resnet_deploy.errors import FileError, SpecError
+
+SCHEMA_VERSION: Final = 1
+
+
+class EvaluatedEngine(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine; the attributes are those of ``records.EngineRecord``, with answers that are always there.
+
+    ``outputs`` are compared with those of the record's first engine.
+    """
+
+    name: str
+    backend: str
+    precision: str
+    size_bytes: int
+    sha256: str
+    device: str
+    role: Role
+    in_sample: bool
+    outputs: Outputs
+
+
+class EvaluationCost(msgspec.Struct, frozen=True, kw_only=True):
+    """What the evaluation took, all sessions of it together; opening engines is not included.
+
+    Attributes:
+        sessions: How often it was begun and gone on with.
+        seconds: From the first image to the last answer.
+        waiting: Of these, waiting for decoded images.
+        inferring: Of these, within the engines. What is left is counting and writing down.
+    """
+
+    sessions: Count
+    seconds: float
+    waiting: float
+    inferring: float
+
+
+class EvaluationRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One evaluation.
+
+    Attributes:
+        kind: Tells it from other records.
+        created: UTC time at which it was begun, ISO 8601.
+        environment: The machine and its libraries.
+        architecture: Of the model, such as ``resnet50``.
+        weights_sha256: Of the model.
+        preprocess: The input contract that all engines share.
+        threads: Threads given to each engine on the CPU.
+        batch: Images per call, of engines that take as many.
+        workers: Decoding threads.
+        dataset: The images and their labels.
+        engines: The first is what the others are compared with.
+        cost: What it took.
+        not_run: Engines that were found and could not be run here.
+        decoding: Decoding alone, engines alone, and both together; absent where that was not measured.
+
+    Raises:
+        ValueError: If there is no engine, or answers or labels are not one per image.
+    """
+
+    kind: Literal["evaluation"] = "evaluation"
+    schema_version: int = SCHEMA_VERSION
+    created: str
+    environment: Environment
+    architecture: str
+    weights_sha256: str
+    preprocess: Preprocess
+    threads: int
+    batch: Count
+    workers: Count
+    dataset: DatasetRecord
+    engines: tuple[EvaluatedEngine, ...]
+    cost: EvaluationCost
+    not_run: tuple[NotRun, ...] = ()
+    decoding: DecodeTimes | None = None
+
+    def __post_init__(self) -> None:
+        if not self.engines:
+            raise ValueError("an evaluation of no engine")
+        counts = {f"answers of {one.name!r}": len(one.outputs.top5) for one in self.engines}
+        counts |= {"labels": len(self.dataset.labels)} if self.dataset.labels else {}
+        for what, count in counts.items():
+            if count != self.dataset.images:
+                raise ValueError(f"{count} {what} for {self.dataset.images} images")
+
+
+def write_evaluation(record: EvaluationRecord, path: Path) -> None:
+    """Write ``record`` as JSON, atomically.
+
+    Raises:
+        FileError: If the folder cannot be written.
+    """
+    artifact.write_bytes(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+
+
+def is_evaluation(path: Path) -> bool:
+    """Whether the file is an evaluation's rather than a benchmark's.
+
+    Raises:
+        FileError: If it is missing or cannot be read.
+    """
+    try:
+        return msgspec.json.decode(artifact.read_bytes(path), type=_Kind).kind == "evaluation"
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+
+
+def read_evaluation(path: Path) -> EvaluationRecord:
+    """Read a record.
+
+    Raises:
+        FileError: If it is missing, not an evaluation's, or of a later schema than this version knows.
+    """
+    data = artifact.read_bytes(path)
+    try:
+        version = msgspec.json.decode(data, type=_Kind).schema_version
+        if version > SCHEMA_VERSION:
+            raise FileError(f"{path} has schema version {version}", hint="read it with a newer resnet-deploy")
+        return msgspec.json.decode(data, type=EvaluationRecord)
+    except (msgspec.DecodeError, UnicodeDecodeError, SpecError) as error:
+        raise FileError(f"{path} is not an evaluation: {error}", hint="give a file from `evaluate`") from error
+
+
+class _Kind(msgspec.Struct):
+    kind: str = ""
+    schema_version: int = 0
