@@ -6,7 +6,7 @@ Only measured values are stored. Percentiles, throughput, accuracy and agreement
 Schema history: 1, the first; 2 adds to samples how many callers there were, graphs, the rate of calls and the wall
 clock of each round, to engines their role, settings and the time of each layer, and to the run the state of the machine
 in each round and what decoding costs. What 2 adds has a default that says what 1 meant, so that records of 1 are read
-as they are.
+as they are. Fields that a reader does not know are ignored; a record of a later version is refused.
 """
 
 from pathlib import Path
