@@ -288,7 +288,7 @@ class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):
         weights_sha256: Of the model.
         preprocess: The input contract that all engines share.
         threads: Threads given to each engine on the CPU.
-        warmup_calls: Untimed calls at the beginning of each turn.
+        warmup_calls: Untimed calls at the beginning of each turn; of calls longer than the turn, one.
         seed: Of the order of engines within each round.
         dataset: Absent when the run had no images; latencies are then taken on synthetic ones.
         harness: The null runner's latencies through the same code: what the harness itself costs.

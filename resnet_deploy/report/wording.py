@@ -165,7 +165,7 @@ def procedure(record: BenchRecord) -> str:
         "; PyTorch runs eagerly, in FP32, channels last, and normalises" if record.reference == "pytorch" else ""
     )
     return (
-        f"{threads} per engine on the CPU; {record.warmup_calls} untimed calls first; "
+        f"{threads} per engine on the CPU; up to {record.warmup_calls} untimed calls first; "
         f"engines take turns, in random order (seed {record.seed}){reference}"
     )
 

@@ -91,7 +91,7 @@ class TestTable:
         text = " ".join(table_text(record, 200).split())
         for said in (
             "host: arrays in host memory in, logits in host memory out; image decoding not included",
-            "2 threads per engine on the CPU; 10 untimed calls first",
+            "2 threads per engine on the CPU; up to 10 untimed calls first",
             "µs at batch 1,",
             "as the null runner shows",
             "synthetic-set: 400 images, labelled, SHA-256 dddddddddddd",
