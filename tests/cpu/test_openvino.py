@@ -1,5 +1,7 @@
 """The OpenVINO backend: what it builds, runs and refuses, held against the exported model on ONNX Runtime."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -170,3 +172,25 @@ def test_other_backends_take_one_request_at_a_time(deployment):
     for runner in runners:
         assert runner._session.get_session_options().intra_op_num_threads == 1
         runner.close()
+
+
+def executed(bundle):
+    """What OpenVINO runs of an engine after its fusions: how many layers of each kind, and how many on integers."""
+    kinds, integer = Counter(), Counter()
+    for node in open_compiled(bundle.engine_path).get_runtime_model().get_ordered_ops():
+        facts = node.get_rt_info()
+        kind, precision = (str(facts[key].astype(str)) for key in ("layerType", "runtimePrecision"))
+        kinds[kind] += 1
+        integer[kind] += precision in ("u8", "i8")
+    return kinds, integer
+
+
+def test_int8_runs_on_integers_and_fuses_sums_and_relus(bundle):
+    """As NNCF's models do: every convolution in INT8, sums and ReLU inside it, one quantization, that of the input."""
+    kinds, integer = executed(bundle)
+    assert kinds["Convolution"] == 20
+    assert kinds["Eltwise"] <= 2  # of the normalisation; the eight sums are fused
+    is_int8 = bundle.manifest.spec.precision == "int8"
+    assert integer["Convolution"] == (20 if is_int8 else 0)
+    assert integer["FullyConnected"] == (1 if is_int8 else 0)
+    assert kinds["FakeQuantize"] == (1 if is_int8 else 0)
