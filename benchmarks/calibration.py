@@ -26,13 +26,16 @@ from numpy.typing import NDArray
 
 from resnet_deploy import environment
 from resnet_deploy.batching import infer
-from resnet_deploy.bench.measure import Entrant, measure_in_turns
+from resnet_deploy.bench.calls import Feeds
+from resnet_deploy.bench.measure import measure_in_turns
+from resnet_deploy.bench.ways import Entrant
+from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.cli.terminal import TerminalProgress
 from resnet_deploy.datasets import BatchReader, find_dataset, find_images
 from resnet_deploy.pipeline.source import read_source
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.runners.ort import OrtRunner
-from resnet_deploy.specs import BatchRange, BenchSpec, ModelCard
+from resnet_deploy.specs import BatchRange, ModelCard
 from resnet_deploy.verify import best_classes, compare_logits
 
 RESULTS = Path(__file__).parent / "results"
@@ -114,7 +117,7 @@ def compare(model: Path, card: ModelCard, data: Path | None, work: Path, rows: d
                 rows[name]["top1"] = float((best_classes(logits, 1)[:, 0] == np.array(dataset.labels)).mean())
     entrants = [Entrant(name, runner) for name, runner in runners.items()]
     spec = BenchSpec(batches=(1,), seconds=10.0, rounds=10)
-    for name, samples in measure_in_turns(entrants, feed[:1], spec, TerminalProgress()).items():
+    for name, samples in measure_in_turns(entrants, Feeds(feed[:1]), spec, TerminalProgress()).items():
         rows[name]["latency_s"] = samples[0].seconds
 
 

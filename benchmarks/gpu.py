@@ -20,12 +20,14 @@ import click
 import msgspec
 import numpy as np
 from safetensors.torch import load_file
-from torch_peers import WAYS, TorchPeer
 
 from resnet_deploy import environment
 from resnet_deploy.backends import BACKENDS
 from resnet_deploy.batching import infer
-from resnet_deploy.bench.measure import Entrant, measure_in_turns
+from resnet_deploy.bench.calls import Feeds
+from resnet_deploy.bench.measure import measure_in_turns
+from resnet_deploy.bench.ways import Entrant
+from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.cli.terminal import TerminalProgress
 from resnet_deploy.errors import ResnetDeployError
 from resnet_deploy.models import create_model
@@ -35,7 +37,8 @@ from resnet_deploy.pipeline.source import read_source
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.protocols import Silent
 from resnet_deploy.runners import find_runner
-from resnet_deploy.specs import BatchRange, BenchSpec, BuildSpec, CalibrationSpec, ExportSpec, ModelCard, Precision
+from resnet_deploy.runners.torch_peer import TorchPeer, Way
+from resnet_deploy.specs import BatchRange, BuildSpec, CalibrationSpec, ExportSpec, ModelCard, Precision
 from resnet_deploy.verify import compare_logits
 
 RESULTS = Path(__file__).parent / "results"
@@ -50,6 +53,14 @@ ENQUEUES = 1000
 MOST_DECIBELS = 200.0
 NOTHING = "–"  # noqa: RUF001 - the dash that stands for an empty cell
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+WAYS = {
+    "torch FP32 eager": Way(device="cuda"),
+    "torch FP32 channels-last": Way(channels_last=True, device="cuda"),
+    "torch FP16 eager": Way("float16", device="cuda"),
+    "torch FP16 channels-last": Way("float16", channels_last=True, device="cuda"),
+    "torch FP16 compiled": Way("float16", channels_last=True, compiled=True, device="cuda"),
+    "torch FP16 graphs": Way("float16", channels_last=True, graphs=True, device="cuda"),
+}
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,7 @@ def main(model: Path | None, batches: str, seconds: float, rounds: int) -> None:
         card = read_source(path).card
         images = synthetic_images(card.preprocess, IMAGES)
         lineup = line_up(path, card, Path(folder), BatchRange(1, max(spec.batches), max(spec.batches)))
-        samples = measure_in_turns(lineup.entrants, images, spec, progress)
+        samples = measure_in_turns(lineup.entrants, Feeds(images), spec, progress)
         parity, overhead = agreement(lineup, images), enqueue_seconds(lineup, images)
     record = {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -105,10 +116,10 @@ def line_up(model: Path, card: ModelCard, folder: Path, batch: BatchRange) -> Li
     """Make every entrant that this machine allows."""
     entrants, failures = [], {}
     weights = load_file(model.with_suffix(".safetensors"))  # which `export` writes beside it
-    for way in WAYS:
+    for name, way in WAYS.items():
         network = create_model(card.architecture, card.num_classes)
         network.load_state_dict(weights)
-        entrants.append(Entrant(way.name, TorchPeer(network, card, batch, way, "cuda")))
+        entrants.append(Entrant(name, TorchPeer(network, card, batch, way)))
     for backend in BACKENDS:
         if backend.device not in ("nvidia", "rtx") or not backend.builder:
             continue

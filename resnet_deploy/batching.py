@@ -1,5 +1,6 @@
 """Any number of images through a runner that takes a limited range of batch sizes."""
 
+from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from resnet_deploy.errors import FeedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from resnet_deploy.protocols import Array, Runner
 
@@ -116,6 +117,40 @@ def filled_up(batch: "Array", least: int) -> "Array":
     if len(batch) < least:
         batch = np.concatenate([batch, np.repeat(batch[-1:], least - len(batch), axis=0)])
     return np.ascontiguousarray(batch)
+
+
+def infer_in_turns(runners: "Sequence[Runner]", images: "Array") -> "Array":
+    """Run any number of images as ``infer`` does, batch by batch on one runner after the other.
+
+    From one thread: a runner's answers are fetched only when its turn comes again, so that as many batches are under
+    way as there are runners, where ``enqueue`` returns before it is done.
+
+    Raises:
+        FeedError: If dtype or shape does not fit.
+    """
+    first = runners[0]
+    check_images(images, first)
+    answers: list[Array] = [np.zeros((0, *first.output.shape), first.output.dtype)]
+    running: deque[Runner] = deque()
+    try:
+        for index, batch in enumerate(_batches(images, first)):
+            if len(running) == len(runners):
+                answers.append(_finish(running.popleft()))
+            runner = runners[index % len(runners)]
+            runner.load(batch)
+            runner.enqueue()
+            running.append(runner)
+        while running:
+            answers.append(_finish(running.popleft()))
+    finally:
+        for runner in running:  # interrupted: what was begun reads its batch until it is done
+            runner.synchronize()
+    return np.concatenate(answers)[: len(images)]
+
+
+def _finish(runner: "Runner") -> "Array":
+    runner.synchronize()
+    return runner.fetch()
 
 
 def _batches(images: "Array", runner: "Runner") -> "Iterator[Array]":

@@ -9,13 +9,13 @@ import numpy as np
 
 from resnet_deploy import environment
 from resnet_deploy.backends import find_backend
-from resnet_deploy.batching import infer
+from resnet_deploy.batching import infer, infer_in_turns
 from resnet_deploy.bundle import Bundle, Manifest, Requirements, open_bundle
 from resnet_deploy.capabilities import backend_status
 from resnet_deploy.device_arrays import is_on_device
 from resnet_deploy.errors import BackendError, BundleError, FeedError, SpecError
 from resnet_deploy.fleet import FleetEngine, is_fleet, open_engine, read_fleet
-from resnet_deploy.runners import find_runner
+from resnet_deploy.runners import open_several, shares_requests
 from resnet_deploy.specs import MAX_THREADS, require_at_most
 from resnet_deploy.verify import best_classes
 
@@ -46,13 +46,13 @@ class Engine:
     Calls from several threads are safe and take turns. Use it as a context manager, or call ``close``.
 
     Args:
-        bundle: What the runner was opened from.
-        runner: Owned by the engine from here on.
+        bundle: What the runners were opened from.
+        runners: Owned by the engine from here on; batches of a long array are under way in all of them at once.
     """
 
-    def __init__(self, bundle: Bundle, runner: "Runner") -> None:
+    def __init__(self, bundle: Bundle, *runners: "Runner") -> None:
         self.bundle = bundle
-        self._runner: Runner | None = runner
+        self._runners = runners
         self._lock = threading.Lock()
 
     @property
@@ -63,7 +63,7 @@ class Engine:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the runner has to say of how it runs, one line each, such as why it does without CUDA graphs."""
-        return tuple(getattr(self._runner, "notes", ()))
+        return tuple(getattr(self._runners[0], "notes", ())) if self._runners else ()
 
     @overload
     def __call__(self, images: "Array | Sequence[Picture]") -> "Array": ...
@@ -122,11 +122,12 @@ class Engine:
 
     def _infer(self, feed: "Array") -> "Array":
         with self._lock:
-            return infer(self._opened(), feed)
+            runners = self._opened()
+            return infer(runners[0], feed) if len(runners) == 1 else infer_in_turns(runners, feed)
 
     def _infer_on_device(self, images: Any, stream: object, out: Any) -> "DeviceArray":
         with self._lock:
-            runner = self._opened()
+            runner = self._opened()[0]
         run_on = getattr(runner, "run_on", None)  # of runners whose memory is a GPU's
         if run_on is None:
             backend = self.manifest.spec.backend
@@ -137,17 +138,17 @@ class Engine:
         logits: DeviceArray = run_on(images, stream=stream, out=out)  # does without the lock: it takes any threads
         return logits
 
-    def _opened(self) -> "Runner":
-        if self._runner is None:
+    def _opened(self) -> "tuple[Runner, ...]":
+        if not self._runners:
             raise FeedError("the engine is closed", hint="load it again")
-        return self._runner
+        return self._runners
 
     def close(self) -> None:
-        """Release the runner; harmless when repeated."""
+        """Release the runners; harmless when repeated."""
         with self._lock:
-            if self._runner is not None:
-                self._runner.close()
-                self._runner = None
+            for runner in self._runners:
+                runner.close()
+            self._runners = ()
 
     def __enter__(self) -> "Engine":
         return self
@@ -156,28 +157,37 @@ class Engine:
         self.close()
 
 
-def load(path: str | Path, *, threads: int = 0) -> Engine:
+def load(path: str | Path, *, threads: int = 0, requests: int = 1) -> Engine:
     """Open an engine bundle for inference.
 
     Args:
         path: A folder that ``resnet-deploy build`` made; or ``prebuild``, of which the first engine that fits this
             machine is loaded.
-        threads: CPU threads for one call; 0 takes every core this process may use.
+        threads: CPU threads for all that runs at once; 0 takes every core this process may use.
+        requests: Batches of a long array to run side by side (``openvino``): more images per second than one after the
+            other on all threads, where there are several batches, and each takes longer.
 
     Raises:
         FileError: If there is no bundle.
         BundleError: If a file was altered or the bundle does not fit this machine; the message names the field.
         BackendError: If its backend is not installed.
-        SpecError: If ``threads`` is negative or beyond any machine.
+        SpecError: If ``threads`` or ``requests`` is out of range, or the backend runs one request at a time.
     """
     if threads < 0:
         raise SpecError(f"{threads} threads", hint="give a positive number, or 0 for every core")
+    if requests < 1:
+        raise SpecError(f"{requests} requests", hint="give at least one")
     require_at_most("number of threads", threads, MAX_THREADS)
+    require_at_most("number of requests", requests, MAX_THREADS)
     here = environment.collect()
     bundle = _choose(Path(path), here) if is_fleet(Path(path)) else open_bundle(Path(path))
     check_fits(bundle, here)
     bundle.verify_files()
-    return Engine(bundle, find_runner(bundle.manifest.spec.backend)(bundle, threads or environment.compute_threads()))
+    backend = bundle.manifest.spec.backend
+    if requests > 1 and not shares_requests(backend):
+        raise SpecError(f"{backend} runs one request at a time", hint="drop `requests`, or build for openvino")
+    each = max(1, (threads or environment.compute_threads()) // requests)
+    return Engine(bundle, *open_several(bundle, each, requests))
 
 
 def _choose(folder: Path, here: "Environment") -> Bundle:

@@ -22,7 +22,7 @@ from resnet_deploy.errors import FileError
 
 # The two ONNX Runtimes are kept apart: they run on different things, and installed together they overwrite each other.
 LIBRARIES: Final = (
-    *("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"),
+    *("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "tensorrt", "tensorrt-rtx"),
     *("cuda-bindings", "pycuda", "numpy", "pillow", "plotly"),
 )
 _INT8_DOT_PRODUCTS: Final = ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp")
@@ -121,7 +121,7 @@ def differences(a: Environment, b: Environment) -> tuple[str, ...]:
 
 def probe_cpu(cpuinfo: str | None = None) -> Cpu:
     """Read the processor from the text of ``/proc/cpuinfo``, by default of this machine."""
-    cores = len(_usable_cpus())
+    cores = len(usable_cpus())
     fallback = platform.processor() or platform.machine()
     if cpuinfo is None:
         try:
@@ -152,13 +152,18 @@ def installed_version(library: str) -> str | None:
 def compute_threads(system: Path = Path("/sys")) -> int:
     """Count the threads worth starting: one per physical core this process may use, within a container's CPU quota."""
     topology = "devices/system/cpu/cpu{}/topology/thread_siblings_list"
-    cores = len({_text(system / topology.format(cpu)) or str(cpu) for cpu in _usable_cpus()})
+    cores = len({_text(system / topology.format(cpu)) or str(cpu) for cpu in usable_cpus()})
     quota, _, period = _text(system / "fs/cgroup/cpu.max").partition(" ")
     if not period:  # control groups of version 1; no quota is -1 there
         quota, period = (_text(system / f"fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))
     if quota.isdigit() and period.isdigit():
         cores = min(cores, int(quota) // int(period))
     return max(1, cores)
+
+
+def usable_cpus() -> set[int]:
+    """Return the numbers of the logical processors that this process may use."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def package_digest() -> str:
@@ -199,10 +204,6 @@ def _facts(environment: Environment) -> dict[str, str]:
     }
     facts |= {library.name: library.version for library in environment.libraries if library.name != "plotly"}
     return {name: value for name, value in facts.items() if value}
-
-
-def _usable_cpus() -> set[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def _text(path: Path) -> str:

@@ -17,6 +17,7 @@
     ├── AccuracyError            a measured difference is beyond its tolerance
     ├── LintError                an engine is not what its precision is meant to become
     ├── SpeedError               a measured speed-up is below what was asked for
+    ├── RegressionError          a run is slower than an earlier one, or answers worse
     ├── LoadgenError             a test by LoadGen did not come to its end
     └── RulesError               a test by LoadGen is not what MLPerf's rules ask for
 
@@ -97,6 +98,10 @@ class LintError(ResnetDeployError):
 
 class SpeedError(ResnetDeployError):
     """A measured speed-up is below what was asked for."""
+
+
+class RegressionError(ResnetDeployError):
+    """A run is slower than an earlier one, answers worse, or lacks an engine that ran before."""
 
 
 class LoadgenError(ResnetDeployError):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from resnet_deploy.environment import compute_threads
 from resnet_deploy.errors import BackendError, BuildError
+from resnet_deploy.protocols import LayerSeconds
 from resnet_deploy.specs import INPUT_NAME
 
 if TYPE_CHECKING:
@@ -75,28 +76,67 @@ def open_session(
     return session
 
 
-def profile_nodes(model: Path | bytes, feed: "Array", *, calls: int) -> dict[str, float]:
-    """Measure what each kernel takes: seconds per call, by its name, which begins with that of a fused node.
+def open_plain_session(model: Path, *, threads: int) -> "onnxruntime.InferenceSession":
+    """Open a session as ONNX Runtime's quick start does, every option at its default but the number of threads.
 
-    Profiling adds a few microseconds to each.
+    Args:
+        model: A file.
+        threads: Threads for one call, so that peers and engines have as many; 0 for ONNX Runtime's default.
+
+    Raises:
+        BackendError: If ONNX Runtime is not installed.
+        BuildError: If it refuses the model.
+    """
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    with translate_refusals():
+        return ort.InferenceSession(str(model), options, providers=[CPU_PROVIDER])
+
+
+def profile_nodes(model: Path | bytes, feed: "Array", *, calls: int) -> dict[str, float]:
+    """Measure what each kernel takes: seconds per call, by its name, which begins with that of a fused node."""
+    return {layer.name: layer.seconds for layer in profile_kernels(model, feed, calls=calls)}
+
+
+def profile_kernels(model: Path | bytes, feed: "Array", *, calls: int, threads: int = 0) -> list[LayerSeconds]:
+    """Measure what each kernel takes, by ONNX Runtime's profiler, in the order of execution.
+
+    In a session of its own. Profiling adds a few microseconds to each kernel.
+
+    Args:
+        model: A file, or a serialized model.
+        feed: One batch.
+        calls: How many calls to take the mean of; one more goes before them.
+        threads: As in ``open_session``.
+
+    Raises:
+        BackendError: If ONNX Runtime is not installed.
+        BuildError: If it refuses the model.
     """
     ort = import_onnxruntime()
     with tempfile.TemporaryDirectory() as folder:
-        options = session_options(ort, 0)
+        options = session_options(ort, threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         source = model if isinstance(model, bytes) else str(model)
         with translate_refusals():
             session = ort.InferenceSession(source, options, providers=[CPU_PROVIDER])
-            for _ in range(calls):
+            for _ in range(calls + 1):
                 session.run(None, {INPUT_NAME: feed})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    seconds: dict[str, float] = defaultdict(float)
+    kinds: dict[str, str] = {}
+    taken: dict[str, list[float]] = defaultdict(list)
     for event in events:
         if event["cat"] == "Node" and event["name"].endswith(_KERNEL_TIME):
             name = event["name"].removesuffix(_KERNEL_TIME).removeprefix(_IN_FP32)
-            seconds[name] += event["dur"] * 1e-6 / calls
-    return dict(seconds)
+            kinds[name] = event["args"]["op_name"]
+            taken[name].append(event["dur"] * 1e-6)
+    # A name may stand for several kernels; all of them ran equally often.
+    return [
+        LayerSeconds(name, kinds[name], sum(times[len(times) // (calls + 1) :]) / calls)
+        for name, times in taken.items()
+    ]
 
 
 def session_options(ort: Any, threads: int) -> Any:

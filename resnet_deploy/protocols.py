@@ -8,7 +8,7 @@ null runner and every test double must follow.
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from resnet_deploy.specs import BatchRange
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.generic]
 
-Scope = Literal["host", "device", "h2d", "d2h", "end_to_end"]
 T = TypeVar("T")
 
 
@@ -35,7 +34,7 @@ class Runner(Protocol):
     """One loaded engine, one batch at a time, with the steps kept apart so that each can be timed.
 
     ``load`` then ``enqueue`` then ``synchronize`` then ``fetch``. Only ``enqueue`` lies inside a device timer; the
-    end-to-end timer wraps all four. A runner belongs to one thread at a time.
+    host timer wraps all four. A runner belongs to one thread at a time.
     """
 
     @property
@@ -79,6 +78,42 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Release everything; harmless when repeated."""
+        ...
+
+
+class StepSeconds(NamedTuple):
+    """What the steps of one call took, by the device's clock: to the device, there, and back."""
+
+    h2d: float
+    device: float
+    d2h: float
+
+
+@runtime_checkable
+class TimesSteps(Protocol):
+    """A runner whose device has a clock of its own."""
+
+    def time_steps(self, feed: "Array") -> StepSeconds:
+        """Take one batch through all steps, with the device's clock read at each."""
+        ...
+
+
+class LayerSeconds(NamedTuple):
+    """One layer as its backend runs it: name, kind of operator, and seconds per call."""
+
+    name: str
+    kind: str
+    seconds: float
+
+
+@runtime_checkable
+class ProfilesLayers(Protocol):
+    """A runner whose backend can say where the time of a call goes."""
+
+    profiler: str
+
+    def profile_layers(self, feed: "Array", calls: int) -> list[LayerSeconds]:
+        """Run ``calls`` calls, as a rule in a session of their own; the layers in the order of execution."""
         ...
 
 

@@ -3,7 +3,6 @@
 Each spec refuses a value that makes no sense when it is made, so that the stages need not check again.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Final, Literal, get_args
 
@@ -14,9 +13,10 @@ from resnet_deploy.contract import IMAGENET_STD as IMAGENET_STD
 from resnet_deploy.contract import INTERPOLATIONS as INTERPOLATIONS
 from resnet_deploy.contract import MAX_IMAGE_SIZE as MAX_IMAGE_SIZE
 from resnet_deploy.contract import MAX_RESIZE as MAX_RESIZE
-from resnet_deploy.contract import InputDtype, Interpolation, mlperf_resize, require_choice
+from resnet_deploy.contract import InputDtype, Interpolation, mlperf_resize
 from resnet_deploy.contract import Preprocess as Preprocess
 from resnet_deploy.contract import require_at_most as require_at_most
+from resnet_deploy.contract import require_choice as require_choice
 from resnet_deploy.errors import SpecError
 from resnet_deploy.trt_options import TENSORRT, TENSORRT_RTX, TrtOptions
 
@@ -293,32 +293,3 @@ def _require_calibration(precision: Precision, calibration: CalibrationSpec | No
             f"{calibration.method} chooses ranges for the even steps of integers, which FP8 does not have",
             hint="use --calib-method max, percentile or auto, or build with --int8",
         )
-
-
-class BenchSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How engines are timed.
-
-    Attributes:
-        batches: Batch sizes, each measured where an engine takes it; none above ``MAX_BATCH``.
-        seconds: Time spent on one engine at one batch size, over all rounds.
-        rounds: Turns that each engine gets.
-        seed: Of the order of the turns.
-
-    Raises:
-        SpecError: If a batch size is out of range or named twice, or there is no round or no time to measure in.
-    """
-
-    batches: tuple[int, ...] = (1, 8, 32)
-    seconds: float = 3.0
-    rounds: int = 5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
-            raise SpecError(f"batch sizes {list(self.batches)}", hint="give distinct positive sizes, such as 1,8,32")
-        require_at_most("batch size", max(self.batches), MAX_BATCH)
-        if self.rounds < 1 or not 0 < self.seconds < math.inf:
-            raise SpecError(
-                f"{self.rounds} rounds in {self.seconds} seconds",
-                hint="measure for a positive time in at least one round",
-            )

@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "resnet_deploy").rglob("*.py"))
 
 OPTIONAL = (
-    *("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"),
-    *("cuda", "pycuda", "plotly", "jinja2", "markupsafe", "safetensors", "google", "mlperf_loadgen"),
+    *("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "nncf", "tensorrt"),
+    *("tensorrt_rtx", "cuda", "pycuda", "plotly", "jinja2", "markupsafe", "safetensors", "google", "mlperf_loadgen"),
 )
 # Installed with the package, and still too slow to be imported before they are needed.
 SLOW = ("numpy", "PIL", "rich")
@@ -320,7 +320,8 @@ def test_runners_in_the_table_exist(backend):
         pytest.importorskip("torch", reason="its runner is PyTorch")
     module, _, attribute = named("runner")[backend].partition(":")
     runner = getattr(importlib.import_module(module), attribute)
-    assert list(inspect.signature(runner.open).parameters) == ["bundle", "threads"]
+    parameters = list(inspect.signature(runner.open).parameters)
+    assert parameters == ["bundle", "threads", *(["graphs"] if hasattr(runner, "graphs") else [])]
     for step in ("load", "enqueue", "synchronize", "fetch", "close"):
         assert callable(getattr(runner, step))
 

@@ -14,7 +14,7 @@ from resnet_deploy.batching import infer
 from resnet_deploy.bench.records import DecodeTimes
 
 if TYPE_CHECKING:
-    from resnet_deploy.bench.measure import Entrant
+    from resnet_deploy.bench.ways import Entrant
     from resnet_deploy.datasets import BatchReader
     from resnet_deploy.protocols import Array, Progress
 

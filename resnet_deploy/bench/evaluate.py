@@ -11,7 +11,7 @@ from resnet_deploy.verify import best_classes, compare_logits
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from resnet_deploy.bench.measure import Entrant
+    from resnet_deploy.bench.ways import Entrant
     from resnet_deploy.protocols import Array
 
 

@@ -18,7 +18,7 @@ from resnet_deploy.bench.records import Outputs
 from resnet_deploy.environment import Environment, differences
 
 if TYPE_CHECKING:
-    from resnet_deploy.bench.measure import Entrant
+    from resnet_deploy.bench.ways import Entrant
     from resnet_deploy.datasets import Batch, BatchReader
 
 

@@ -163,7 +163,7 @@ class LoadgenRecord(msgspec.Struct, frozen=True, kw_only=True):
         threads: Threads given to each engine on the CPU.
         data: Absent when the images were synthetic.
         engines: In the order they were given.
-        tests: In the order they were made; the answers of ``overhead`` come first.
+        tests: In the order they were made, those of the overhead first.
         verdicts: With MLPerf's rules, one per engine and scenario.
         peaks: Where a highest rate was searched, one per engine.
         not_run: Engines that were found and could not be run here.

@@ -1,105 +1,128 @@
 """Timing engines in turns.
 
-Every engine sees the same machine: a round gives each of them one turn per batch size, in an order drawn anew, so that
-a slow minute falls on all. A turn begins with untimed calls, for the turn before has left the caches and the other
-engine's spinning threads behind.
+Every engine sees the same machine: a round gives each of them one turn per way of calling it, in an order drawn anew,
+so that a slow minute falls on all. A turn begins with untimed calls, for the turn before has left the caches and the
+other engine's spinning threads behind.
 """
 
 import random
-import time
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from resnet_deploy.batching import run_once
+from resnet_deploy.bench.calls import Feeds, call_for
+from resnet_deploy.bench.loops import ClosedLoop, PacedLoop, take_turn
 from resnet_deploy.bench.records import Samples
-from resnet_deploy.collector import no_garbage_collection
+from resnet_deploy.bench_spec import SCOPES
 
 if TYPE_CHECKING:
-    from resnet_deploy.protocols import Array, Progress, Runner
-    from resnet_deploy.specs import BenchSpec
+    from resnet_deploy.bench.records import Way
+    from resnet_deploy.bench.ways import Callers, Entrant
+    from resnet_deploy.bench_spec import BenchSpec
+    from resnet_deploy.protocols import Progress
 
-WARMUP_CALLS: Final = 3
-# A turn makes at least this many timed calls, however slow they are, and stops after this many, however fast.
-_LEAST_CALLS: Final = 3
-_MOST_CALLS: Final = 2000
+_KEEPS_UP: Final = 0.95
 
 
-@dataclass(frozen=True)
-class Entrant:
-    """A runner and the name it appears under."""
+@dataclass
+class _Series:
+    """What one engine gave in one way of calling it, so far."""
 
-    name: str
-    runner: "Runner"
+    callers: "Callers"
+    way: "Way"
+    seconds: list[float] = field(default_factory=list)
+    rounds: list[int] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+
+    def take_turn(self, number: int, feeds: Feeds, budget_s: float) -> None:
+        calls = [call_for(runner, self.way, feeds) for runner in self.callers.runners]
+        rate = self.way.offered
+        turn = take_turn(calls, ClosedLoop(budget_s) if rate is None else PacedLoop(budget_s, rate))
+        self.seconds += turn.seconds
+        self.rounds += [number] * len(turn.seconds)
+        self.wall.append(turn.wall_s)
+
+    def samples(self) -> Samples:
+        way = self.way
+        return Samples(
+            batch=way.batch,
+            scope=way.scope,
+            seconds=tuple(self.seconds),
+            rounds=tuple(self.rounds),
+            concurrency=way.concurrency,
+            graphs=self.callers.used_graphs,  # what they came to: a capture may have been refused
+            offered=way.offered,
+            wall=() if way.concurrency == 1 and way.offered is None else tuple(self.wall),
+        )
 
 
 def measure_in_turns(
-    entrants: Sequence[Entrant], images: "Array", spec: "BenchSpec", progress: "Progress"
+    entrants: "Sequence[Entrant]",
+    feeds: Feeds,
+    spec: "BenchSpec",
+    progress: "Progress",
+    after_round: Callable[[int], object] = lambda _: None,
 ) -> dict[str, tuple[Samples, ...]]:
-    """Time every entrant at every batch size it takes, scope ``host``: load, enqueue, synchronize, fetch.
+    """Time every entrant in every way asked for that it can be called in.
 
     Args:
         entrants: With distinct names.
-        images: Contract tensors, repeated as needed to fill the largest batch.
-        spec: Batch sizes, rounds, seconds and the seed of the order.
+        feeds: What they are called on.
+        spec: Ways of calling, rounds, seconds and the seed of the order.
         progress: Shows the turns.
+        after_round: Called with the number of each round when it is over.
 
     Returns:
-        Samples by name, one entry per batch size, smallest first.
+        Samples by name, one entry per way, by batch size, scope, callers, graphs and rate.
     """
     order = random.Random(spec.seed)  # noqa: S311 - an order of play, not a secret
-    seconds: dict[tuple[str, int], list[float]] = defaultdict(list)
-    rounds: dict[tuple[str, int], list[int]] = defaultdict(list)
+    series = {entrant.name: [_Series(callers, way) for callers, way in entrant.ways(spec)] for entrant in entrants}
     turns = []
     for number in range(spec.rounds):
-        of_round = [
-            (number, entrant, batch)
-            for entrant in entrants
-            for batch in spec.batches
-            if entrant.runner.batch.min <= batch <= entrant.runner.batch.max
-        ]
+        of_round = [(number, one) for of_entrant in series.values() for one in of_entrant]
         order.shuffle(of_round)
         turns += of_round
-    for number, entrant, batch in progress.track(turns, "timing", len(turns)):
-        taken = time_turn(entrant.runner, _filled(images, batch), spec.seconds / spec.rounds)
-        seconds[entrant.name, batch] += taken
-        rounds[entrant.name, batch] += [number] * len(taken)
-    return {
-        entrant.name: tuple(
-            Samples(
-                batch=batch,
-                scope="host",
-                seconds=tuple(seconds[entrant.name, batch]),
-                rounds=tuple(rounds[entrant.name, batch]),
-            )
-            for batch in sorted(spec.batches)
-            if (entrant.name, batch) in seconds
-        )
-        for entrant in entrants
-    }
+    last = 0
+    for number, one in progress.track(turns, "timing", len(turns)):
+        if number != last:
+            after_round(last)
+            last = number
+        one.take_turn(number, feeds, spec.seconds / spec.rounds)
+    if turns:
+        after_round(last)
+    return {name: _without_twins(found) for name, found in series.items()}
 
 
-def time_turn(runner: "Runner", feed: "Array", budget_s: float) -> list[float]:
-    """Call ``runner`` on one batch for ``budget_s`` seconds after warming up; return seconds per call."""
-    for _ in range(WARMUP_CALLS):
-        run_once(runner, feed)
-    taken: list[float] = []
-    clock = time.perf_counter_ns
-    with no_garbage_collection():
-        end = clock() + int(budget_s * 1e9)
-        while len(taken) < _LEAST_CALLS or (clock() < end and len(taken) < _MOST_CALLS):
-            start = clock()
-            runner.load(feed)
-            runner.enqueue()
-            runner.synchronize()
-            runner.fetch()
-            taken.append((clock() - start) * 1e-9)
-    return taken
+def pace_notes(samples: Sequence[Samples]) -> tuple[str, ...]:
+    """Say where an engine did not keep up with the calls that were due, one line for each rate.
+
+    It keeps up where it answers 95 % of what is due. With several callers an answer may come as many periods late
+    without anything piling up, and that much is left out of the clock.
+    """
+    behind: dict[float, list[str]] = {}
+    for one in samples:
+        if one.offered is None:
+            continue
+        spent = sum(one.wall) - (one.concurrency - 1) * len(one.wall) / one.offered
+        answered = len(one.seconds) / spent if spent > 0 else one.offered
+        if answered < _KEEPS_UP * one.offered:
+            callers = "" if one.concurrency == 1 else f", {one.concurrency} callers"
+            behind.setdefault(one.offered, []).append(f"batch {one.batch}{callers}, {one.scope}: {answered:.3g}")
+    return tuple(
+        f"does not keep up with {rate:g} calls/s, where waiting times grow with the turn; answered: {'; '.join(ways)}"
+        for rate, ways in behind.items()
+    )
 
 
-def _filled(images: "Array", batch: int) -> "Array":
-    """Take the first ``batch`` images, going round as often as needed; contiguous."""
-    import numpy as np
+def _without_twins(series: Sequence[_Series]) -> tuple[Samples, ...]:
+    """Order samples by way; of twins, which a refused graph makes of two ways, keep what was meant to have none."""
+    meant = sorted(series, key=lambda one: one.way.graphs is True)
+    by_way: dict[Way, Samples] = {}
+    for samples in (one.samples() for one in meant):
+        by_way.setdefault(samples.way, samples)
+    return tuple(sorted(by_way.values(), key=_order))
 
-    return np.ascontiguousarray(images[np.arange(batch) % len(images)])
+
+def _order(samples: Samples) -> tuple[int, int, int, bool, float]:
+    way = samples.way
+    return way.batch, SCOPES.index(way.scope), way.concurrency, way.graphs is False, way.offered or 0

@@ -15,9 +15,9 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from resnet_deploy import artifact
+from resnet_deploy.bench_spec import Scope
 from resnet_deploy.environment import Environment
 from resnet_deploy.errors import FileError, SpecError
-from resnet_deploy.protocols import Scope
 from resnet_deploy.specs import Preprocess
 
 SCHEMA_VERSION: Final = 2

@@ -25,6 +25,7 @@ COMMANDS: Final = (
     "build",
     "prebuild",
     "bench",
+    "compare",
     "loadgen",
     "evaluate",
     "verify",

@@ -1,18 +1,31 @@
 """``resnet-deploy bench``."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from resnet_deploy.cli.options import ENGINES, PATH, THREADS, numbers, skip_corrupt_option
-from resnet_deploy.specs import BenchSpec
+from resnet_deploy.bench_spec import SCOPES, BenchSpec
+from resnet_deploy.cli.options import (
+    ENGINES,
+    PATH,
+    PATH_OR_WORD,
+    THREADS,
+    names,
+    numbers,
+    refuse_idle,
+    skip_corrupt_option,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from resnet_deploy.bench.records import BenchRecord
 
 RESULTS: Final = Path("benchmarks/results")
 _DEFAULTS: Final = BenchSpec()
+_GRAPHS: Final = {"on": (True,), "off": (False,), "both": (True, False)}
 
 
 def timing_options(function: Any) -> Any:
@@ -25,7 +38,7 @@ def timing_options(function: Any) -> Any:
                 type=float,
                 default=_DEFAULTS.seconds,
                 show_default=True,
-                help="Time per engine and batch size.",
+                help="Time per engine and way of calling it.",
             ),
             click.option(
                 "--rounds", type=int, default=_DEFAULTS.rounds, show_default=True, help="Turns that each engine gets."
@@ -38,9 +51,53 @@ def timing_options(function: Any) -> Any:
     return function
 
 
+def way_options(function: Any) -> Any:
+    """Add the options that say in which ways engines are called."""
+    for option in reversed(
+        (
+            click.option(
+                "--scopes",
+                callback=names,
+                default="host",
+                show_default=True,
+                metavar="NAME,...",
+                help=f"What is timed: {', '.join(SCOPES)} (from image files in memory to labels).",
+            ),
+            click.option(
+                "--concurrency",
+                callback=numbers(int),
+                default="1",
+                show_default=True,
+                metavar="N,...",
+                help="Callers at once, each with an engine of its own; they share --threads.",
+            ),
+            click.option(
+                "--rate",
+                "rates",
+                callback=numbers(float),
+                metavar="HZ,...",
+                help="Calls per second to keep up with, measured beside calling again at once.",
+            ),
+            click.option(
+                "--graphs",
+                type=click.Choice(list(_GRAPHS)),
+                default="on",
+                show_default=True,
+                help="CUDA graphs, where engines have them.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
 def bench_spec(values: dict[str, Any]) -> BenchSpec:
-    """Make the spec from the values of ``timing_options``, taking them out of ``values``."""
-    return BenchSpec(**{name: values.pop(name) for name in ("batches", "seconds", "rounds", "seed")})
+    """Make the spec from the values of ``timing_options``, and of ``way_options`` if there, taking them out."""
+    given = {name: values.pop(name) for name in ("batches", "seconds", "rounds", "seed")}
+    if "graphs" in values:
+        given |= {name: values.pop(name) for name in ("scopes", "concurrency")}
+        given |= {"rates": values.pop("rates") or (), "graphs": _GRAPHS[values.pop("graphs")]}
+    return BenchSpec(**given)
 
 
 @click.command()
@@ -51,34 +108,79 @@ def bench_spec(values: dict[str, Any]) -> BenchSpec:
 @click.option("--labels-file", type=PATH, metavar="FILE", help="Labels of the images in --data.")
 @skip_corrupt_option
 @timing_options
+@way_options
+@click.option(
+    "--layers/--no-layers",
+    default=False,
+    show_default=True,
+    help="Ask each backend's profiler what each layer takes, after the timing.",
+)
 @click.option(
     "--reference", type=PATH, metavar="FILE", help="The PyTorch weights.  [default: those beside the engines]"
 )
 @click.option("--no-pytorch", is_flag=True, help="Leave the PyTorch reference out.")
+@click.option(
+    "--peers",
+    callback=names,
+    metavar="all|NAME,...",
+    help="What runs the model elsewhere, in the same turns, such as torch-compile,openvino-nncf.",
+)
+@click.option(
+    "--peer-calib",
+    type=PATH_OR_WORD,
+    metavar="DIR|random",
+    help="Images that peers quantize on: give them those of the engines.",
+)
+@click.option("--suite", type=PATH, metavar="FILE", help="Do what a TOML file says: export, build and compare.")
+@click.option("--work", type=PATH, metavar="DIR", help="Where a suite's model and engines go.  [default: the cache]")
 @click.option("-o", "--output", type=PATH, default=RESULTS, show_default=True, help="Folder for record and report.")
 @click.option("--no-html", is_flag=True, help="Write no HTML report.")
-def bench(engines: tuple[Path, ...], no_pytorch: bool, output: Path, no_html: bool, **values: Any) -> None:
+def bench(suite: Path | None, output: Path, no_html: bool, **values: Any) -> None:
     """Compare PyTorch and engines of one model (all in engines/ by default), side by side.
 
     \b
     Examples:
       resnet-deploy bench --data imagenet/val
       resnet-deploy bench engines/resnet50-int8-onnxruntime --batches 1,4 --seconds 10
+      resnet-deploy bench --data imagenet/val --scopes host,device,end_to_end --concurrency 1,2
+      resnet-deploy bench --peers all --peer-calib imagenet/train-subset
+      resnet-deploy bench --suite benchmarks/cpu.toml
     """
     from resnet_deploy import artifact
+
+    if not no_html:
+        require_html()
+    measure = _suite(suite, values) if suite is not None else _comparison(values)
+    # The folder first: where there is no writing, nobody should wait for measurements to learn it.
+    with artifact.writable_folder(output):
+        present(measure(), output, html=not no_html)
+
+
+def _comparison(values: dict[str, Any]) -> "Callable[[], BenchRecord]":
+    """Prepare what the options say."""
     from resnet_deploy.cli.terminal import TerminalProgress
     from resnet_deploy.pipeline.benchmarking import bench as run_bench
     from resnet_deploy.pipeline.lineup import BenchInputs
     from resnet_deploy.pipeline.matching import find_engines
 
-    if not no_html:
-        require_html()
+    refuse_idle("engines that are there already", "work", hint="drop it, or add --suite FILE")
     spec, threads = bench_spec(values), values.pop("threads")
-    inputs = BenchInputs(engines=engines or find_engines(ENGINES), pytorch=not no_pytorch, **values)
-    # The folder first: where there is no writing, nobody should wait for measurements to learn it.
-    with artifact.writable_folder(output):
-        record = run_bench(inputs, spec, threads=threads, progress=TerminalProgress())
-        present(record, output, html=not no_html)
+    del values["work"]
+    engines = values.pop("engines") or find_engines(ENGINES)
+    inputs = BenchInputs(engines=engines, pytorch=not values.pop("no_pytorch"), **values)
+    return partial(run_bench, inputs, spec, threads=threads, progress=TerminalProgress())
+
+
+def _suite(path: Path, values: dict[str, Any]) -> "Callable[[], BenchRecord]":
+    """Prepare what a file says, which must be all that is said."""
+    from resnet_deploy.cli.terminal import TerminalProgress
+    from resnet_deploy.environment import cache_folder
+    from resnet_deploy.pipeline.suites import read_suite, run_suite, suite_label
+
+    refuse_idle(f"--suite {path}", *(name for name in values if name != "work"), hint="say it in the file")
+    suite, label = read_suite(path), suite_label(path)
+    folder = values["work"] or cache_folder() / "suites" / path.stem
+    return partial(run_suite, suite, label, folder, TerminalProgress())
 
 
 def require_html() -> None:

@@ -46,6 +46,11 @@ def numbers(kind: type[int] | type[float], count: int | None = None) -> Callable
     return parse
 
 
+def names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """Read comma-separated names, such as ``host,device``; none where the option is not given."""
+    return tuple(part.strip() for part in value.split(",")) if value is not None else ()
+
+
 def export_options(function: Any) -> Any:
     """Add the options that say what to export."""
     for option in reversed(

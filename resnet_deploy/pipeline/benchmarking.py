@@ -3,39 +3,41 @@
 import contextlib
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from resnet_deploy import environment
-from resnet_deploy.bench.evaluate import evaluate
-from resnet_deploy.bench.measure import WARMUP_CALLS, Entrant, measure_in_turns
-from resnet_deploy.bench.records import BenchRecord, DatasetRecord, EngineRecord, Outputs, Samples, write_record
+from resnet_deploy.bench.loops import WARMUP_CALLS
+from resnet_deploy.bench.machine import governor
+from resnet_deploy.bench.measure import pace_notes
+from resnet_deploy.bench.records import BenchRecord, DatasetRecord, EngineRecord, write_record
+from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.datasets import BatchReader, find_dataset
-from resnet_deploy.errors import DataError
+from resnet_deploy.errors import SpecError
 from resnet_deploy.pipeline.diagnosing import search_steps, worst_histograms
 from resnet_deploy.pipeline.lineup import EVALUATION_BATCH, BenchInputs, Candidate, Lineup, open_lineup
 from resnet_deploy.pipeline.matching import open_bundles
+from resnet_deploy.pipeline.measuring import NULL, Measured, measure
+from resnet_deploy.pipeline.peers import choose_peers, with_peers
 from resnet_deploy.pipeline.references import REFERENCE
-from resnet_deploy.pipeline.synthetic import synthetic_images
-from resnet_deploy.runners.null import NullRunner
-from resnet_deploy.specs import BatchRange, BenchSpec
+from resnet_deploy.protocols import ProfilesLayers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from resnet_deploy.protocols import Array, Progress
-
-NULL: Final = "null"
+    from resnet_deploy.protocols import Progress
 
 
 def bench(inputs: BenchInputs, spec: BenchSpec, *, threads: int, progress: "Progress") -> BenchRecord:
     """Open every engine, measure all in turns, collect their answers on the data.
 
     Raises:
-        UserError: If the engines are of several models, one was altered, or data or reference are at fault.
+        UserError: If the engines are of several models, one was altered, data or reference are at fault, or something
+            is asked for that no engine here can do.
     """
-    bundles, card = open_bundles(inputs.engines, "bench", (REFERENCE, NULL))
+    if "end_to_end" in spec.scopes and inputs.data is None:
+        raise SpecError("the scope end_to_end begins with image files", hint="add --data DIR, or drop it")
+    chosen = choose_peers(inputs)
+    bundles, card = open_bundles(inputs.engines, "bench", (REFERENCE, NULL, *(peer.name for peer in chosen)))
     reader = None
     if inputs.data is not None:
         dataset = find_dataset(inputs.data, card, labels_file=inputs.labels_file)
@@ -44,7 +46,11 @@ def bench(inputs: BenchInputs, spec: BenchSpec, *, threads: int, progress: "Prog
         with progress.task("opening the engines"):
             opening = open_lineup(bundles, inputs, spec, threads or environment.compute_threads())
             lineup = stack.enter_context(opening)
-        return _run(lineup, reader, spec, progress)
+        if chosen:
+            lineup = stack.enter_context(with_peers(lineup, bundles, inputs, spec, progress))
+        if inputs.layers and not any(isinstance(one.runner, ProfilesLayers) for one in lineup.entrants):
+            raise SpecError("no engine here has a profiler of layers", hint="drop --layers")
+        return _run(lineup, reader, spec, inputs.layers, progress)
 
 
 def save(record: BenchRecord, folder: Path) -> Path:
@@ -55,16 +61,10 @@ def save(record: BenchRecord, folder: Path) -> Path:
     return path
 
 
-def _run(lineup: Lineup, reader: BatchReader | None, spec: BenchSpec, progress: "Progress") -> BenchRecord:
-    outputs: dict[str, Outputs] = {}
-    if reader is None:
-        images = synthetic_images(lineup.card.preprocess, max(spec.batches))
-    else:
-        evaluation = _Evaluation(reader)
-        outputs = evaluate(lineup.entrants, evaluation.batches(progress), lineup.reference)
-        images = evaluation.first
-    null = Entrant(NULL, NullRunner(lineup.card, BatchRange(1, 1, max(spec.batches))))
-    latency = measure_in_turns([*lineup.entrants, null], images, spec, progress)
+def _run(
+    lineup: Lineup, reader: BatchReader | None, spec: BenchSpec, layers: bool, progress: "Progress"
+) -> BenchRecord:
+    measured = measure(lineup, reader, spec, layers, progress)
     with progress.task("hashing the data set"):
         dataset = None if reader is None else _dataset_record(reader)
         in_sample = [reader is not None and one.was_fitted_to(reader.dataset) for one in lineup.candidates]
@@ -78,55 +78,40 @@ def _run(lineup: Lineup, reader: BatchReader | None, spec: BenchSpec, progress: 
         warmup_calls=WARMUP_CALLS,
         seed=spec.seed,
         dataset=dataset,
-        harness=latency[NULL],
+        harness=measured.latency[NULL],
         engines=tuple(
-            msgspec.structs.replace(_engine_record(candidate, latency, outputs), in_sample=seen)
+            msgspec.structs.replace(_engine_record(candidate, measured, spec), in_sample=seen)
             for candidate, seen in zip(lineup.candidates, in_sample, strict=True)
         ),
         reference=lineup.reference,
         not_run=lineup.not_run,
+        machine=measured.machine,
+        governor=governor(),
     )
 
 
-def _engine_record(
-    candidate: Candidate, latency: dict[str, tuple[Samples, ...]], outputs: dict[str, Outputs]
-) -> EngineRecord:
-    name, bundle = candidate.entrant.name, candidate.bundle
+def _engine_record(candidate: Candidate, measured: Measured, spec: BenchSpec) -> EngineRecord:
+    entrant, bundle = candidate.entrant, candidate.bundle
+    name, layers = entrant.name, measured.layers.get(entrant.name)
+    notes = [*getattr(entrant.runner, "notes", ()), *entrant.remarks(spec), *pace_notes(measured.latency[name])]
+    if layers is None and name in measured.layers:
+        notes.append("no time of layers: its backend has no profiler that is asked here")
     return EngineRecord(
         name=name,
         backend=candidate.backend,
         precision=candidate.precision,
         size_bytes=candidate.size_bytes,
         sha256=candidate.sha256,
-        device=candidate.entrant.runner.device,
-        latency=latency[name],
-        outputs=outputs.get(name),
+        device=entrant.runner.device,
+        latency=measured.latency[name],
+        outputs=measured.outputs.get(name),
         histograms=worst_histograms(bundle) if bundle is not None else (),
         search=search_steps(bundle) if bundle is not None else (),
         role=candidate.role,
         settings=candidate.settings,
-        notes=tuple(getattr(candidate.entrant.runner, "notes", ())),
+        notes=tuple(dict.fromkeys(notes)),
+        layers=layers,
     )
-
-
-class _Evaluation:
-    """Hands batches on and keeps the first, to time the engines on real images."""
-
-    def __init__(self, reader: BatchReader) -> None:
-        self.reader = reader
-        self._first: Array | None = None
-
-    def batches(self, progress: "Progress") -> "Iterator[Array]":
-        for batch in progress.track(self.reader, "evaluating", len(self.reader)):
-            if self._first is None:
-                self._first = batch.images
-            yield batch.images
-
-    @property
-    def first(self) -> "Array":
-        if self._first is None:
-            raise DataError(f"{self.reader.dataset.root}: every image is damaged", hint="give --data sound images")
-        return self._first
 
 
 def _dataset_record(reader: BatchReader) -> DatasetRecord:

@@ -161,8 +161,7 @@ def observe(source: "Source", graph: "ir.Model", material: Material, progress: "
             reason = f"the observations are of another model: {field} differs"
             raise ModelError(reason, hint="calibrate this very model")
         return material.observations
-    reader = material.reader
-    batches = _noise(source.card) if reader is None else _images(reader, "calibrating", progress)
+    reader, batches = material.reader, read_all(material, source.card, progress)
     if material.device == "cpu":
         histograms, count = calibrate.observe(graph, batches)
     else:
@@ -240,6 +239,11 @@ def find_trial(
         return Trial(form, _noise(card))
     few = replace(reader, dataset=reader.dataset.subset(_TRIAL_IMAGES))
     return Trial(form, _images(few, "trying out the methods", progress))
+
+
+def read_all(material: Material, card: "ModelCard", progress: "Progress") -> "Iterator[Array]":
+    """Yield batches of the images, or the noise, that INT8 is calibrated on."""
+    return _noise(card) if material.reader is None else _images(material.reader, "calibrating", progress)
 
 
 def _images(reader: "BatchReader", what: str, progress: "Progress") -> "Iterator[Array]":

@@ -17,12 +17,13 @@ from resnet_deploy.bench.evaluation import Collected, Step, Subject, collect, ta
 from resnet_deploy.bench.evaluation_records import EvaluatedEngine, EvaluationRecord, write_evaluation
 from resnet_deploy.bench.journal import Journal
 from resnet_deploy.bench.records import DatasetRecord, DecodeTimes
+from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.datasets import BatchReader, ImageDataset, digest_images, find_dataset
 from resnet_deploy.errors import DataError, FileError, SpecError
 from resnet_deploy.pipeline.lineup import BenchInputs, Lineup, open_lineup
 from resnet_deploy.pipeline.matching import open_bundles
 from resnet_deploy.pipeline.references import REFERENCE
-from resnet_deploy.specs import MAX_BATCH, BenchSpec, require_at_most
+from resnet_deploy.specs import MAX_BATCH, require_at_most
 from resnet_deploy.version import __version__
 
 if TYPE_CHECKING:

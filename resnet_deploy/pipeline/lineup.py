@@ -3,21 +3,24 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from resnet_deploy import artifact, environment
-from resnet_deploy.bench.measure import Entrant
 from resnet_deploy.bench.records import NotRun, Role
+from resnet_deploy.bench.ways import Entrant, require_ways
+from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.bundle import Bundle
 from resnet_deploy.datasets import ImageDataset
 from resnet_deploy.engine import check_fits
 from resnet_deploy.errors import BackendError, BundleError, DeviceError, SpecError
 from resnet_deploy.fleet import folders_beside
+from resnet_deploy.pipeline.callers import open_entrant
 from resnet_deploy.pipeline.diagnosing import read_search
 from resnet_deploy.pipeline.references import REFERENCE, find_reference, open_reference
-from resnet_deploy.runners import find_runner
-from resnet_deploy.specs import BatchRange, BenchSpec, ModelCard
+from resnet_deploy.runners import has_graphs, open_several
+from resnet_deploy.specs import BatchRange, CalibrationSpec, ModelCard
 
 EVALUATION_BATCH: Final = 32
 
@@ -33,6 +36,9 @@ class BenchInputs:
         reference: Weights to run in PyTorch; None looks for them beside the engines.
         pytorch: Whether PyTorch runs at all; it is what the others are compared with.
         skip_corrupt: Leave damaged images out instead of stopping.
+        peers: Names of what runs the model elsewhere, or ``all``.
+        peer_calib: What peers that quantize do so on: a folder of images, or ``random`` for noise.
+        layers: Ask each backend's profiler where the time of a call goes.
 
     Raises:
         SpecError: If something is asked for that would have no effect.
@@ -44,11 +50,14 @@ class BenchInputs:
     reference: Path | None = None
     pytorch: bool = True
     skip_corrupt: bool = False
+    peers: tuple[str, ...] = ()
+    peer_calib: str | None = None
+    layers: bool = False
 
     def __post_init__(self) -> None:
         if self.data is None and self.labels_file is not None:
             raise SpecError("--labels-file has no effect without --data", hint="add --data DIR, or drop it")
-        if self.data is None and self.skip_corrupt:
+        if self.data is None and self.skip_corrupt and self.peer_calib in (None, "random"):
             raise SpecError("--skip-corrupt has no effect without --data", hint="add --data DIR, or drop it")
         if self.reference is not None and not self.pytorch:
             raise SpecError("--reference has no effect with --no-pytorch", hint="drop one of the two")
@@ -56,7 +65,10 @@ class BenchInputs:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An entrant and what its record says of it; the reference and peers have no bundle."""
+    """An entrant and what its record says of it; the reference and peers have no bundle.
+
+    A peer's tool may have calibrated it: ``calibrated_on`` is the digest of the images.
+    """
 
     entrant: Entrant
     backend: str
@@ -66,6 +78,7 @@ class Candidate:
     bundle: Bundle | None = None
     role: Role = "engine"
     settings: str = ""
+    calibrated_on: str = ""
 
     def was_fitted_to(self, dataset: ImageDataset) -> bool:
         """Whether a build that is given ``dataset`` would take just the images that this engine was built with.
@@ -73,7 +86,8 @@ class Candidate:
         To calibrate on, or to choose on which layers to keep in floating point.
         """
         if self.bundle is None:
-            return False
+            most = CalibrationSpec().max_images
+            return self.calibrated_on != "" and dataset.subset(most).digest == self.calibrated_on
         spec, images = self.bundle.manifest.spec.calibration, self.bundle.manifest.chain.images
         if spec is not None and images != "" and dataset.subset(spec.max_images).digest == images:
             return True
@@ -119,8 +133,8 @@ def open_lineup(bundles: Sequence[Bundle], inputs: BenchInputs, spec: BenchSpec,
         threads: CPU threads for each.
 
     Raises:
-        UserError: If none of the engines can run here, one was altered, none of the batch sizes is one that an engine
-            takes, or the reference is at fault.
+        UserError: If none of the engines can run here, one was altered or can be called in none of the ways asked for,
+            or the reference is at fault.
     """
     card = bundles[0].manifest.card
     candidates: list[Candidate] = []
@@ -128,20 +142,20 @@ def open_lineup(bundles: Sequence[Bundle], inputs: BenchInputs, spec: BenchSpec,
     with contextlib.ExitStack() as stack:
         if inputs.pytorch:
             candidates.append(_open_reference(bundles, inputs, spec, threads))
-            stack.callback(candidates[0].entrant.runner.close)
+            stack.callback(candidates[0].entrant.close)
         for bundle in bundles:
-            opened = _open_engine(bundle, threads)
+            opened = _open_engine(bundle, spec, threads)
             if isinstance(opened, NotRun):
                 not_run.append(opened)
                 continue
-            stack.callback(opened.entrant.runner.close)
+            stack.callback(opened.entrant.close)
             candidates.append(opened)
         if not candidates:
             raise BackendError(
                 f"none of the engines can run here: {not_run[0].name}: {not_run[0].reason}",
                 hint="see `resnet-deploy doctor`",
             )
-        _require_common_batch(candidates, spec)
+        require_ways([candidate.entrant for candidate in candidates], spec)
         yield Lineup(tuple(candidates), tuple(not_run), card, threads)
 
 
@@ -154,25 +168,16 @@ def _open_reference(bundles: Sequence[Bundle], inputs: BenchInputs, spec: BenchS
     )
 
 
-def _open_engine(bundle: Bundle, threads: int) -> Candidate | NotRun:
+def _open_engine(bundle: Bundle, spec: BenchSpec, threads: int) -> Candidate | NotRun:
     """Open one engine, or say why it cannot be run here."""
     bundle.verify_files()
-    name, spec, size = bundle.path.name, bundle.manifest.spec, bundle.engine_path.stat().st_size
+    name, built, size = bundle.path.name, bundle.manifest.spec, bundle.engine_path.stat().st_size
     try:
         check_fits(bundle, environment.collect())
-        runner = find_runner(spec.backend)(bundle, threads)
+        entrant = open_entrant(name, partial(open_several, bundle), spec, threads, graphs=has_graphs(built.backend))
     except (BackendError, BundleError, DeviceError) as error:
-        return NotRun(name=name, backend=spec.backend, precision=spec.precision, size_bytes=size, reason=error.message)
+        return NotRun(
+            name=name, backend=built.backend, precision=built.precision, size_bytes=size, reason=error.message
+        )
     digest = artifact.sha256_file(bundle.engine_path)
-    return Candidate(Entrant(name, runner), spec.backend, spec.precision, size, digest, bundle)
-
-
-def _require_common_batch(candidates: Sequence[Candidate], spec: BenchSpec) -> None:
-    """Refuse batch sizes of which an engine takes none: it would be left out of the timing unnoticed."""
-    for candidate in candidates:
-        taken = candidate.entrant.runner.batch
-        if not any(taken.min <= batch <= taken.max for batch in spec.batches):
-            raise SpecError(
-                f"{candidate.entrant.name} takes batches of {taken.min} to {taken.max}, none of which is measured",
-                hint=f"add one to --batches, such as --batches {taken.min}",
-            )
+    return Candidate(entrant, built.backend, built.precision, size, digest, bundle)

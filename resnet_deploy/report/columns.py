@@ -5,17 +5,26 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resnet_deploy.bench import statistics
-from resnet_deploy.bench.records import BenchRecord
+from resnet_deploy.bench.records import BenchRecord, EngineRecord, Samples
 from resnet_deploy.bench.statistics import Accuracy, Summary
-from resnet_deploy.report import wording
+from resnet_deploy.bench_spec import Scope
+from resnet_deploy.report import evidence, wording
+from resnet_deploy.report.evidence import Evidence
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure as text, with its 95 % interval where there is one."""
+    """One figure as text.
+
+    Attributes:
+        text: The figure.
+        interval: Its 95 % interval, where there is one.
+        evidence: The raw values it was computed from, where it was computed from any.
+    """
 
     text: str = wording.NOTHING
     interval: str = ""
+    evidence: Evidence | None = None
 
 
 @dataclass(frozen=True)
@@ -23,7 +32,7 @@ class Column:
     """One column.
 
     Attributes:
-        group: Which of a narrow terminal's two tables it belongs to; ``engine`` goes first in either.
+        group: Which of a narrow terminal's tables it belongs to; ``engine`` goes first.
         header: Two lines: what it is, and its unit. Neighbours with the same first line share it.
         cell: Writes one engine's figure.
         best: The figure to set off from the others, compared with ``value``; None for none.
@@ -32,7 +41,7 @@ class Column:
         interval_everywhere: Whether the terminal shows the interval too.
     """
 
-    group: Literal["engine", "accuracy", "speed"]
+    group: Literal["engine", "accuracy", "speed", "scopes", "callers"]
     header: tuple[str, str]
     cell: Callable[[Summary], Cell]
     best: float | None = None
@@ -61,33 +70,86 @@ def columns(record: BenchRecord, rows: tuple[Summary, ...], *, detail: bool = Fa
     return tuple(column for column in listed if detail or not column.detail)
 
 
+def way_columns(record: BenchRecord, rows: tuple[Summary, ...]) -> tuple[Column, ...]:
+    """List the columns that tell scopes and numbers of callers apart; none where only one of each was measured."""
+    closed = [one.way for row in rows for one in row.engine.latency if one.offered is None]
+    callers = sorted({way.concurrency for way in closed if way.scope == "host"})
+    listed = []
+    if len(scopes := wording.scopes(record)) > 1:
+        smallest = min((way.batch for way in closed), default=1)
+        header = f"p50 ms, batch {smallest}, 1 caller"
+        listed += [
+            Column("scopes", (header, wording.scope_name(scope)), _scope_latency(scope, smallest)) for scope in scopes
+        ]
+    if len(callers) > 1:
+        header = "images/s (batch) by callers"
+        listed += [Column("callers", (header, f"{count}"), _callers_throughput(count)) for count in callers]
+    return tuple(listed)
+
+
+def _scope_latency(scope: Scope, batch: int) -> Callable[[Summary], Cell]:
+    def cell(row: Summary) -> Cell:
+        found = [one for one in row.engine.latency if _is_plain(one, scope) and one.batch == batch]
+        if not found:
+            return Cell()
+        text = wording.milliseconds(statistics.percentile(found[0].seconds, 50))
+        return Cell(text, evidence=evidence.of_percentile(row.engine, found[0], 50))
+
+    return cell
+
+
+def _is_plain(samples: Samples, scope: Scope) -> bool:
+    """Whether one caller called again as soon as it had its answer."""
+    return samples.scope == scope and samples.concurrency == 1 and samples.offered is None
+
+
+def _callers_throughput(concurrency: int) -> Callable[[Summary], Cell]:
+    def cell(row: Summary) -> Cell:
+        found = [
+            one
+            for one in row.engine.latency
+            if one.scope == "host" and one.concurrency == concurrency and one.offered is None
+        ]
+        return _throughput_cell(row, max(found, key=statistics.throughput), callers=False) if found else Cell()
+
+    return cell
+
+
 def _against_labels(record: BenchRecord) -> list[Column]:
     listed = [
-        Column("accuracy", ("top-1", "%"), _share(lambda counts: counts.top1)),
-        Column("accuracy", ("top-5", "%"), _share(lambda counts: counts.top5)),
+        Column("accuracy", ("top-1", "%"), _share(record, "top-1", lambda counts: counts.top1)),
+        Column("accuracy", ("top-5", "%"), _share(record, "top-5", lambda counts: counts.top5)),
     ]
     if record.reference:
-        change = _of_others(record, _top1_change)
+        change = _of_others(record, lambda row: _top1_change(record, row))
         listed.append(Column("accuracy", ("top-1 change", "points"), change, detail=True))
     return listed
 
 
 def _against_reference(record: BenchRecord) -> list[Column]:
     name = wording.reference_name(record)
-    agreement = _of_others(record, _share(lambda counts: counts.agreement))
+    agreement = _of_others(record, _share(record, "agreement", lambda counts: counts.agreement))
     return [
         Column("accuracy", ("agreement", f"{name} %"), agreement),
-        Column("accuracy", ("logit error", "SQNR dB"), _of_others(record, _sqnr)),
+        Column("accuracy", ("logit error", "SQNR dB"), _of_others(record, lambda row: _sqnr(record, row))),
     ]
 
 
 def _speed(record: BenchRecord, rows: tuple[Summary, ...], *, detail: bool) -> list[Column]:
     listed = [_latency(percent, rows, with_interval=detail) for percent in (50, 90, 99)]
     most = max(row.throughput for row in rows) if len(rows) > 1 else None
-    listed.append(Column("speed", ("images/s", "(batch)"), _throughput, most, lambda row: row.throughput))
-    if record.reference:
+    callers = any(statistics.best_samples(row.engine).concurrency > 1 for row in rows)
+    unit = "(batch\N{MULTIPLICATION SIGN}callers)" if callers else "(batch)"
+
+    def throughput(row: Summary) -> Cell:
+        return _throughput_cell(row, statistics.best_samples(row.engine), callers=callers)
+
+    listed.append(Column("speed", ("images/s", unit), throughput, most, lambda row: row.throughput))
+    reference = next((engine for engine in record.engines if engine.name == record.reference), None)
+    if reference is not None:
         header = ("speed-up", f"{wording.reference_name(record)} = 1")
-        listed.append(Column("speed", header, _of_others(record, _speedup, "1"), interval_everywhere=True))
+        speedup = _of_others(record, lambda row: _speedup(reference, row), "1")
+        listed.append(Column("speed", header, speedup, interval_everywhere=True))
     return listed
 
 
@@ -102,10 +164,12 @@ def _latency(percent: float, rows: tuple[Summary, ...], *, with_interval: bool) 
 
     def cell(row: Summary) -> Cell:
         text = wording.milliseconds(value(row)) + ("" if same else f" ({row.latency_batch})")
+        samples = statistics.smallest_samples(row.engine)
+        found = evidence.of_percentile(row.engine, samples, percent)
         if not with_interval:
-            return Cell(text)
-        interval = statistics.percentile_interval(statistics.smallest_samples(row.engine), percent)
-        return Cell(text, wording.limits(interval, wording.milliseconds))
+            return Cell(text, evidence=found)
+        interval = statistics.percentile_interval(samples, percent)
+        return Cell(text, wording.limits(interval, wording.milliseconds), found)
 
     least = min(map(value, rows)) if same and len(rows) > 1 else None
     return Column("speed", (header, f"p{percent}"), cell, least, value)
@@ -118,34 +182,51 @@ def _of_others(
     return lambda row: Cell(own) if row.engine.name == record.reference else write(row)
 
 
-def _share(pick: Callable[[Accuracy], float | None]) -> Callable[[Summary], Cell]:
+def _share(record: BenchRecord, name: str, pick: Callable[[Accuracy], float | None]) -> Callable[[Summary], Cell]:
+    rules = {
+        "top-1": "images whose best class is the label",
+        "top-5": "images whose label is among the five best classes",
+        "agreement": "images whose best class is the reference's",
+    }
+
     def cell(row: Summary) -> Cell:
         share = pick(row.accuracy) if row.accuracy is not None else None
         if row.accuracy is None or share is None:
             return Cell()
         interval = statistics.share_interval(share, row.accuracy.images)
-        return Cell(wording.percent(share), wording.limits(interval, wording.percent))
+        rule = f"{rules[name]}: {round(share * row.accuracy.images):,} of {row.accuracy.images:,}; Wilson's interval"
+        found = evidence.of_answers(record, row.engine, (name, "%"), rule)
+        return Cell(wording.percent(share), wording.limits(interval, wording.percent), found)
 
     return cell
 
 
-def _top1_change(row: Summary) -> Cell:
+def _top1_change(record: BenchRecord, row: Summary) -> Cell:
     change = row.accuracy.top1_change if row.accuracy is not None else None
-    return Cell() if change is None else Cell(wording.points(change.value), wording.limits(change, wording.points))
+    if change is None:
+        return Cell()
+    rule = "top-1 less the reference's, counted on the same images; the interval is that of Agresti and Min"
+    found = evidence.of_answers(record, row.engine, ("top-1-change", "points"), rule)
+    return Cell(wording.points(change.value), wording.limits(change, wording.points), found)
 
 
-def _sqnr(row: Summary) -> Cell:
+def _sqnr(record: BenchRecord, row: Summary) -> Cell:
     value = row.accuracy.sqnr_db if row.accuracy is not None else None
-    return Cell() if value is None else Cell(wording.decibels(value))
+    if value is None:
+        return Cell()
+    rule = "ten times the logarithm of the sum of signal over the sum of noise, over all images"
+    return Cell(wording.decibels(value), evidence=evidence.of_answers(record, row.engine, ("sqnr", "dB"), rule))
 
 
-def _throughput(row: Summary) -> Cell:
-    interval = statistics.throughput_interval(statistics.best_samples(row.engine))
-    text = f"{wording.significant(row.throughput)} ({row.best_batch})"
-    return Cell(text, wording.limits(interval, wording.significant))
+def _throughput_cell(row: Summary, samples: Samples, *, callers: bool) -> Cell:
+    interval = statistics.throughput_interval(samples)
+    way = f"{samples.batch}\N{MULTIPLICATION SIGN}{samples.concurrency}" if callers else f"{samples.batch}"
+    text = f"{wording.significant(interval.value)} ({way})"
+    return Cell(text, wording.limits(interval, wording.significant), evidence.of_throughput(row.engine, samples))
 
 
-def _speedup(row: Summary) -> Cell:
+def _speedup(reference: EngineRecord, row: Summary) -> Cell:
     if row.speedup is None:
         return Cell()
-    return Cell(wording.ratio(row.speedup.value), wording.limits(row.speedup, wording.ratio))
+    found = evidence.of_speedup(reference, row.engine)
+    return Cell(wording.ratio(row.speedup.value), wording.limits(row.speedup, wording.ratio), found)

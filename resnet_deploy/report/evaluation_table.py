@@ -6,9 +6,9 @@ from rich.table import Table
 from rich.text import Text
 
 from resnet_deploy.bench import statistics
+from resnet_deploy.bench.accuracy import count_flips
 from resnet_deploy.bench.decoding import bound
 from resnet_deploy.bench.evaluation_records import EvaluatedEngine, EvaluationRecord
-from resnet_deploy.bench.mcnemar import count_flips
 from resnet_deploy.bench.records import DatasetRecord
 from resnet_deploy.bench.statistics import Accuracy
 from resnet_deploy.report import wording

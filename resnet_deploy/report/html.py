@@ -2,9 +2,7 @@
 
 import itertools
 import json
-from dataclasses import dataclass
 from importlib import resources
-from typing import Any
 
 import jinja2
 import msgspec
@@ -12,51 +10,63 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from resnet_deploy.bench import statistics
-from resnet_deploy.bench.records import BenchRecord, EngineRecord, Samples
+from resnet_deploy.bench.records import BenchRecord
 from resnet_deploy.bench.statistics import Summary
-from resnet_deploy.report import plots, quantization_plots, wording
-from resnet_deploy.report.columns import Cell, Column, columns
+from resnet_deploy.report import reproduce, wording
+from resnet_deploy.report.columns import Column, columns, way_columns
+from resnet_deploy.report.every_way import way_tables
+from resnet_deploy.report.evidence import way_key
+from resnet_deploy.report.figures import new_figure, styles
+from resnet_deploy.report.gallery import capital, gallery
+from resnet_deploy.report.verdict_columns import verdict_columns
 
-
-@dataclass(frozen=True)
-class _Plot:
-    """A plot with the words around it."""
-
-    div: str
-    title: str
-    caption: str
-    figure: Any
+_MACHINE_TOLD = ("used", "elsewhere", "stolen")
 
 
 def render_html(record: BenchRecord) -> str:
     """Render ``record`` as a page to be written as UTF-8.
 
-    The record itself is inside, in the element ``record``: what the page shows can be computed again from the page.
+    The record itself is inside, in the element ``record``: what the page shows can be computed again from the page, and
+    every figure of its tables leads to the samples that it was computed from.
     """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.from_string(
-        resources.files("resnet_deploy.report").joinpath("template.html").read_text(encoding="utf-8")
-    )
     rows = statistics.summarize(record)
-    listed = columns(record, rows, detail=True)
-    drawn = _plots(record, rows)
-    return template.render(
+    groups = gallery(record, rows)
+    drawn = {plot.div: json.loads(plot.figure.to_json()) for _, group in groups for plot in group}
+    return environment.from_string(_part("template.html")).render(
         record=record,
         wording=wording,
-        capital=_capital,
+        capital=capital,
         lead=_lead(record, rows),
-        engines=list(zip(rows, plots.styles(record), strict=True)),
-        header=[(title, [column.header[1] for column in group]) for title, group in _shared_titles(listed)],
-        columns=listed,
-        batches=[(engine, _batches(engine)) for engine in record.engines],
+        engines=list(zip(rows, styles(record), strict=True)),
+        results=_table(columns(record, rows, detail=True)),
+        verdicts=_table(verdict_columns(record, rows)),
+        ways=_table(way_columns(record, rows)),
+        way_tables=way_tables(record),
+        machine=_machine(record),
+        decoding=_decoding(record),
         conditions=_conditions(record),
-        plots=drawn,
-        figures=_embed({plot.div: json.loads(plot.figure.to_json()) for plot in drawn}),
+        command=reproduce.command(record),
+        groups=groups,
+        figures=_embed(drawn),
+        strip=_embed(json.loads(new_figure("call, in the order of measuring", "milliseconds").to_json())),
+        keys=_embed(
+            [
+                (engine.name, [(way_key(one.way), wording.way(one.way)) for one in engine.latency])
+                for engine in record.engines
+            ]
+        ),
         raw=_embed(record),
+        style=Markup(_part("page.css")),  # noqa: S704 - ours
+        script=Markup(_part("page.js")),  # noqa: S704 - ours
         plotly=Markup(get_plotlyjs()),  # noqa: S704 - plotly's own code
     )
+
+
+def _part(name: str) -> str:
+    return resources.files("resnet_deploy.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _lead(record: BenchRecord, rows: tuple[Summary, ...]) -> str:
@@ -64,8 +74,10 @@ def _lead(record: BenchRecord, rows: tuple[Summary, ...]) -> str:
     if not rows:
         return "No engine could be run here."
     best = max(rows, key=lambda row: row.throughput)
-    name = wording.printable(best.engine.name)
-    lead = f"Fastest: {name}, {wording.significant(best.throughput)} images/s at batch {best.best_batch}"
+    name, way = wording.printable(best.engine.name), statistics.best_samples(best.engine).way
+    lead = f"Fastest: {name}, {wording.significant(best.throughput)} images/s at batch {way.batch}"
+    if way.concurrency > 1:
+        lead += f" with {wording.callers(way.concurrency)}"
     if best.speedup is None or best.engine.name == record.reference:
         return f"{lead}."
     ends = wording.limits(best.speedup, wording.ratio)
@@ -75,83 +87,40 @@ def _lead(record: BenchRecord, rows: tuple[Summary, ...]) -> str:
     return f"{lead}."
 
 
-def _plots(record: BenchRecord, rows: tuple[Summary, ...]) -> list[_Plot]:
-    if not rows:
-        return []
-    batches = sorted({row.latency_batch for row in rows})
-    batch = f"batch {batches[0]}" if len(batches) == 1 else "each engine's smallest batch"
-    tail = "Curves to the left are faster. Both axes are logarithmic: p99 gets as much room as p90, and tails show."
-    drawn = [
-        _Plot("plot-latency", f"Latency at {batch}", tail, plots.plot_latency(record)),
-        _Plot("plot-batches", "Throughput over batch size", "Bars: 95 % intervals.", plots.plot_batches(record)),
-    ]
-    accuracy = plots.plot_accuracy(record, rows)
-    if accuracy is not None:
-        title = f"{_capital(plots.accuracy_name(record))} against throughput"
-        drawn.insert(0, _Plot("plot-accuracy", title, _accuracy_caption(rows), accuracy))
-    return drawn + _quantization_plots(record)
-
-
-def _quantization_plots(record: BenchRecord) -> list[_Plot]:
-    drawn = []
-    if any(len(engine.search) > 1 for engine in record.engines):
-        caption = "Each step gives layers back their precision; the line joins the steps that no other beats in both."
-        title = "What the limit of accuracy cost"
-        drawn.append(_Plot("plot-search", title, caption, quantization_plots.plot_searches(record)))
-    for number, (engine, style) in enumerate(zip(record.engines, plots.styles(record), strict=True)):
-        if engine.histograms:
-            title = f"{wording.printable(engine.name)}: the activations that 8 bits serve worst"
-            caption = (
-                "Values seen in calibration, on a logarithmic axis of counts; dashed lines: the range that is covered; "
-                "decibels: the tensor's power over that of rounding and clipping it, expected from the histogram."
-            )
-            figure = quantization_plots.plot_histograms(engine, style)
-            drawn.append(_Plot(f"plot-histograms-{number}", title, caption, figure))
-    return drawn
-
-
-def _accuracy_caption(rows: tuple[Summary, ...]) -> str:
-    """Explain the line, and say how much of a difference the number of images can show."""
-    points = [(row.throughput, share) for row in rows if (share := plots.accuracy_share(row)) is not None]
-    if len(plots.pareto_front(points)) > 1:
-        caption = "The line joins the engines that no other beats in one without losing in the other."
-    else:
-        caption = "The fastest engine is as accurate as any."
-    counted = [row.accuracy for row in rows if row.accuracy is not None]
-    shares = [counts.top1 for counts in counted if counts.top1 is not None]
-    if not shares:
-        return caption
-    widest = max(
-        (statistics.share_interval(share, counted[0].images) for share in shares), key=lambda one: one.high - one.low
-    )
-    half = wording.percent((widest.high - widest.low) / 2)
-    return f"{caption} {counted[0].images:,} images: each accuracy is known to within {half} points (95 %)."
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
-def _shared_titles(listed: tuple[Column, ...]) -> list[tuple[str, list[Column]]]:
+def _table(listed: tuple[Column, ...]) -> dict[str, object]:
     """Group neighbours whose headers share their first line."""
     groups = itertools.groupby(listed, key=lambda column: column.header[0] or column.header)
-    return [(group[0].header[0], group) for group in (list(group) for _, group in groups)]
+    grouped = [list(group) for _, group in groups]
+    header = [(group[0].header[0], [column.header[1] for column in group]) for group in grouped]
+    return {"header": header, "columns": listed}
 
 
-def _batches(engine: EngineRecord) -> list[list[Cell]]:
-    """Write what was measured at each batch size."""
-    return [_batch(samples) for samples in sorted(engine.latency, key=lambda samples: samples.batch)]
-
-
-def _batch(samples: Samples) -> list[Cell]:
-    rate = statistics.throughput_interval(samples)
-    fastest_to_slowest = (0, 50, 90, 99, 100)
+def _machine(record: BenchRecord) -> list[tuple[str, ...]]:
+    """Write what the machine did in each round; nothing where it did not tell."""
+    states = [state for state in record.machine if any(getattr(state, name) is not None for name in _MACHINE_TOLD)]
     return [
-        Cell(f"{samples.batch}"),
-        Cell(f"{len(samples.seconds):,}"),
-        Cell(f"{len(set(samples.rounds)):,}"),
-        *(Cell(wording.milliseconds(statistics.percentile(samples.seconds, rank))) for rank in fastest_to_slowest),
-        Cell(wording.significant(rate.value), wording.limits(rate, wording.significant)),
+        (
+            f"{state.round}",
+            f"{state.seconds:.1f}",
+            *(_percent(getattr(state, name)) for name in _MACHINE_TOLD),
+            wording.NOTHING if state.mhz is None else f"{state.mhz:,.0f}",
+            wording.printable(state.throttled) or wording.NOTHING,
+        )
+        for state in states
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return wording.NOTHING if share is None else f"{100 * share:.1f}"
+
+
+def _decoding(record: BenchRecord) -> list[tuple[str, str, str]]:
+    """Write what decoding leaves of each engine's throughput, in images per second."""
+    if record.decoding is None:
+        return []
+    return [
+        (wording.printable(name), wording.significant(alone), wording.significant(both))
+        for name, (alone, both) in record.decoding.engines.items()
     ]
 
 

@@ -1,14 +1,13 @@
 """The plots of INT8: what the grid covers of the tensors it serves worst, and what a limit of accuracy cost."""
 
-import html
 import math
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from resnet_deploy.bench.records import BenchRecord, EngineRecord
-from resnet_deploy.report import wording
-from resnet_deploy.report.plots import Style, new_figure, pareto_front, styles
+from resnet_deploy.report.figures import GREY, Style, escaped, label, new_figure, styles
+from resnet_deploy.report.plots import pareto_front
 
 _COLUMNS = 2
 
@@ -16,7 +15,7 @@ _COLUMNS = 2
 def plot_histograms(engine: EngineRecord, style: Style) -> go.Figure:
     """Plot the values of the tensors that an engine's grid serves worst, with the ends of the range it covers."""
     rows = math.ceil(len(engine.histograms) / _COLUMNS)
-    titles = [f"{html.escape(wording.printable(one.tensor))}: {one.sqnr_db:.0f} dB" for one in engine.histograms]
+    titles = [f"{escaped(one.tensor)}: {one.sqnr_db:.0f} dB" for one in engine.histograms]
     grid = make_subplots(rows, _COLUMNS, subplot_titles=titles, vertical_spacing=0.5 / rows, horizontal_spacing=0.1)
     figure = new_figure("", "")
     figure.layout.update(
@@ -28,13 +27,13 @@ def plot_histograms(engine: EngineRecord, style: Style) -> go.Figure:
         figure.add_bar(
             x=[one.first + (index + 0.5) * one.width for index in range(len(one.counts))],
             y=list(one.counts),
-            marker={"color": style.colour, "line": {"width": 0}},
+            marker={"color": style.colour, "line": {"width": 0}, "opacity": 0.55},
             xaxis=f"x{suffix}",
             yaxis=f"y{suffix}",
             hovertemplate="%{x:.4~g}<br>%{y:,} values<extra></extra>",
         )
         for end in (one.low, one.high):
-            line = {"color": style.colour, "width": 1, "dash": "dash"}
+            line = {"color": GREY, "width": 1.5, "dash": "dash"}
             figure.add_shape(
                 type="line", x0=end, x1=end, y0=0, y1=1, xref=f"x{suffix}", yref=f"y{suffix} domain", line=line
             )
@@ -47,15 +46,16 @@ def plot_histograms(engine: EngineRecord, style: Style) -> go.Figure:
 def plot_searches(record: BenchRecord) -> go.Figure:
     """Plot, for engines that were kept to a limit, the accuracy lost over the cost of a call at each step."""
     figure = new_figure("cost of a call, all on integers = 1", "points of accuracy lost")
-    for engine, style in zip(record.engines, styles(record), strict=True):
+    for number, (engine, style) in enumerate(zip(record.engines, styles(record), strict=True)):
         if not engine.search:
             continue
         figure.add_scatter(
             x=[step.cost for step in engine.search],
             y=[step.drop for step in engine.search],
             mode="markers",
-            marker={"color": style.colour, "symbol": style.symbol, "size": 9},
-            name=html.escape(wording.printable(engine.name)),
+            marker=style.marker(9),
+            name=label(engine),
+            meta={"engine": number},
             customdata=[step.layers for step in engine.search],
             hovertemplate="%{fullData.name}<br>%{customdata} layers in floating point<br>%{y:.2f} points lost<br>"
             "%{x:.2f} times the cost<extra></extra>",
@@ -66,6 +66,7 @@ def plot_searches(record: BenchRecord) -> go.Figure:
             y=[-drop for _, drop in front],
             mode="lines",
             line={"color": style.colour, "width": 1, "shape": "hv"},
+            meta={"engine": number},
             hoverinfo="skip",
         )
     return figure

@@ -16,7 +16,7 @@ from resnet_deploy.bench import statistics
 from resnet_deploy.bench.records import BenchRecord
 from resnet_deploy.bench.statistics import Summary
 from resnet_deploy.report import wording
-from resnet_deploy.report.columns import Column, columns
+from resnet_deploy.report.columns import Column, columns, way_columns
 
 _GAP: Final = 2  # blanks between columns
 _NARROWEST_NAME: Final = 16  # a name is folded at its hyphens, but not into a narrower column than this
@@ -48,13 +48,16 @@ def render_table(record: BenchRecord, width: int) -> RenderableType:
     """Lay the results out for ``width`` columns: figures are never cut or wrapped, names at most folded."""
     rows = statistics.summarize(record)
     names = [wording.printable(row.engine.name) for row in rows]
-    shared = itertools.groupby(columns(record, rows), key=lambda column: column.header[0] or column.header)
-    blocks = [_block(list(group), rows) for _, group in shared]
+    peers = [number for number, row in enumerate(rows) if row.engine.role == "peer"]
+    first_peer = peers[0] if peers else None
     parts: list[RenderableType] = [Text(wording.title(record), style="bold")]
     if not rows:
         return Group(*parts, Text("no engine could be run here"), Text(), _notes(record, rows))
-    for chosen, name_width in _arrange(blocks, max(map(cell_len, ("engine", *names))), width):
-        parts += [Text(), _table(chosen, names, name_width)]
+    for listed in (columns(record, rows), way_columns(record, rows)):
+        shared = itertools.groupby(listed, key=lambda column: column.header[0] or column.header)
+        blocks = [_block(list(group), rows) for _, group in shared]
+        for chosen, name_width in _arrange(blocks, max(map(cell_len, ("engine", *names))), width):
+            parts += [Text(), _table(chosen, names, name_width, first_peer)]
     return Group(*parts, Text(), _notes(record, rows))
 
 
@@ -84,6 +87,8 @@ def _entry(column: Column, row: Summary) -> Text:
 
 def _arrange(blocks: Sequence[_Block], longest_name: int, width: int) -> list[tuple[list[_Block], int]]:
     """Spread the blocks over as few tables as the width allows, with the width of the names in each."""
+    if not blocks:
+        return []
     if longest_name + sum(block.width for block in blocks) <= width:
         return [(list(blocks), longest_name)]
     has_accuracy = any(block.group == "accuracy" for block in blocks)
@@ -97,12 +102,15 @@ def _arrange(blocks: Sequence[_Block], longest_name: int, width: int) -> list[tu
     return [(table, min(longest_name, width - sum(block.width for block in table))) for table in tables]
 
 
-def _table(blocks: Sequence[_Block], names: Sequence[str], name_width: int) -> Table:
+def _table(blocks: Sequence[_Block], names: Sequence[str], name_width: int, first_peer: int | None) -> Table:
+    """Set the blocks beside the names; a blank line keeps peers apart."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
     table.add_column(Text("\nengine"), width=name_width, overflow="fold")
     for block in blocks:
         table.add_column(block.header, justify=block.justify, no_wrap=True)
     for number, name in enumerate(names):
+        if number == first_peer:
+            table.add_section()
         table.add_row(Text(textwrap.fill(name, name_width)), *(block.entries[number] for block in blocks))
     return table
 
@@ -115,6 +123,7 @@ def _notes(record: BenchRecord, rows: tuple[Summary, ...]) -> Table:
         ("procedure", (wording.procedure(record),)),
         ("harness", (wording.harness(record),)),
         ("data", wording.data(record)),
+        ("peers", tuple(wording.peer(engine) for engine in record.engines if engine.role == "peer")),
         ("machine", (wording.machine(record),)),
         ("not run", tuple(map(wording.not_run, record.not_run))),
     ]
@@ -124,6 +133,10 @@ def _notes(record: BenchRecord, rows: tuple[Summary, ...]) -> Table:
     for name, lines in notes:
         for number, line in enumerate(lines):
             grid.add_row("" if number else name, Text(line))
+    for number, (row, text) in enumerate((row, text) for row in rows if (text := wording.verdict(row, record))):
+        grid.add_row("" if number else "verdicts", Text(f"{wording.printable(row.engine.name)}: {text}"))
+    for line in wording.quietness(record):
+        grid.add_row("warnings", Text(line, style="yellow"))
     for row in rows:
         if row.warnings:
             line = f"{wording.printable(row.engine.name)}: {'; '.join(row.warnings)}"

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
-from typing import Final
+from typing import Final, get_args
 
 from resnet_deploy.bench import statistics
 from resnet_deploy.bench.loadgen_records import LoadgenRecord
-from resnet_deploy.bench.records import BenchRecord, NotRun, Samples
-from resnet_deploy.bench.statistics import Interval
+from resnet_deploy.bench.records import BenchRecord, EngineRecord, NotRun, Role, Samples, Way
+from resnet_deploy.bench.statistics import Interval, Summary
+from resnet_deploy.bench_spec import Scope
 from resnet_deploy.contract import Preprocess
 from resnet_deploy.environment import Environment
 
@@ -17,8 +18,16 @@ MICRO: Final = "\N{MICRO SIGN}"
 _SCOPES: Final = {
     "host": "host: arrays in host memory in, logits in host memory out; image decoding not included",
     "device": "device: the engine alone, on arrays that are already in its memory; copies and decoding not included",
-    "end_to_end": "end to end: everything from the call's inputs to its answers",
+    "h2d": "copy in: the images from host memory to the device, alone",
+    "d2h": "copy out: the logits from the device to host memory, alone",
+    "end_to_end": "end to end: bytes of JPEG files in, labels out; decoding included",
 }
+_SCOPE_NAMES: Final = {"h2d": "copy in", "d2h": "copy out", "end_to_end": "end to end"}
+
+
+def scope_name(scope: Scope) -> str:
+    """Name what lies inside the timer, in a word or a few."""
+    return _SCOPE_NAMES.get(scope, scope)
 
 
 def printable(text: str) -> str:
@@ -75,6 +84,26 @@ def reference_name(record: BenchRecord) -> str:
     return "PyTorch" if record.reference in ("pytorch", "torch") else printable(record.reference)
 
 
+def role(record: BenchRecord, engine: EngineRecord) -> Role:
+    """Tell what an engine is in its run; records of schema 1 name the reference, and have no other roles."""
+    return "reference" if engine.name == record.reference else engine.role
+
+
+def callers(concurrency: int) -> str:
+    """Say how many called at once."""
+    return "1 caller" if concurrency == 1 else f"{concurrency} callers"
+
+
+def way(way: Way) -> str:
+    """Say how an engine was called."""
+    parts = [f"batch {way.batch}", scope_name(way.scope), callers(way.concurrency)]
+    if way.graphs is not None:
+        parts.append("CUDA graphs" if way.graphs else "no CUDA graphs")
+    if way.offered is not None:
+        parts.append(f"{significant(way.offered)} calls/s due")
+    return ", ".join(parts)
+
+
 def title(record: BenchRecord) -> str:
     """Say what was measured and when."""
     return f"{record.architecture} on {data_name(record)}, {created(record)}"
@@ -92,8 +121,13 @@ def data_name(record: BenchRecord) -> str:
 
 def timed(record: BenchRecord) -> tuple[str, ...]:
     """Say what lies inside the timer, once per scope that was used."""
-    used = dict.fromkeys(samples.scope for engine in record.engines for samples in engine.latency)
-    return tuple(_SCOPES[scope] for scope in used)
+    return tuple(_SCOPES[scope] for scope in scopes(record))
+
+
+def scopes(record: BenchRecord) -> tuple[Scope, ...]:
+    """List the scopes that were measured, in the order in which they are told."""
+    used = {samples.scope for engine in record.engines for samples in engine.latency}
+    return tuple(scope for scope in get_args(Scope) if scope in used)
 
 
 def data(record: BenchRecord) -> tuple[str, ...]:
@@ -138,9 +172,10 @@ def procedure(record: BenchRecord) -> str:
 
 def harness(record: BenchRecord) -> str:
     """Say what the harness itself costs, as the null runner shows it."""
-    if not record.harness:
+    plain = [samples for samples in record.harness if samples.concurrency == 1 and samples.offered is None]
+    if not plain:
         return "overhead not measured"
-    costs = ", ".join(f"{_microseconds(samples)} at batch {samples.batch}" for samples in record.harness)
+    costs = ", ".join(f"{_microseconds(samples)} at batch {samples.batch}" for samples in plain)
     return f"costs {costs} per call, as the null runner shows; included in the latencies"
 
 
@@ -153,6 +188,7 @@ def environment(record: BenchRecord | LoadgenRecord) -> tuple[tuple[str, str], .
     rows = [
         ("CPU", f"{env.cpu.model}, {cores}"),
         ("CPU features", f"{features}; INT8 dot product: {'yes' if env.cpu.has_vnni else 'no'}"),
+        *([("governor", record.governor)] if isinstance(record, BenchRecord) and record.governor else []),
         ("memory", memory),
         *(("GPU", line) for line in _gpus(env)),
         ("system", f"{env.os}, kernel {env.kernel}, {env.machine}"),
@@ -167,15 +203,42 @@ def machine(record: BenchRecord | LoadgenRecord) -> str:
     return "; ".join(_phrase(name, value) for name, value in environment(record))
 
 
+def quietness(record: BenchRecord) -> tuple[str, ...]:
+    """Say what the machine did that moves all figures of the run."""
+    return tuple(map(printable, statistics.machine_warnings(record.machine)))
+
+
+def verdict(row: Summary, record: BenchRecord) -> str:
+    """Say whether an engine is faster than the reference, and its answers better; empty where nothing is to say."""
+    if row.speed_verdict is None:
+        return ""
+    text = f"{row.speed_verdict} than {reference_name(record)}"
+    if row.speed_verdict not in ("faster", "slower"):
+        text = f"{row.speed_verdict} in speed"
+    if row.accuracy is None or row.accuracy.flips is None:
+        return text
+    flips = row.accuracy.flips
+    return (
+        f"{text}; top-1: {row.accuracy_verdict} ({flips.gained} images gained, {flips.lost} lost, "
+        f"McNemar's exact p = {significant(flips.p_value, 2)})"
+    )
+
+
 def not_run(missing: NotRun) -> str:
     """Say which engine was found and not run, and why."""
     kind = f"{missing.backend} {missing.precision}, {size(missing.size_bytes)} MB"
     return f"{printable(missing.name)} ({kind}): {printable(missing.reason)}"
 
 
+def peer(engine: EngineRecord) -> str:
+    """Say what a peer is and how it was called."""
+    return f"{printable(engine.name)}: {printable(engine.settings) or 'settings not recorded'}"
+
+
 def meanings(record: BenchRecord) -> tuple[str, ...]:
     """Explain the columns."""
-    lines = ["images/s: at the batch where it is highest, in brackets"]
+    several = any(samples.concurrency > 1 for engine in record.engines for samples in engine.latency)
+    lines = [f"images/s: at the batch{' and number of callers' if several else ''} where it is highest, in brackets"]
     if record.reference:
         name = reference_name(record)
         lines.append(f"speed-up: images/s over {name}'s, with the 95 % interval")

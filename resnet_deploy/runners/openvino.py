@@ -1,40 +1,54 @@
 """OpenVINO on the CPU."""
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from resnet_deploy.batching import check_feed
-from resnet_deploy.openvino_session import import_openvino, open_compiled, translate_failures
+from resnet_deploy.openvino_session import import_openvino, open_compiled, profile_layers, translate_failures
 from resnet_deploy.runners import tensor_specs
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from resnet_deploy.bundle import Bundle
-    from resnet_deploy.protocols import Array, TensorSpec
+    from resnet_deploy.protocols import Array, LayerSeconds, TensorSpec
     from resnet_deploy.specs import BatchRange, ModelCard
 
 
 class OpenVinoRunner:
-    """Runs one ONNX file in a request of its own.
+    """Runs one model in a request of its own.
 
     Args:
-        engine: The ONNX file, or its bytes.
+        engine: The ONNX file or its bytes, or a file in OpenVINO's own format.
         card: The model it holds.
         batch: Batch sizes to accept.
-        threads: Threads for one call; 0 for one per physical core.
+        threads: Threads for all calls together; 0 for one per physical core.
+        requests: Calls that may be under way at once, each in a runner that ``and_others`` makes.
     """
 
-    def __init__(self, engine: "Path | bytes", card: "ModelCard", batch: "BatchRange", *, threads: int = 0) -> None:
+    profiler = "OpenVINO"
+
+    def __init__(
+        self,
+        engine: "Path | bytes",
+        card: "ModelCard",
+        batch: "BatchRange",
+        *,
+        threads: int = 0,
+        requests: int = 1,
+    ) -> None:
         self.input: TensorSpec
         self.output: TensorSpec
         self.input, self.output = tensor_specs(card)
         self.batch = batch
+        self._engine, self._threads = engine, threads
         self._tensor: Any = import_openvino().Tensor
-        compiled = open_compiled(engine, threads=threads)
-        self.device: str = compiled.get_property("EXECUTION_DEVICES")[0]
-        self._request: Any = compiled.create_infer_request()
+        self._compiled: Any = open_compiled(engine, threads=threads, requests=requests)
+        self.device: str = self._compiled.get_property("EXECUTION_DEVICES")[0]
+        self.notes = _notes(self._compiled, requests)
+        self._request: Any = self._compiled.create_infer_request()
         self._feed: Array = np.empty(0)
 
     @classmethod
@@ -42,6 +56,20 @@ class OpenVinoRunner:
         """Open the engine of a bundle."""
         manifest = bundle.manifest
         return cls(bundle.engine_path, manifest.card, manifest.spec.batch, threads=threads)
+
+    @classmethod
+    def open_several(cls, bundle: "Bundle", threads: int, count: int) -> "tuple[OpenVinoRunner, ...]":
+        """Open ``count`` runners on one compiled model, whose weights and threads they share, ``threads`` for each."""
+        manifest = bundle.manifest
+        first = cls(bundle.engine_path, manifest.card, manifest.spec.batch, threads=threads * count, requests=count)
+        return first.and_others(count - 1)
+
+    def and_others(self, count: int) -> "tuple[OpenVinoRunner, ...]":
+        """Return this runner and ``count`` others, each a request on the same compiled model and closed by itself."""
+        others = tuple(copy.copy(self) for _ in range(count))
+        for other in others:
+            other._request, other._feed = self._compiled.create_infer_request(), np.empty(0)  # noqa: SLF001
+        return (self, *others)
 
     def load(self, feed: "Array") -> None:
         """Stage one batch without copying it."""
@@ -64,7 +92,20 @@ class OpenVinoRunner:
         logits: Array = np.array(self._request.get_tensor(self.output.name).data)
         return logits
 
+    def profile_layers(self, feed: "Array", calls: int) -> "list[LayerSeconds]":
+        """Run ``calls`` calls of the model, compiled anew, under OpenVINO's profiler."""
+        check_feed(feed, self)
+        return profile_layers(self._engine, feed, calls=calls, threads=self._threads)
+
     def close(self) -> None:
         """Release the request and the model."""
         self._feed = np.empty(0)
-        self._request = None
+        self._request = self._compiled = None
+
+
+def _notes(compiled: Any, requests: int) -> tuple[str, ...]:
+    """Say how several requests are run; nothing of one."""
+    if requests == 1:
+        return ()
+    streams, threads = (compiled.get_property(name) for name in ("NUM_STREAMS", "INFERENCE_NUM_THREADS"))
+    return (f"OpenVINO's hint THROUGHPUT: {requests} requests in {streams} streams that share {threads} threads",)

@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING
 
 from resnet_deploy.batching import check_feed
-from resnet_deploy.ort_session import open_session
+from resnet_deploy.ort_session import open_session, profile_kernels
 from resnet_deploy.runners import tensor_specs
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from resnet_deploy.bundle import Bundle
-    from resnet_deploy.protocols import Array, TensorSpec
+    from resnet_deploy.protocols import Array, LayerSeconds, TensorSpec
     from resnet_deploy.specs import BatchRange, ModelCard
 
 
@@ -25,6 +25,8 @@ class OrtRunner:
         as_written: Simulate a graph meant for another backend, as ``open_session`` does.
     """
 
+    profiler = "ONNX Runtime"
+
     def __init__(
         self,
         engine: "Path | bytes",
@@ -38,6 +40,7 @@ class OrtRunner:
         self.output: TensorSpec
         self.input, self.output = tensor_specs(card)
         self.batch = batch
+        self._engine, self._threads = engine, threads
         self._session = open_session(engine, threads=threads, as_written=as_written)
         self.device: str = self._session.get_providers()[0]
         self._feed: dict[str, Array] = {}
@@ -64,6 +67,11 @@ class OrtRunner:
     def fetch(self) -> "Array":
         """Return the logits, in memory that ONNX Runtime gave away."""
         return self._outputs[0]
+
+    def profile_layers(self, feed: "Array", calls: int) -> "list[LayerSeconds]":
+        """Run ``calls`` calls in a session of their own under ONNX Runtime's profiler."""
+        check_feed(feed, self)
+        return profile_kernels(self._engine, feed, calls=calls, threads=self._threads)
 
     def close(self) -> None:
         """Release the session."""

@@ -18,12 +18,13 @@ from resnet_deploy.runners.trt_checks import check_header, read_graph, read_plan
 from resnet_deploy.runners.trt_engine import ContextOptions, TrtEngine, check_profiles
 from resnet_deploy.runners.trt_lanes import Lanes
 from resnet_deploy.runners.trt_slots import Slot
+from resnet_deploy.runners.trt_timing import StepTimer, profile_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from resnet_deploy.bundle import Bundle
-    from resnet_deploy.protocols import Array, TensorSpec
+    from resnet_deploy.protocols import Array, LayerSeconds, StepSeconds, TensorSpec
     from resnet_deploy.specs import BatchRange, ModelCard
 
 P = ParamSpec("P")
@@ -61,6 +62,7 @@ class TrtRunner:
     """
 
     loads_ahead = True
+    profiler = "TensorRT"
 
     def __init__(self, engine: TrtEngine, card: "ModelCard", batch: "BatchRange", *, device: str = "CUDA") -> None:
         check_profiles(engine, batch)
@@ -76,10 +78,16 @@ class TrtRunner:
         self._slots: list[Slot] = []
         self._loaded: Slot | None = None
         self._enqueued: Slot | None = None
+        self._timer: StepTimer | None = None
 
     @classmethod
-    def open(cls, bundle: "Bundle", threads: int) -> "TrtRunner":
+    def open(cls, bundle: "Bundle", threads: int, *, graphs: bool = True) -> "TrtRunner":
         """Load the engine of a bundle onto the first GPU; ``threads`` are those of a CPU, and not needed.
+
+        Args:
+            bundle: Of TensorRT or TensorRT-RTX.
+            threads: Not needed.
+            graphs: Whether to use CUDA graphs.
 
         Raises:
             BackendError: If there is no GPU, or TensorRT or cuda-bindings are not installed.
@@ -101,7 +109,7 @@ class TrtRunner:
             cache = RuntimeCache(cache_path(cache_folder(), gpu.name, api.version, probe.driver, digest), list(notes))
         with cuda.current():
             weights = read_graph(bundle) if manifest.spec.trt.strip_weights else b""
-            options = ContextOptions(weights=weights, host_code=manifest.requires.later_versions)
+            options = ContextOptions(graphs=graphs, weights=weights, host_code=manifest.requires.later_versions)
             engine = TrtEngine(api, plan, cuda, options, cache)
             return cls(engine, manifest.card, manifest.spec.batch, device=gpu.name)
 
@@ -109,6 +117,11 @@ class TrtRunner:
     def notes(self) -> tuple[str, ...]:
         """What a reader of figures should know, one line each: whether graphs are used, and why not."""
         return self._engine.notes
+
+    @property
+    def graphs(self) -> bool:
+        """Whether calls run as CUDA graphs, from the second of a batch size and pair of buffers on."""
+        return self._engine.options.graphs and not self._engine.graph_refusal
 
     @_on_device
     def load(self, feed: "Array") -> None:
@@ -139,6 +152,27 @@ class TrtRunner:
         if self._enqueued is None:
             raise FeedError("nothing to fetch", hint="enqueue a batch first")
         return self._enqueued.download(self._compute)
+
+    @_on_device
+    def time_steps(self, feed: "Array") -> "StepSeconds":
+        """Take one batch through; return what each step took by CUDA's events, from and to pinned memory."""
+        check_feed(feed, self)
+        slot = self._next_slot()
+        slot.stage(feed)
+        if self._timer is None:
+            self._timer = StepTimer(self.cuda)
+        steps = self._timer.run(slot, self._lanes, self._copies, self._compute)
+        self._enqueued = slot
+        return steps
+
+    @_on_device
+    def profile_layers(self, feed: "Array", calls: int) -> "list[LayerSeconds]":
+        """Run ``calls`` calls under TensorRT's profiler, in a context of their own and without graphs."""
+        self.load(feed)
+        slot = self._loaded
+        assert slot is not None
+        self._compute.wait(slot.uploaded)
+        return profile_layers(self._engine, slot, self._compute, calls)
 
     @_on_device
     def run_on(self, feed: Any, *, stream: object = None, out: Any = None) -> DeviceArray:
@@ -184,6 +218,9 @@ class TrtRunner:
             for slot in self._slots:
                 slot.close()
             self._slots.clear()
+            if self._timer is not None:
+                self._timer.close()
+                self._timer = None
             self._compute.close()
             self._copies.close()
             self._engine.close()

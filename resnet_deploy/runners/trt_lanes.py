@@ -280,6 +280,10 @@ class Context:
         """
         self._engine.require(self._context.execute_async_v3(stream.handle), "execute_async_v3")
 
+    def report_to(self, profiler: object) -> None:
+        """Have TensorRT report the time of each layer; its calls then wait for the device."""
+        self._context.profiler = profiler
+
     def is_capturable(self, stream: Stream) -> bool:
         """Whether TensorRT says that it can be captured on ``stream``; flavours that do not say are tried."""
         asked = getattr(self._context, "is_stream_capturable", None)

@@ -40,17 +40,29 @@ class Slot:
 
     def upload(self, feed: "Array", stream: Stream) -> None:
         """Copy a batch to pinned memory at once, and from there to the device in the order of ``stream``."""
+        self.stage(feed)
+        self.send_images(stream)
+
+    def stage(self, feed: "Array") -> None:
+        """Copy a batch to pinned memory."""
         self.size = len(feed)
         np.copyto(self._staged[: self.size], feed)
+
+    def send_images(self, stream: Stream) -> None:
+        """Copy the staged batch to the device in the order of ``stream``."""
         upload(self._cuda, self.images.pointer, self._pinned_images.pointer, self.size * self._image_bytes, stream)
         self.uploaded.record(stream)
 
     def download(self, stream: Stream) -> "Array":
         """Copy the logits to the host in the order of ``stream``, wait, and return them in fresh memory."""
-        nbytes = self.size * self._logit_bytes
-        download(self._cuda, self._pinned_logits.pointer, self.logits.pointer, nbytes, stream)
+        self.send_logits(stream)
         stream.synchronize()
         return self._answers[: self.size].copy()
+
+    def send_logits(self, stream: Stream) -> None:
+        """Copy the logits to pinned memory in the order of ``stream``."""
+        nbytes = self.size * self._logit_bytes
+        download(self._cuda, self._pinned_logits.pointer, self.logits.pointer, nbytes, stream)
 
     def close(self) -> None:
         """Release everything; nothing may be running."""

@@ -13,9 +13,11 @@ pytest.importorskip("onnxruntime", reason="the engines are ONNX Runtime's")
 from resnet_deploy import artifact
 from resnet_deploy.batching import run_once
 from resnet_deploy.bench.evaluate import evaluate
-from resnet_deploy.bench.measure import WARMUP_CALLS, Entrant
+from resnet_deploy.bench.loops import WARMUP_CALLS
 from resnet_deploy.bench.records import read_record
 from resnet_deploy.bench.statistics import summarize
+from resnet_deploy.bench.ways import Entrant
+from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.bundle import open_bundle
 from resnet_deploy.datasets import find_images
 from resnet_deploy.engine import load
@@ -32,7 +34,7 @@ from resnet_deploy.pipeline.building import BuildInputs, build
 from resnet_deploy.pipeline.lineup import BenchInputs
 from resnet_deploy.pipeline.matching import find_engines
 from resnet_deploy.protocols import Silent, TensorSpec
-from resnet_deploy.specs import BatchRange, BenchSpec, BuildSpec
+from resnet_deploy.specs import BatchRange, BuildSpec
 
 SHORT = BenchSpec(batches=(1, 4), seconds=0.02, rounds=2)
 FP32 = BuildSpec(backend="onnxruntime", precision="fp32")

@@ -330,7 +330,7 @@ def test_threads_share_an_engine(engine, pictures):
 def test_altered_file_never_reaches_the_backend(copy_engine, flip_bit, monkeypatch, name):
     bundle = copy_engine("int8")
     flip_bit(bundle / name)
-    monkeypatch.setattr("resnet_deploy.engine.find_runner", lambda backend: pytest.fail("a backend was asked for"))
+    monkeypatch.setattr("resnet_deploy.engine.open_several", lambda *_: pytest.fail("a backend was asked for"))
     with pytest.raises(BundleError, match=rf"{name} was altered") as caught:
         load(bundle)
     assert "resnet-deploy build" in caught.value.hint

@@ -1,15 +1,17 @@
 """The benchmark for GPUs, as far as a CPU can tell: its peers compute what they should, and what its table says."""
 
+from dataclasses import replace
+
 import gpu
 import numpy as np
 import pytest
 import torch
-from torch_peers import WAYS, TorchPeer, Way
 
 from resnet_deploy.batching import infer
 from resnet_deploy.models import create_model
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.runners.pytorch import TorchRunner
+from resnet_deploy.runners.torch_peer import TorchPeer
 from resnet_deploy.specs import BatchRange, ModelCard, Preprocess
 
 CONTRACT = Preprocess(image_size=32, resize=32)
@@ -17,7 +19,11 @@ CARD = ModelCard(architecture="resnet18", num_classes=10, weights="none", weight
 BATCH = BatchRange(1, 2, 4)
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if not way.graphs and not way.compiled], ids=lambda way: way.name)
+ON_CPU = {name: replace(way, device="cpu") for name, way in gpu.WAYS.items() if not way.graphs and not way.compiled}
+FIRST = next(iter(ON_CPU))
+
+
+@pytest.mark.parametrize("way", ON_CPU.values(), ids=ON_CPU)
 def test_a_peer_computes_what_the_reference_does(way):
     torch.manual_seed(0)
     weights = create_model("resnet18", 10).state_dict()
@@ -29,21 +35,21 @@ def test_a_peer_computes_what_the_reference_does(way):
 
     images = synthetic_images(CONTRACT, 5)
     expected = infer(TorchRunner(network(), CARD, BATCH), images)
-    found = infer(TorchPeer(network(), CARD, BATCH, way, "cpu"), images)
+    found = infer(TorchPeer(network(), CARD, BATCH, way), images)
     # FP16 rounds to 11 bits in each of 20 layers; FP32 adds up in another order.
-    tolerance = 2e-2 if way.dtype == torch.float16 else 1e-5
+    tolerance = 2e-2 if way.dtype == "float16" else 1e-5
     scale = np.abs(expected).max()
     assert np.abs(found - expected).max() < tolerance * scale
     wrong = network()
     wrong.fc.bias.data += 0.1 * scale
-    other = infer(TorchPeer(wrong, CARD, BATCH, way, "cpu"), images)
+    other = infer(TorchPeer(wrong, CARD, BATCH, way), images)
     assert np.abs(other - expected).max() > tolerance * scale
 
 
 def test_ways_are_told_apart():
-    assert len({way.name for way in WAYS}) == len(WAYS)
-    assert {(way.compiled, way.graphs) for way in WAYS} == {(False, False), (True, False), (False, True)}
-    assert Way("").dtype == torch.float32
+    assert len(set(gpu.WAYS.values())) == len(gpu.WAYS)
+    assert {way.device for way in gpu.WAYS.values()} == {"cuda"}
+    assert {(way.compiled, way.graphs) for way in gpu.WAYS.values()} == {(False, False), (True, False), (False, True)}
 
 
 RECORD = {
@@ -109,7 +115,7 @@ def test_without_a_gpu_it_says_so_and_measures_nothing(monkeypatch):
 
 def test_the_host_s_share_of_a_call_is_measured(monkeypatch):
     monkeypatch.setattr(gpu, "ENQUEUES", 3)
-    peer = TorchPeer(create_model("resnet18", 10), CARD, BATCH, WAYS[0], "cpu")
-    lineup = gpu.Lineup([gpu.Entrant(WAYS[0].name, peer)], {})
+    peer = TorchPeer(create_model("resnet18", 10), CARD, BATCH, ON_CPU[FIRST])
+    lineup = gpu.Lineup([gpu.Entrant(FIRST, peer)], {})
     found = gpu.enqueue_seconds(lineup, synthetic_images(CONTRACT, 2))
-    assert 1e-4 < found[WAYS[0].name] < 10  # on the CPU it waits for the network: a millisecond and more
+    assert 1e-4 < found[FIRST] < 10  # on the CPU it waits for the network: a millisecond and more

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 
 from resnet_deploy.batching import infer, run_once
+from resnet_deploy.bundle import open_bundle
 from resnet_deploy.engine import load
-from resnet_deploy.errors import BuildError, FeedError
+from resnet_deploy.errors import BuildError, FeedError, SpecError
 from resnet_deploy.openvino_session import open_compiled
 from resnet_deploy.ort_session import open_session
 from resnet_deploy.pipeline.building import BuildInputs, build
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.protocols import Silent
-from resnet_deploy.runners import find_model_runner
+from resnet_deploy.runners import find_model_runner, open_several
 from resnet_deploy.runners.openvino import OpenVinoRunner
 from resnet_deploy.runners.ort import OrtRunner
 from resnet_deploy.specs import BatchRange, BuildSpec, CalibrationSpec
@@ -118,3 +119,54 @@ def test_a_search_measures_on_openvino(deployment, tmp_path):
     inputs = BuildInputs(deployment.model, tmp_path / "engine", calib=str(deployment.calibration), data=deployment.data)
     found = build(inputs, spec, Silent()).bundle
     assert '"cost": "seconds"' in (found.path / "search.json").read_text()
+
+
+@pytest.mark.parametrize("requests", [2, 3])
+def test_requests_side_by_side_answer_as_one_does(bundle, images, requests):
+    many = np.concatenate([images] * 4)  # seven batches of 4: more than there are requests
+    with load(bundle.path, threads=2) as engine:
+        alone = engine(many)
+        assert engine.notes == ()
+    with load(bundle.path, threads=2, requests=requests) as engine:
+        together = engine(many)
+        assert f"THROUGHPUT: {requests} requests in" in engine.notes[0]
+        assert engine(many[:0]).shape == (0, 10)
+    # Another number of threads may add up in another order; answers to other images are far off.
+    least = {"fp32": 100.0, "fp16": 100.0, "int8": 30.0}[bundle.manifest.spec.precision]
+    assert compare_logits(alone, together).sqnr_db > least
+    assert compare_logits(alone, np.roll(together, 4, axis=0)).sqnr_db < WRONG_DB
+
+
+def test_runners_of_one_engine_share_the_compiled_model(bundle, images):
+    first, second = open_several(bundle, 1, 2)
+    assert first._compiled is second._compiled
+    assert first._compiled.get_property("INFERENCE_NUM_THREADS") == 2  # one each
+    assert first._compiled.get_property("PERFORMANCE_HINT") == "THROUGHPUT"
+    (only,) = open_several(bundle, 2, 1)
+    assert only._compiled.get_property("PERFORMANCE_HINT") == "LATENCY"
+    first.load(images[:1])
+    second.load(images[1:2])
+    first.enqueue()
+    second.enqueue()
+    for runner in (second, first):
+        runner.synchronize()
+    ones = np.concatenate([first.fetch(), second.fetch()])
+    assert compare_logits(infer(only, images[:2]), ones).sqnr_db > 30.0  # INT8 rounds otherwise at another batch size
+    assert compare_logits(infer(only, images[:2]), ones[::-1]).sqnr_db < WRONG_DB
+    first.close()
+    second.load(images[:1])  # which does without the first
+    for runner in (second, only):
+        runner.close()
+
+
+def test_other_backends_take_one_request_at_a_time(deployment):
+    with pytest.raises(SpecError, match="onnxruntime runs one request at a time"):
+        load(deployment.engines["fp32"], requests=2)
+    with pytest.raises(SpecError, match="0 requests"):
+        load(deployment.engines["fp32"], requests=0)
+    runners = open_several(open_bundle(deployment.engines["fp32"]), 1, 2)
+    assert len(runners) == 2
+    assert runners[0]._session is not runners[1]._session
+    for runner in runners:
+        assert runner._session.get_session_options().intra_op_num_threads == 1
+        runner.close()

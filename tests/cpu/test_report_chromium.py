@@ -1,5 +1,7 @@
-"""The HTML page in a real browser: plots drawn, nothing on the console, light and dark, narrow and wide."""
+"""The HTML page in a real browser: plots, raw samples, a silent console, light and dark, narrow and wide, paper."""
 
+import html as html_lib
+import json
 import re
 import runpy
 import shutil
@@ -18,69 +20,251 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium is installed")
 
 FACTORY = runpy.run_path(str(Path(__file__).parents[1] / "unit" / "record_factory.py"))
-ENGINES = FACTORY["ENGINES"]
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--enable-logging=stderr", "--hide-scrollbars", "--virtual-time-budget=5000"),
+    *("--enable-logging=stderr", "--hide-scrollbars", "--virtual-time-budget=10000"),
 )
+INT8 = "resnet50-onnxruntime-int8"
+# Traces of each plot of a full record: six engines, of which two have layers and one has histograms and a search.
+TRACES = {
+    "plot-accuracy": 6 + 1,  # and the front
+    "plot-batches-host": 6,
+    "plot-batches-device": 6,
+    "plot-batches-end_to_end": 6,
+    "plot-callers-host-1": 6,
+    "plot-callers-host-8": 6,
+    "plot-distribution": 2 * 6,  # ridges and ticks
+    "plot-latency": 6,
+    "plot-rounds": 6 + 3,  # and other processes, stolen time, clock
+    "plot-kinds": 6,  # kinds of layer
+    "plot-layers-1": 1,
+    "plot-layers-2": 1,
+    "plot-pair-1-2": 2 + 1,  # and what joins them
+    "plot-search": 2,
+    "plot-histograms-2": 6,
+}
 
 
 @pytest.fixture
 def browse(tmp_path):
     """Open a page and return what the browser printed and what its console said."""
 
-    def run(html, *flags):
+    def run(html, *flags, fragment=""):
         page = tmp_path / "page.html"
         page.write_text(html, encoding="utf-8")
-        command = [BROWSER, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *flags, page.as_uri()]
+        command = [BROWSER, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *flags, page.as_uri() + fragment]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
     return run
 
 
+@pytest.fixture
+def ask(browse):
+    """Run the body of an asynchronous function in the drawn page; return what it returns, and the console."""
+
+    def run(html, body, *flags, fragment=""):
+        # In a script element of its own, which the page's policy allows; the answer stands in an attribute.
+        script = f"""<script>addEventListener("load", () => setTimeout(async () => {{
+          const pause = () => new Promise(done => setTimeout(done, 50));
+          const answer = await (async () => {{ {body} }})();
+          document.body.dataset.answer = JSON.stringify(answer);
+        }}, 3000));</script></body>"""
+        dom, console = browse(html.replace("</body>", script), "--dump-dom", *flags, fragment=fragment)
+        found = re.search(r'<body data-answer="([^"]*)"', dom)
+        return (json.loads(html_lib.unescape(found[1])) if found else None), console
+
+    return run
+
+
 @pytest.fixture(scope="module")
-def page():
-    return render_html(FACTORY["make_record"]())
+def record():
+    return FACTORY["make_full_record"]()
 
 
-def drawn_plots(dom):
-    return re.findall(r'<div class="plot js-plotly-plot" id="(plot-\w+)"', dom)
+@pytest.fixture(scope="module")
+def page(record):
+    return render_html(record)
 
 
-def test_plots_are_drawn_without_a_word_on_the_console(browse, page):
-    dom, console = browse(page, "--dump-dom")
-    assert console == []
-    assert drawn_plots(dom) == ["plot-accuracy", "plot-latency", "plot-batches"]
-    assert dom.count('<svg class="main-svg"') >= 3
-    # One trace per engine and plot, and the front.
-    assert dom.count('class="trace scatter') == 3 * len(ENGINES) + 1
-    assert re.search(r'<a[^>]* href="blob:', dom)
+COUNT_TRACES = """return Object.fromEntries([...document.querySelectorAll("figure .plot")].map(
+  plot => [plot.id, plot.querySelectorAll(".main-svg .trace").length ? plot.data.length : 0]));"""
 
 
-def test_a_broken_page_is_noticed(browse, page):
-    dom, console = browse(page.replace("Plotly.newPlot(id", "Plotly.noSuchFunction(id"), "--dump-dom")
-    assert drawn_plots(dom) == []
-    assert any("noSuchFunction is not a function" in line for line in console)
+class TestPlots:
+    def test_plots_are_drawn_without_a_word_on_the_console(self, ask, page):
+        drawn, console = ask(page, COUNT_TRACES)
+        assert console == []
+        assert drawn == TRACES
+
+    def test_a_broken_page_is_noticed(self, ask, page):
+        broken = page.replace("return Plotly.newPlot(element", "return Plotly.noSuchFunction(element")
+        drawn, console = ask(broken, COUNT_TRACES.replace("plot.data.length", "1"))
+        assert set(drawn.values()) == {0}
+        assert any("noSuchFunction is not a function" in line for line in console)
+
+    def test_a_plot_that_is_missing_is_noticed(self, ask, record):
+        without = FACTORY["msgspec"].structs.replace(record, machine=())
+        drawn, _ = ask(render_html(without), COUNT_TRACES)
+        assert drawn == TRACES | {"plot-rounds": 6}
+
+    def test_the_legend_switches_an_engine_off_in_all_plots(self, ask, page):
+        body = """const count = () => [...document.querySelectorAll("figure .plot")].flatMap(plot => plot.data)
+            .filter(trace => trace.meta?.engine === 2 && trace.visible !== false).length;
+          const before = count(), button = document.querySelector('.legend button[data-engine="2"]');
+          button.click(); await pause(); const off = [count(), button.getAttribute("aria-pressed")];
+          button.click(); await pause(); return [before, ...off, count()];"""
+        answer, console = ask(page, body)
+        assert console == []
+        assert answer == [13, 0, "false", 13]
 
 
-def test_the_page_may_not_load_anything(browse, page, tmp_path):
-    Image.new("RGB", (1, 1)).save(tmp_path / "pixel.png")
-    probe = f'<img src="{(tmp_path / "pixel.png").as_uri()}">'
-    _, console = browse(page.replace("</main>", f"{probe}</main>"), "--dump-dom")
-    assert any("Content Security Policy" in line and "pixel.png" in line for line in console)
+PANEL = """const panel = document.getElementById("panel"); return {
+  open: panel.open, title: document.getElementById("panel-title").textContent,
+  rule: document.getElementById("panel-rule").textContent,
+  parts: [...panel.querySelectorAll("#panel-body > p:not(.note)")].map(one => one.textContent),
+  rows: [...panel.querySelectorAll("table")].map(one => one.querySelectorAll("tbody tr").length),
+  marked: [...panel.querySelectorAll("tr.call")].map(one => one.textContent),
+  wrong: panel.querySelectorAll("tr.wrong").length,
+  plots: panel.querySelectorAll(".js-plotly-plot").length,
+  files: [...panel.querySelectorAll("a[download]")].map(one => one.download),
+  hash: location.hash};"""
 
 
-def test_hostile_names_do_not_run(browse):
-    name = "</script><script>console.log('reached')</script><img src=x onerror=\"console.log('reached')\">"
-    engine = FACTORY["SyntheticEngine"](name)
-    record = FACTORY["make_record"]((FACTORY["REFERENCE"], engine), dataset_name=name)
-    dom, console = browse(render_html(record), "--dump-dom")
-    assert console == []
-    assert len(drawn_plots(dom)) == 3
-    _, console = browse(f"<!DOCTYPE html><body>{name}</body>", "--dump-dom")
-    assert any("reached" in line for line in console)
+def visit(ask, page, fragments):
+    """Go to one address after the other, and say what the panel shows at each."""
+    read = f"(() => {{ {PANEL} }})()"
+    steps = "".join(f"location.hash = {json.dumps(one)}; await pause(); shown.push({read});" for one in fragments)
+    return ask(page, f"const shown = []; {steps} return shown;")
+
+
+class TestRawSamples:
+    def test_a_figure_leads_to_the_calls_it_was_computed_from(self, ask, page, record):
+        body = f"""document.querySelector('#results a[href$="{INT8}/host-b1/p99"]').click(); await pause(); {PANEL}"""
+        shown, console = ask(page, body)
+        seconds = record.engines[2].latency[0].seconds
+        call = seconds.index(sorted(seconds)[197])
+        assert console == []
+        assert shown["open"]
+        assert shown["title"] == f"{INT8}: p99 {1e3 * seconds[call]:.1f} ms"
+        assert shown["rule"] == "Nearest-rank p99 of 200 calls: number 198 from the fastest."
+        assert shown["rows"] == [200]
+        assert shown["marked"] == [f"{call + 1}{call // 20}{seconds[call]}"]
+        assert shown["plots"] == 1
+        assert shown["files"] == [f"{INT8}-host-b1.csv", f"{INT8}-host-b1.json"]
+        assert shown["hash"] == f"#samples/{INT8}/host-b1/p99"
+
+    def test_without_the_handler_nothing_opens(self, ask, page):
+        broken = page.replace('addEventListener("hashchange", showPanel)', "")
+        body = f"""document.querySelector('#results a[href$="{INT8}/host-b1/p99"]').click(); await pause(); {PANEL}"""
+        shown, _ = ask(broken, body)
+        assert not shown["open"]
+        assert shown["rows"] == []
+
+    def test_addresses_open_their_samples(self, ask, page):
+        expected = {
+            f"#samples/{INT8}/host-b8-c2": ([400], f"{INT8}: batch 8, host, 2 callers. 400 calls in 10 rounds."),
+            f"#samples/{INT8}/end_to_end-b32": ([200], f"{INT8}: batch 32, end to end, 1 caller."),
+            f"#samples/{INT8}/host-b8-c2/speed-up": ([400, 400], "pytorch: batch 8, host, 2 callers."),
+            f"#answers/{INT8}/top-1": ([400], "400 images, in the order of the data set."),
+            "#samples/nobody/host-b1": ([], ""),
+            f"#samples/{INT8}/host-b3": ([], ""),
+            "#answers/nobody/top-1": ([], ""),
+        }
+        shown, console = visit(ask, page, expected)
+        assert console == []
+        assert len(shown) == len(expected)
+        for one, (rows, said) in zip(shown, expected.values(), strict=True):
+            assert one["open"]
+            assert one["rows"] == rows
+            if rows:
+                assert any(part.startswith(said) for part in one["parts"])
+            else:
+                assert one["title"] == "There are no such samples in this record"
+
+    def test_other_addresses_close_the_panel(self, ask, page):
+        shown, console = visit(ask, page, [f"#samples/{INT8}/host-b1", "#section-plots", "#%zz", "#"])
+        assert console == []
+        assert [one["open"] for one in shown] == [True, False, False, False]
+
+    def test_answers_that_are_wrong_are_marked(self, ask, page, record):
+        shown, _ = ask(page, PANEL, fragment=f"#answers/{INT8}/top-1")
+        pairs = zip(record.engines[2].outputs.top5, record.dataset.labels, strict=True)
+        assert shown["wrong"] == sum(best[0] != label for best, label in pairs) == 116
+        assert shown["rule"] == "Images whose best class is the label: 284 of 400; Wilson's interval."
+
+    def test_the_keyboard_reaches_figures_and_closing_cleans_the_address(self, ask, page):
+        body = f"""const link = document.querySelector('#results a[href$="{INT8}/host-b1/p50"]');
+          link.focus(); const focused = document.activeElement === link && link.tabIndex === 0;
+          link.click(); await pause(); document.getElementById("panel-close").click(); await pause();
+          return [focused, document.getElementById("panel").open, location.hash, document.activeElement === link];"""
+        answer, console = ask(page, body)
+        assert console == []
+        assert answer == [True, False, "", True]
+
+    def test_downloads_hold_every_call(self, ask, page, record):
+        body = f"""location.hash = "#samples/{INT8}/host-b8-c2"; await pause();
+          const links = [...document.querySelectorAll("#panel a[download]")];
+          // The page may fetch nothing, not even its own blobs: they are read where they are made.
+          return [links.length, made.map(blob => blob.type), await made.at(-2).text(), await made.at(-1).text()];"""
+        spy = """<script>var plain = URL.createObjectURL, made = [];
+          URL.createObjectURL = blob => (made.push(blob), plain(blob));</script></head>"""
+        answer, console = ask(page.replace("</head>", spy, 1), body)
+        count, types, csv, text = answer
+        samples = next(one for one in record.engines[2].latency if one.batch == 8 and one.concurrency == 2)
+        assert console == []
+        assert (count, types[-2:]) == (2, ["text/csv", "application/json"])
+        lines = csv.splitlines()
+        assert lines[0] == "call,round,seconds"
+        assert [float(line.split(",")[2]) for line in lines[1:]] == list(samples.seconds)
+        assert json.loads(text)["wall"] == list(samples.wall)
+
+    def test_many_calls_are_shown_in_part_until_asked_for(self, ask):
+        record = FACTORY["make_record"](FACTORY["ENGINES"][:1], batches=(1,), rounds=5, calls=1200)
+        body = """location.hash = "#samples/pytorch/host-b1/p50"; await pause();
+          const rows = () => document.querySelectorAll("#panel tbody tr").length;
+          const before = rows(), points = document.querySelector("#panel .plot").data[0].x.length;
+          document.querySelector("#panel .buttons button").click(); return [before, points <= 4001, rows()];"""
+        answer, console = ask(render_html(record), body)
+        assert console == []
+        assert answer == [1000, True, 6000]
+
+
+class TestSafety:
+    def test_the_page_may_not_load_anything(self, browse, page, tmp_path):
+        Image.new("RGB", (1, 1)).save(tmp_path / "pixel.png")
+        probe = f'<img src="{(tmp_path / "pixel.png").as_uri()}">'
+        _, console = browse(page.replace("</main>", f"{probe}</main>"), "--dump-dom")
+        assert any("Content Security Policy" in line and "pixel.png" in line for line in console)
+
+    def test_hostile_names_do_not_run(self, ask, browse):
+        name = "</script><script>console.log('reached')</script><img src=x onerror=\"console.log('reached')\">/b1?#%zz"
+        peer = FACTORY["SyntheticEngine"](name, role="peer", settings=name)
+        record = FACTORY["make_full_record"](engines=(*FACTORY["ENGINES"], peer), dataset_name=name)
+        click = '[...document.querySelectorAll("#results tbody tr:last-child a")].at(-1).click(); await pause();'
+        shown, console = ask(render_html(record), click + PANEL)
+        assert console == []
+        assert shown["rows"] == [400, 400]
+        assert shown["title"].startswith(f"{name}: speed-up ")
+        _, console = browse(f"<!DOCTYPE html><body>{name}</body>", "--dump-dom")
+        assert any("reached" in line for line in console)
+
+    def test_without_javascript_the_tables_stand(self, browse, page, tmp_path):
+        # Chromium dumps no document where scripts are switched off; a policy that forbids them does the same.
+        dom, console = browse(page.replace("script-src 'unsafe-inline'", "script-src 'none'"), "--dump-dom")
+        assert len(console) == 2  # plotly and the page's own
+        assert all("Content Security Policy" in line for line in console)
+        assert 'class="plot js-plotly-plot"' not in dom
+        tables = re.findall(r'<table[^>]* id="([\w-]+)"', dom)
+        assert tables[:7] == ["results", "verdicts", "ways", "not-run", "ways-0", "ways-1", "ways-2"]
+        assert tables[7:] == ["engines", "decoding", "environment", "machine"]
+        assert 'title="Nearest-rank p99 of 200 calls: number 198 from the fastest"' in dom
+        shot = tmp_path / "shot.png"
+        browse(page.replace("script-src 'unsafe-inline'", "script-src 'none'"), f"--screenshot={shot}")
+        with Image.open(shot) as image:
+            ink = sum(count for count, shade in image.convert("L").getcolors() if shade < 100)
+        assert ink > 5000  # pixels; a page of text has tens of thousands, an empty one none
 
 
 @pytest.mark.parametrize(
@@ -99,18 +283,39 @@ def test_follows_the_preferred_colours(browse, page, tmp_path, preference, is_da
     assert paper < 40 if is_dark else paper > 240
 
 
-@pytest.mark.parametrize("width", [390, 768, 1280])
-def test_only_tables_scroll_sideways(browse, page, tmp_path, width):
+def widths(browse, page, tmp_path, width):
+    """Width of the page, of what is in it, and of its plots, in a frame so wide."""
     (tmp_path / "inner.html").write_text(page, encoding="utf-8")
     outer = f"""<!DOCTYPE html><body><iframe src="inner.html" style="width:{width}px;height:800px;border:0"></iframe>
-    <script>onload = () => {{
+    <script>onload = () => setTimeout(() => {{
       const inner = document.querySelector("iframe").contentDocument;
       document.body.dataset.widths = [inner.documentElement.clientWidth, inner.documentElement.scrollWidth];
       document.body.dataset.plots = [...inner.querySelectorAll(".plot .main-svg")].map(svg => svg.clientWidth);
-    }}</script>"""
+    }}, 3000)</script>"""
     dom, console = browse(outer, "--dump-dom", "--allow-file-access-from-files", "--window-size=1400,900")
     assert console == []
-    assert re.search(r'data-widths="(\d+,\d+)"', dom)[1] == f"{width},{width}"
     plots = [int(plot) for plot in re.search(r'data-plots="([\d,]+)"', dom)[1].split(",")]
-    assert len(plots) >= 3
+    return re.search(r'data-widths="(\d+,\d+)"', dom)[1], plots
+
+
+@pytest.mark.parametrize("width", [390, 768, 1280])
+def test_only_tables_scroll_sideways(browse, page, tmp_path, width):
+    own, plots = widths(browse, page, tmp_path, width)
+    assert own == f"{width},{width}"
+    assert len(plots) >= len(TRACES)
     assert 250 < max(plots) <= width
+
+
+def test_what_is_too_wide_is_noticed(browse, page, tmp_path):
+    own, _ = widths(browse, page.replace("</main>", '<div style="width: 500px">wide</div></main>'), tmp_path, 390)
+    assert own != "390,390"
+
+
+def test_paper_takes_every_plot_and_no_buttons(browse, page, tmp_path):
+    pdf = tmp_path / "page.pdf"
+    browse(page, "--no-pdf-header-footer", f"--print-to-pdf={pdf}")
+    data = pdf.read_bytes()
+    boxes = {tuple(map(float, box)) for box in re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", data)}
+    assert len(boxes) == 1
+    (width, height) = boxes.pop()
+    assert (round(width), round(height)) == (842, 595)  # A4, landscape, in points

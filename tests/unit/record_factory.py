@@ -2,9 +2,24 @@
 
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
-from resnet_deploy.bench.records import BenchRecord, DatasetRecord, EngineRecord, NotRun, Outputs, Samples
+from resnet_deploy.bench.records import (
+    BenchRecord,
+    DatasetRecord,
+    DecodeTimes,
+    EngineRecord,
+    LayerTime,
+    LayerTimes,
+    MachineState,
+    NotRun,
+    Outputs,
+    Samples,
+    SearchStep,
+    TensorHistogram,
+    Way,
+)
 from resnet_deploy.driver import GpuProbe
 from resnet_deploy.environment import Cpu, Environment, Library
 from resnet_deploy.specs import Preprocess
@@ -37,6 +52,8 @@ class SyntheticEngine:
     image_s: float = 0.020
     flips: float = 0.0  # share of images answered otherwise than the reference does
     noise: float = 0.0  # sum of squared differences of the logits, per image, of a signal of 100
+    role: str = "engine"
+    settings: str = ""
 
 
 REFERENCE = SyntheticEngine("pytorch", "torch", "fp32", 102_400_000, 0.004, 0.024)
@@ -46,6 +63,24 @@ ENGINES = (
     SyntheticEngine("resnet50-onnxruntime-int8", "onnxruntime", "int8", 26_100_000, 0.001, 0.009, 0.03, 0.07),
     SyntheticEngine("resnet50-openvino-int8", "openvino", "int8", 25_900_000, 0.0015, 0.008, 0.05, 0.09),
 )
+PEERS = (
+    SyntheticEngine(
+        *("onnxruntime-plain", "onnxruntime", "fp32", 102_100_000, 0.001, 0.0185, 0.0, 1e-9),
+        role="peer",
+        settings="InferenceSession with default options, run() on the exported model",
+    ),
+    SyntheticEngine(
+        *("openvino-nncf", "openvino", "int8", 25_800_000, 0.0014, 0.0083, 0.04, 0.08),
+        role="peer",
+        settings="nncf.quantize with its defaults, PERFORMANCE_HINT LATENCY",
+    ),
+)
+# Every scope that a CPU has, and callers at once on the host.
+WAYS = (
+    *(Way(batch, scope) for scope in ("host", "device", "end_to_end") for batch in (1, 8, 32)),
+    *(Way(batch, "host", callers) for batch in (1, 8) for callers in (2, 4)),
+)
+_SCOPE_COST = {"host": (1.0, 0.0), "device": (0.97, 0.0), "end_to_end": (1.0, 0.004)}  # factor, seconds per image
 NOT_RUN = (
     NotRun(
         name="resnet50-tensorrt-rtx-fp16",
@@ -63,11 +98,40 @@ def make_samples(batch=1, seconds=None, rounds=None, scope="host"):
     return Samples(batch=batch, scope=scope, seconds=seconds, rounds=rounds)
 
 
-def draw_samples(rng, engine, batch, *, rounds=10, calls=20):
-    centre = engine.call_s + engine.image_s * batch
-    seconds = centre * (1 + rng.gamma(1.2, 0.02, size=rounds * calls))
+def draw_samples(rng, engine, way, *, rounds=10, calls=20):
+    """Draw the calls of one way; ``calls`` per round and caller. Two cores: more callers than that wait."""
+    way = Way(way) if isinstance(way, int) else way
+    factor, image_s = _SCOPE_COST[way.scope]
+    centre = factor * (engine.call_s + engine.image_s * way.batch) + image_s * way.batch
+    centre *= max(1, 0.7 * way.concurrency)
+    of_round = calls * way.concurrency
+    seconds = centre * (1 + rng.gamma(1.2, 0.02, size=rounds * of_round))
     seconds[rng.random(len(seconds)) < 0.01] *= 1.6
-    return make_samples(batch, map(float, seconds), [number // calls for number in range(rounds * calls)])
+    wall = () if way.concurrency == 1 else tuple(map(float, seconds.reshape(rounds, -1).sum(1) / way.concurrency))
+    return Samples(
+        batch=way.batch,
+        scope=way.scope,
+        seconds=tuple(map(float, seconds)),
+        rounds=tuple(number // of_round for number in range(rounds * of_round)),
+        concurrency=way.concurrency,
+        graphs=way.graphs,
+        wall=wall,
+    )
+
+
+def draw_layers(rng, engine, *, blocks=16):
+    """Draw the profile of a ResNet-50 with the names that ONNX Runtime gives fused layers."""
+    int8 = engine.precision == "int8"
+    kind, suffix = ("QLinearConv", "_token_1") if int8 else ("Conv", "_nchwc")
+    convolutions = [f"layer{1 + block // 4}.{block % 4}.conv{conv}" for block in range(blocks) for conv in (1, 2, 3)]
+    layers = [LayerTime(name="images.cast", kind="Cast", seconds=1e-4)]
+    for name in ["conv1", *convolutions]:
+        seconds = (engine.call_s + engine.image_s) / len(convolutions) * float(rng.uniform(0.5, 1.5))
+        layers.append(LayerTime(name=f"{name}{suffix}", kind=kind, seconds=seconds))
+        if int8 and name.endswith("conv3"):
+            layers.append(LayerTime(name=name.replace("conv3", "add"), kind="QLinearAdd", seconds=seconds / 5))
+    layers.append(LayerTime(name="fc", kind="QGemm" if int8 else "Gemm", seconds=2e-4))
+    return LayerTimes(batch=1, calls=50, profiler="ONNX Runtime", layers=tuple(layers))
 
 
 def draw_outputs(rng, engine, truth, *, is_reference):
@@ -95,13 +159,15 @@ def make_record(
     images=400,
     labelled=True,
     batches=(1, 8, 32),
+    ways=None,
     rounds=10,
     calls=20,
     dataset_name="synthetic-set",
     skipped=(),
     not_run=NOT_RUN,
 ):
-    """Draw a record; no images with ``images=0``, no reference with ``reference=""``."""
+    """Draw a record; no images with ``images=0``, no reference with ``reference=""``; ``ways`` in place of batches."""
+    ways = tuple(map(Way, batches)) if ways is None else ways
     rng = np.random.default_rng(0)
     truth = np.random.default_rng(1).integers(0, CLASSES, size=images)
     dataset = None
@@ -121,8 +187,10 @@ def make_record(
                 size_bytes=engine.size_bytes,
                 sha256="e" * 64,
                 device="CPU",
-                latency=tuple(draw_samples(rng, engine, batch, rounds=rounds, calls=calls) for batch in batches),
+                latency=tuple(draw_samples(rng, engine, way, rounds=rounds, calls=calls) for way in ways),
                 outputs=outputs,
+                role="reference" if engine.name == reference else engine.role,
+                settings=engine.settings,
             )
         )
     null = SyntheticEngine("null", "null", call_s=3e-6, image_s=1e-7)
@@ -140,4 +208,45 @@ def make_record(
         engines=tuple(drawn),
         reference=reference,
         not_run=not_run,
+    )
+
+
+def make_full_record(**options):
+    """Draw a record with all that there can be: peers, ways, layers, histograms, a search, the machine's state."""
+    rng = np.random.default_rng(5)
+    record = make_record(**({"engines": (*ENGINES, *PEERS), "ways": WAYS} | options))
+    engines = list(record.engines)
+    for number in (1, 2):
+        engines[number] = msgspec.structs.replace(engines[number], layers=draw_layers(rng, ENGINES[number]))
+    counts = tuple(int(1e6 * np.exp(-abs(index - 64) / 6)) for index in range(128))
+    engines[2] = msgspec.structs.replace(
+        engines[2],
+        notes=("4 layers in floating point",),
+        histograms=tuple(
+            TensorHistogram(
+                tensor=f"layer3.{n}.conv3", first=-4, width=1 / 16, counts=counts, low=-1.5, high=1.5, sqnr_db=26.0 + n
+            )
+            for n in range(6)
+        ),
+        search=tuple(SearchStep(layers=n, drop=1.2 / (n + 1), cost=1 + n / 20) for n in range(6)),
+    )
+    machine = tuple(
+        MachineState(
+            round=number,
+            seconds=12.0 + number / 10,
+            used=0.9,
+            elsewhere=float(rng.gamma(1, 0.02)),
+            stolen=float(rng.gamma(1, 0.01)),
+            mhz=2450.0 - 40 * (number > 6),
+        )
+        for number in range(1 + max(record.engines[0].latency[0].rounds))
+    )
+    decoding = DecodeTimes(
+        workers=2,
+        images=400,
+        decode=310.0,
+        engines={engine.name: (60.0 + n, 45.0 + n) for n, engine in enumerate(engines)},
+    )
+    return msgspec.structs.replace(
+        record, engines=tuple(engines), machine=machine, governor="performance", decoding=decoding
     )

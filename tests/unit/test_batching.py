@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_deploy.batching import check_feed, check_images, infer, run_once
+from resnet_deploy.batching import check_feed, check_images, infer, infer_in_turns, run_once
 from resnet_deploy.errors import FeedError
 from resnet_deploy.protocols import TensorSpec
 from resnet_deploy.specs import BatchRange
@@ -137,3 +137,44 @@ def test_batch_that_is_not_contiguous_is_named():
     with pytest.raises(FeedError, match="not contiguous") as caught:
         check_feed(np.zeros((8, *SHAPE), np.uint8)[::2], Recorder())
     assert "ascontiguousarray" in caught.value.hint
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_runners_take_turns_and_answers_keep_their_order(count):
+    runners = [Recorder() for _ in range(count)]
+    images = numbered(18)  # five batches, the last of two
+    np.testing.assert_array_equal(infer_in_turns(runners, images), infer(Recorder(), images))
+    calls = ["load", "enqueue", "synchronize", "fetch"]
+    assert [runner.steps for runner in runners] == [calls * len(range(one, 5, count)) for one in range(count)]
+    assert infer_in_turns(runners, images[:0]).shape == (0, 2)
+
+
+def test_as_many_batches_are_under_way_as_there_are_runners():
+    steps = []
+
+    class Noted(Recorder):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+
+        def load(self, feed):
+            steps.append(f"load {self.name}")
+            super().load(feed)
+
+        def fetch(self):
+            steps.append(f"fetch {self.name}")
+            return super().fetch()
+
+    infer_in_turns([Noted("a"), Noted("b")], numbered(12))
+    assert steps == ["load a", "load b", "fetch a", "load a", "fetch b", "fetch a"]
+
+
+def test_what_was_begun_is_waited_for_when_a_batch_fails():
+    class Failing(Recorder):
+        def enqueue(self):
+            raise KeyboardInterrupt
+
+    runners = [Recorder(), Failing()]
+    with pytest.raises(KeyboardInterrupt):
+        infer_in_turns(runners, numbered(12))
+    assert runners[0].steps == ["load", "enqueue", "synchronize"]

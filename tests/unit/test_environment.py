@@ -127,7 +127,7 @@ def sysfs(tmp_path, monkeypatch):
         topology.mkdir(parents=True)
         (topology / "thread_siblings_list").write_text(f"{cpu % 4},{cpu % 4 + 4}\n")
     (tmp_path / "fs/cgroup").mkdir(parents=True)
-    monkeypatch.setattr(environment, "_usable_cpus", lambda: {0, 1, 2, 4, 5, 6})
+    monkeypatch.setattr(environment, "usable_cpus", lambda: {0, 1, 2, 4, 5, 6})
     return tmp_path
 
 
@@ -150,7 +150,7 @@ def test_compute_threads_within_the_quota_of_older_control_groups(sysfs, quota, 
 
 
 def test_compute_threads_without_topology(tmp_path, monkeypatch):
-    monkeypatch.setattr(environment, "_usable_cpus", lambda: {0, 3})
+    monkeypatch.setattr(environment, "usable_cpus", lambda: {0, 3})
     assert compute_threads(tmp_path) == 2
 
 

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 
 from resnet_deploy.batching import check_feed
-from resnet_deploy.bench import measure
-from resnet_deploy.bench.measure import WARMUP_CALLS, Entrant, measure_in_turns, time_turn
+from resnet_deploy.bench import calls
+from resnet_deploy.bench.calls import Feeds, host_call
+from resnet_deploy.bench.loops import WARMUP_CALLS, ClosedLoop, take_turn
+from resnet_deploy.bench.measure import measure_in_turns
+from resnet_deploy.bench.ways import Entrant
+from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.protocols import Silent, TensorSpec
 from resnet_deploy.runners.null import NullRunner
-from resnet_deploy.specs import BatchRange, BenchSpec, ModelCard, Preprocess
+from resnet_deploy.specs import BatchRange, ModelCard, Preprocess
 
 CARD = ModelCard(
     architecture="resnet18",
@@ -22,6 +26,7 @@ CARD = ModelCard(
     preprocess=Preprocess(image_size=4, resize=4),
 )
 IMAGES = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+FEEDS = Feeds(IMAGES)
 
 
 @pytest.fixture
@@ -33,8 +38,13 @@ def clock(monkeypatch):
         now: int = 1_000
 
     made = Clock()
-    monkeypatch.setattr(measure.time, "perf_counter_ns", lambda: made.now)
+    monkeypatch.setattr(calls.time, "perf_counter_ns", lambda: made.now)
     return made
+
+
+def time_turn(runner, feed, budget_s):
+    """One turn of one caller on one batch: seconds per call."""
+    return take_turn([host_call(runner, feed)], ClosedLoop(budget_s)).seconds
 
 
 class Worker:
@@ -85,7 +95,7 @@ def test_every_engine_at_every_batch_size_it_takes(clock):
         Entrant("fixed", Worker(clock, batch=BatchRange(8, 8, 8))),
         Entrant("none of these", Worker(clock, batch=BatchRange(3, 3, 3))),
     ]
-    result = measure_in_turns(entrants, IMAGES, BenchSpec(batches=(8, 1, 4), seconds=2, rounds=2), Silent())
+    result = measure_in_turns(entrants, FEEDS, BenchSpec(batches=(8, 1, 4), seconds=2, rounds=2), Silent())
     assert {name: [one.batch for one in samples] for name, samples in result.items()} == {
         "wide": [1, 4, 8],
         "narrow": [4],
@@ -98,7 +108,7 @@ def test_every_engine_at_every_batch_size_it_takes(clock):
 def test_samples_are_the_calls_after_the_warm_up(clock):
     worker = Worker(clock, call_s=0.125)
     spec = BenchSpec(batches=(1, 4), seconds=3, rounds=3)
-    result = by_batch(measure_in_turns([Entrant("worker", worker)], IMAGES, spec, Silent())["worker"])
+    result = by_batch(measure_in_turns([Entrant("worker", worker)], FEEDS, spec, Silent())["worker"])
     # A turn lasts 3 s / 3 rounds: 8 calls of 0.125 s. The clock counts whole nanoseconds, so sums are exact.
     for batch in (1, 4):
         assert result[batch].rounds == (0,) * 8 + (1,) * 8 + (2,) * 8
@@ -114,7 +124,7 @@ def test_all_four_steps_are_timed(clock):
 @pytest.mark.parametrize("call_s", [10.0, 1000.0])
 def test_slow_engine_is_called_a_few_times_all_the_same(clock, call_s):
     spec = BenchSpec(batches=(1,), seconds=1, rounds=2)
-    (samples,) = measure_in_turns([Entrant("slow", Worker(clock, call_s=call_s))], IMAGES, spec, Silent())["slow"]
+    (samples,) = measure_in_turns([Entrant("slow", Worker(clock, call_s=call_s))], FEEDS, spec, Silent())["slow"]
     assert samples.rounds == (0, 0, 0, 1, 1, 1)
     assert samples.seconds == pytest.approx([call_s] * 6, rel=1e-12)
 
@@ -128,7 +138,7 @@ def test_order_is_a_function_of_the_seed(clock, seed):
     def play():
         diary = []
         entrants = [Entrant(name, Worker(clock, name, diary=diary)) for name in "abc"]
-        measure_in_turns(entrants, IMAGES, BenchSpec(batches=(1, 2, 4), seconds=1, rounds=4, seed=seed), Silent())
+        measure_in_turns(entrants, FEEDS, BenchSpec(batches=(1, 2, 4), seconds=1, rounds=4, seed=seed), Silent())
         return turns(diary)
 
     assert play() == play()
@@ -138,7 +148,7 @@ def test_another_seed_is_another_order_and_so_is_another_round(clock):
     def play(seed):
         diary = []
         entrants = [Entrant(name, Worker(clock, name, diary=diary)) for name in "abc"]
-        measure_in_turns(entrants, IMAGES, BenchSpec(batches=(1, 2, 4), seconds=1, rounds=4, seed=seed), Silent())
+        measure_in_turns(entrants, FEEDS, BenchSpec(batches=(1, 2, 4), seconds=1, rounds=4, seed=seed), Silent())
         return turns(diary)
 
     orders = {seed: play(seed) for seed in range(5)}
@@ -152,7 +162,7 @@ def test_another_seed_is_another_order_and_so_is_another_round(clock):
 def test_each_round_gives_everyone_one_turn_per_batch_size(clock):
     diary = []
     entrants = [Entrant(name, Worker(clock, name, call_s=1, diary=diary)) for name in "ab"]
-    measure_in_turns(entrants, IMAGES, BenchSpec(batches=(1, 2), seconds=1, rounds=5), Silent())
+    measure_in_turns(entrants, FEEDS, BenchSpec(batches=(1, 2), seconds=1, rounds=5), Silent())
     calls = WARMUP_CALLS + 3
     for number in range(5):
         of_round = diary[number * 4 * calls : (number + 1) * 4 * calls]
@@ -161,7 +171,7 @@ def test_each_round_gives_everyone_one_turn_per_batch_size(clock):
 
 def test_images_are_repeated_to_fill_a_batch(clock):
     worker = Worker(clock)
-    measure_in_turns([Entrant("worker", worker)], IMAGES, BenchSpec(batches=(1, 5), seconds=1, rounds=1), Silent())
+    measure_in_turns([Entrant("worker", worker)], FEEDS, BenchSpec(batches=(1, 5), seconds=1, rounds=1), Silent())
     feeds = {len(feed): feed for feed in worker.feeds}
     np.testing.assert_array_equal(feeds[5], IMAGES[[0, 1, 0, 1, 0]])
     np.testing.assert_array_equal(feeds[1], IMAGES[:1])
@@ -179,7 +189,7 @@ def test_progress_sees_every_turn(clock):
                 yield item
 
     spec = BenchSpec(batches=(1, 2), seconds=1, rounds=3)
-    measure_in_turns([Entrant("worker", Worker(clock))], IMAGES, spec, Watching())
+    measure_in_turns([Entrant("worker", Worker(clock))], FEEDS, spec, Watching())
     assert seen == [("timing", 6), 0, 0, 1, 1, 2, 2]
 
 
@@ -219,7 +229,7 @@ def test_collector_is_back_after_an_error(clock, good_calls):
 def test_null_runner_on_the_real_clock():
     """No assertion on how long it took: only that every sample is a time and the rounds are complete."""
     spec = BenchSpec(batches=(1, 4), seconds=0.01, rounds=2)
-    result = measure_in_turns([Entrant("null", NullRunner(CARD, BatchRange(1, 1, 4)))], IMAGES, spec, Silent())
+    result = measure_in_turns([Entrant("null", NullRunner(CARD, BatchRange(1, 1, 4)))], FEEDS, spec, Silent())
     assert [samples.batch for samples in result["null"]] == [1, 4]
     for samples in result["null"]:
         assert set(samples.rounds) == {0, 1}

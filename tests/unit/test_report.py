@@ -3,21 +3,22 @@
 import itertools
 import json
 import math
+import re
 from html.parser import HTMLParser
 
 import msgspec
 import pytest
-from record_factory import ENGINES, HOSTILE, REFERENCE, SyntheticEngine, make_record
+from record_factory import ENGINES, HOSTILE, REFERENCE, SyntheticEngine, make_full_record, make_record
 
 pytest.importorskip("plotly", reason="plotly draws the page")
 pytest.importorskip("jinja2", reason="jinja2 fills in the page")
 
 from resnet_deploy.bench import statistics
 from resnet_deploy.bench.records import BenchRecord
-from resnet_deploy.report import plots, wording
+from resnet_deploy.report import figures, latency_plots, plots, wording
 from resnet_deploy.report.html import render_html
 
-PLOTS = ["plot-accuracy", "plot-latency", "plot-batches"]
+PLOTS = ["plot-accuracy", "plot-batches-host", "plot-distribution", "plot-latency", "plot-rounds"]
 
 
 class Page(HTMLParser):
@@ -61,6 +62,15 @@ class Page(HTMLParser):
         return json.loads(self.script("figures"))
 
 
+def strings(value):
+    """Every text within JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from strings(inner)
+
+
 @pytest.fixture(scope="module")
 def record():
     return make_record()
@@ -86,7 +96,8 @@ class TestPage:
             for name, value in attributes.items()
             if name in ("src", "href", "srcset", "data", "poster", "action", "xlink:href")
         ]
-        assert loading == [("a", "href", "#record")]
+        assert ("a", "href", "#record") in loading
+        assert {value[0] for _, _, value in loading} == {"#"}
         assert not {"link", "iframe", "object", "embed", "img", "base", "form"} & {tag for tag, _ in page.tags}
         (style,) = [script["text"] for script in page.scripts if script["tag"] == "style"]
         assert "url(" not in style
@@ -98,7 +109,7 @@ class TestPage:
         assert "http" not in policy
 
     def test_offers_no_upload(self, page):
-        (code,) = [script["text"] for script in page.scripts if "Plotly.newPlot(id" in script["text"]]
+        (code,) = [script["text"] for script in page.scripts if "Plotly.newPlot(element" in script["text"]]
         assert 'modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]]' in code
 
     def test_raw_samples_read_back(self, record, page):
@@ -142,7 +153,7 @@ class TestPage:
         hostile = Page(render_html(record))
         harmless = "</script><script>alert(1)</script><img src=x onerror='alert(2)'>[red]\\x1b[31m\\u202e&amp;{{ 7*7 }}"
         tags = [tag for tag, _ in hostile.tags]
-        assert tags.count("script") == [tag for tag, _ in page.tags].count("script") == 4
+        assert tags.count("script") == [tag for tag, _ in page.tags].count("script") == 6
         assert "img" not in tags
         assert not any("onerror" in attributes for _, attributes in hostile.tags)
         assert hostile.text.count(harmless) >= 6
@@ -150,9 +161,44 @@ class TestPage:
         # Plotly reads tags in text; what it gets must be escaped once more.
         names = [trace["name"] for figure in hostile.figures.values() for trace in figure["data"] if "name" in trace]
         names += [one["text"] for one in hostile.figures["plot-accuracy"]["layout"]["annotations"]]
-        assert len(names) == 8
+        assert len(names) == 12
         assert not any("<" in name for name in names)
-        assert sum("&lt;script&gt;" in name for name in names) == 4
+        assert sum("&lt;script&gt;" in name for name in names) == 6
+
+    def test_hostile_text_from_everywhere_stays_text(self):
+        record = make_full_record(dataset_name=HOSTILE)
+        layers = record.engines[1].layers
+        bad_layers = msgspec.structs.replace(
+            layers,
+            profiler=HOSTILE,
+            layers=tuple(msgspec.structs.replace(one, name=HOSTILE + one.name, kind=HOSTILE) for one in layers.layers),
+        )
+        engine = msgspec.structs.replace(
+            record.engines[1],
+            name=HOSTILE,
+            settings=HOSTILE,
+            notes=(HOSTILE, HOSTILE),
+            layers=bad_layers,
+            histograms=(msgspec.structs.replace(record.engines[2].histograms[0], tensor=HOSTILE),),
+            search=record.engines[2].search,
+        )
+        engines = (record.engines[0], engine, *record.engines[2:])
+        states = tuple(msgspec.structs.replace(state, throttled=HOSTILE) for state in record.machine)
+        decoding = msgspec.structs.replace(record.decoding, engines={HOSTILE: (1.0, 2.0)})
+        everywhere = {
+            "engines": engines,
+            "machine": states,
+            "decoding": decoding,
+            "governor": HOSTILE,
+            "suite": HOSTILE,
+        }
+        hostile = Page(render_html(msgspec.structs.replace(record, **everywhere)))
+        assert "img" not in [tag for tag, _ in hostile.tags]
+        assert not any("onerror" in attributes for _, attributes in hostile.tags)
+        assert len(hostile.scripts) == 8  # with style and title
+        told = list(strings(hostile.figures))
+        assert sum("&lt;script&gt;" in text for text in told) > 30
+        assert [text for text in told if "<" in re.sub("<br>|<extra></extra>", "", text)] == []
 
     def test_a_hostile_reference_is_escaped_in_the_axis_title(self):
         engines = (SyntheticEngine(HOSTILE), ENGINES[1])
@@ -211,12 +257,12 @@ class TestPlots:
 
     def test_tail_curve_by_hand(self, record):
         samples = msgspec.structs.replace(record.harness[0], seconds=(3.0, 1.0, 2.0, 4.0), rounds=(0,) * 4)
-        assert plots.tail_curve(samples) == [(1.0, 1.0), (2.0, 0.75), (3.0, 0.5), (4.0, 0.25)]
+        assert latency_plots.tail_curve(samples) == [(1.0, 1.0), (2.0, 0.75), (3.0, 0.5), (4.0, 0.25)]
 
     def test_tail_curve_keeps_the_tail_of_many_calls(self, record):
         seconds = tuple(float(number) for number in range(1, 10_001))
         samples = msgspec.structs.replace(record.harness[0], seconds=seconds, rounds=(0,) * 10_000)
-        curve = plots.tail_curve(samples)
+        curve = latency_plots.tail_curve(samples)
         assert 200 < len(curve) <= 400
         assert curve[0] == (1.0, 1.0)
         assert [time for time, _ in curve[-20:]] == [float(number) for number in range(9_981, 10_001)]
@@ -232,10 +278,10 @@ class TestPlots:
         ],
     )
     def test_log_ticks(self, low, high, expected):
-        assert plots.log_ticks(low, high)["ticktext"] == expected
+        assert figures.log_ticks(low, high)["ticktext"] == expected
 
     def test_log_ticks_of_equal_values(self):
-        assert plots.log_ticks(2.0, 2.0)["tickvals"] == [2.0]
+        assert figures.log_ticks(2.0, 2.0)["tickvals"] == [2.0]
 
     def test_labels_evade_each_other(self):
         assert plots.place_labels([(0.1, 0.5)], [10]) == [(1, 0)]
@@ -245,7 +291,7 @@ class TestPlots:
         assert min(b - a for a, b in itertools.pairwise(heights)) >= 17
 
     def test_error_bars_stay_inside_the_plot(self):
-        figure = Page(render_html(make_record(rounds=2))).figures["plot-batches"]
+        figure = Page(render_html(make_record(rounds=2))).figures["plot-batches-host"]
         highest = max(
             rate + up
             for trace in figure["data"]
@@ -262,7 +308,7 @@ class TestPlots:
         assert 100 < high < 100.1  # no tick above 100 %
 
     def test_engines_look_different(self, record):
-        looks = plots.styles(record)
+        looks = figures.styles(record)
         assert len({look.colour for look in looks}) == len(ENGINES)
         assert looks[0].dash != looks[2].dash
         assert looks[0].symbol != looks[2].symbol

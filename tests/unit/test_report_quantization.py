@@ -8,8 +8,8 @@ pytest.importorskip("plotly", reason="the plots are drawn by plotly")
 from record_factory import make_record
 
 from resnet_deploy.bench.records import SearchStep, TensorHistogram
+from resnet_deploy.report.figures import styles
 from resnet_deploy.report.html import render_html
-from resnet_deploy.report.plots import styles
 from resnet_deploy.report.quantization_plots import plot_histograms, plot_searches
 
 HISTOGRAMS = tuple(

@@ -11,6 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from resnet_deploy.bench import statistics
+from resnet_deploy.bench.records import MachineState
 from resnet_deploy.driver import Gpu, GpuProbe
 from resnet_deploy.report import wording
 from resnet_deploy.report.table import print_table
@@ -102,6 +103,25 @@ class TestTable:
             assert said in text
         assert "warnings" not in text
         assert "no labels" not in text
+
+    def test_verdicts_are_told(self, record):
+        text = " ".join(table_text(record, 132).split())
+        assert (
+            "verdicts resnet50-onnxruntime-fp32: faster than PyTorch; top-1: no significant difference (0 images"
+            in text
+        )
+        assert re.search(
+            r"-int8: faster than PyTorch; top-1: worse \(\d+ images gained, \d+ lost, McNemar's exact p = 0", text
+        )
+        assert "pytorch: faster" not in text
+        unlabelled = " ".join(table_text(make_record(labelled=False), 132).split())
+        assert "verdicts resnet50-onnxruntime-fp32: faster than PyTorch resnet50" in unlabelled
+        assert "verdicts" not in table_text(make_record(reference=""), 132)
+
+    def test_a_busy_machine_is_told(self, record):
+        busy = tuple(MachineState(round=number, seconds=1.0, elsewhere=0.2) for number in range(10))
+        text = " ".join(table_text(msgspec.structs.replace(record, machine=busy), 132).split())
+        assert "warnings other processes took 20% of the cores' time" in text
 
     def test_warnings_name_their_engine(self):
         text = " ".join(table_text(make_record(rounds=1), 140).split())

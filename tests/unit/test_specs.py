@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_deploy import specs
+from resnet_deploy import bench_spec, specs
+from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.errors import SpecError
 from resnet_deploy.specs import (
     BatchRange,
-    BenchSpec,
     BuildSpec,
     CalibrationSpec,
     ExportSpec,
@@ -96,6 +96,22 @@ BAD = (
     Bad(BenchSpec, {"seconds": -1.0}, "5 rounds in -1.0 seconds"),
     Bad(BenchSpec, {"seconds": math.nan}, "5 rounds in nan seconds"),
     Bad(BenchSpec, {"seconds": math.inf}, "5 rounds in inf seconds"),
+    Bad(BenchSpec, {"scopes": ()}, "scopes"),
+    Bad(BenchSpec, {"scopes": ("host", "host")}, "scopes"),
+    Bad(BenchSpec, {"scopes": ("kernel",)}, "unknown scope 'kernel'"),
+    Bad(BenchSpec, {"graphs": ()}, "graphs"),
+    Bad(BenchSpec, {"graphs": (True, True)}, "graphs"),
+    Bad(BenchSpec, {"concurrency": ()}, "callers"),
+    Bad(BenchSpec, {"concurrency": (1, 0)}, "callers"),
+    Bad(BenchSpec, {"concurrency": (2, 2)}, "callers"),
+    Bad(BenchSpec, {"concurrency": (1025,)}, "number of callers 1025 is too large"),
+    Bad(BenchSpec, {"rates": (0.0,)}, "rates"),
+    Bad(BenchSpec, {"rates": (-1.0,)}, "rates"),
+    Bad(BenchSpec, {"rates": (math.nan,)}, "rates"),
+    Bad(BenchSpec, {"rates": (1e6,)}, "rates"),
+    Bad(BenchSpec, {"rates": (5.0, 5.0)}, "rates"),
+    Bad(BenchSpec, {"scopes": ("device",), "concurrency": (1, 2)}, "device is a part of a call"),
+    Bad(BenchSpec, {"scopes": ("h2d", "d2h"), "rates": (5.0,)}, "h2d, d2h is a part of a call"),
 )
 
 
@@ -108,8 +124,10 @@ def test_refused_with_a_hint(bad):
 
 
 def test_every_spec_is_refused_somewhere_above():
-    modules = (specs.__name__, Preprocess.__module__)
-    here = {one for one in vars(specs).values() if isinstance(one, type) and one.__module__ in modules}
+    modules = (specs, bench_spec)
+    names = [*(module.__name__ for module in modules), Preprocess.__module__]
+    everything = [one for module in modules for one in vars(module).values()]
+    here = {one for one in everything if isinstance(one, type) and one.__module__ in names}
     assert {bad.kind for bad in BAD} == {one for one in here if issubclass(one, msgspec.Struct)}
 
 
@@ -128,6 +146,8 @@ GOOD = (
     BuildSpec(backend="tensorrt-rtx", precision="bf16"),
     *(BuildSpec(**FP8, calibration=CalibrationSpec(method=method)) for method in ("max", "percentile", "auto")),
     BenchSpec(batches=(1024, 1), seconds=1e-3, rounds=1, seed=-1),
+    BenchSpec(scopes=bench_spec.SCOPES, concurrency=(1024, 1), graphs=(False, True), rates=(1e-3, 1e5)),
+    BenchSpec(scopes=("device",), graphs=(False,)),
 )
 
 

@@ -1,5 +1,6 @@
 """Statistics of benchmark records against hand-worked numbers; every check has a twin that must come out otherwise."""
 
+import dataclasses
 import math
 
 import msgspec
@@ -17,6 +18,11 @@ def draw_rounds(rng, call_s, rounds=20, calls=10, *, slowdowns=None):
     slowdowns = rng.uniform(1.0, 1.5, rounds) if slowdowns is None else slowdowns
     seconds = [call_s * slow * rng.uniform(1.0, 1.02) for slow in slowdowns for _ in range(calls)]
     return make_samples(1, seconds, [number for number in range(rounds) for _ in range(calls)])
+
+
+def renamed(engine, name, **changes):
+    """The engine under another name."""
+    return dataclasses.replace(engine, name=name, **changes)
 
 
 class TestPercentile:
@@ -290,6 +296,27 @@ class TestSummarize:
         assert all(row.accuracy.agreement is None and row.accuracy.top1 is not None for row in alone)
         assert {row.accuracy for row in statistics.summarize(make_record(images=0))} == {None}
 
+    def test_says_who_is_faster_and_whose_answers_are_better(self):
+        rows = statistics.summarize(make_record())
+        assert (rows[0].speed_verdict, rows[0].accuracy_verdict) == (None, None)
+        assert [row.speed_verdict for row in rows[1:]] == ["faster"] * 3
+        assert [row.accuracy_verdict for row in rows[1:3]] == ["no significant difference", "worse"]
+        flips = rows[2].accuracy.flips
+        assert (rows[2].accuracy.top1 - rows[0].accuracy.top1) * 400 == pytest.approx(flips.gained - flips.lost)
+
+    def test_equal_engines_are_not_told_apart(self):
+        twins = make_record((REFERENCE, renamed(REFERENCE, "twin"), renamed(REFERENCE, "other", call_s=0.005)))
+        rows = statistics.summarize(twins)
+        assert [row.speed_verdict for row in rows[1:]] == ["no significant difference"] * 2
+        assert [row.accuracy_verdict for row in rows[1:]] == ["no significant difference"] * 2
+        slower = make_record((REFERENCE, renamed(REFERENCE, "slower", image_s=0.027)))
+        assert statistics.summarize(slower)[1].speed_verdict == "slower"
+
+    def test_there_is_no_verdict_without_labels_reference_or_rounds(self):
+        assert {row.accuracy_verdict for row in statistics.summarize(make_record(labelled=False))} == {None}
+        assert {row.speed_verdict for row in statistics.summarize(make_record(reference=""))} == {None}
+        assert statistics.summarize(make_record(rounds=4))[1].speed_verdict == "too few rounds for a verdict"
+
     def test_warns_of_few_rounds(self):
         assert [row.warnings for row in statistics.summarize(make_record(rounds=5, calls=40))] == [()] * len(ENGINES)
         warned = statistics.summarize(make_record(rounds=4, calls=50))
@@ -314,6 +341,41 @@ class TestSummarize:
         (row,) = statistics.summarize(msgspec.structs.replace(record, engines=(engine,)))
         assert row.best_batch == 32
         assert [warning.split(":")[0] for warning in row.warnings] == ["unsteady at batch 32"]
+
+
+class TestWays:
+    """Latencies are those of one caller with arrays in host memory; throughput may come from several."""
+
+    quoted = make_samples(1, [0.020] * 10)
+    engine = make_record(ENGINES[:1]).engines[0]
+
+    def called(self, *others):
+        return msgspec.structs.replace(self.engine, latency=(*others, self.quoted))
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"scope": "device"},
+            {"scope": "end_to_end"},
+            {"concurrency": 2, "wall": (0.1,)},
+            {"offered": 30.0, "wall": (0.4,)},
+            {"batch": 8},
+        ],
+        ids=lambda change: next(iter(change)),
+    )
+    def test_what_is_quoted_for_latency(self, other):
+        changed = msgspec.structs.replace(make_samples(1, [0.005] * 10), **other)
+        assert statistics.smallest_samples(self.called(changed)) is self.quoted
+        assert statistics.smallest_samples(msgspec.structs.replace(self.engine, latency=(changed,))) is changed
+
+    def test_best_throughput_may_have_several_callers_but_the_same_scope(self):
+        device = make_samples(1, [0.001] * 10, scope="device")
+        four = msgspec.structs.replace(make_samples(1, [0.040] * 10), concurrency=4, wall=(0.1,))
+        paced = msgspec.structs.replace(make_samples(1, [0.001] * 10), offered=1000.0, wall=(0.01,))
+        assert statistics.best_samples(self.called(device, paced)) is self.quoted
+        assert statistics.best_samples(self.called(device, paced, four)) is four
+        assert statistics.throughput(four) == pytest.approx(100.0)  # not 25, which the sum of overlapping calls gives
+        assert statistics.best_samples(msgspec.structs.replace(self.engine, latency=(paced, device))) is device
 
 
 class TestRecords:

@@ -1,0 +1,126 @@
+"""Percentiles, rates and their intervals, computed from raw samples.
+
+Percentiles are the smallest sample that at least p percent of the samples do not exceed (the nearest-rank definition):
+a value that was really measured, never an interpolation between two.
+
+Intervals are percentile-bootstrap intervals (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13). Whole
+rounds are resampled, for the calls within one share the machine's momentary state; with a single round, the calls are.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from resnet_deploy.bench.records import Samples
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+_RESAMPLES: Final = 1000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence interval, of 95 % unless said otherwise."""
+
+    value: float
+    low: float
+    high: float
+
+
+def percentile(seconds: Sequence[float], percent: float) -> float:
+    """Nearest-rank percentile of at least one sample."""
+    ordered = sorted(seconds)
+    return ordered[_rank(percent, len(ordered))]
+
+
+def calls_needed(percent: float) -> int:
+    """How many calls there must be for ``percent`` of them not to be all but the slowest: 100 for p99, 1000 for p99.9.
+
+    With fewer, the percentile is simply the slowest call.
+    """
+    return round(100 / (100 - percent))
+
+
+def throughput(samples: Samples) -> float:
+    """Images per second: images over the wall clock, or over the summed time of calls that did not overlap."""
+    return samples.batch * len(samples.seconds) / sum(samples.wall or samples.seconds)
+
+
+def percentile_interval(samples: Samples, percent: float, *, resamples: int = _RESAMPLES, seed: int = 0) -> Interval:
+    """Latency percentile with its interval; the rarer the percentile, the less its interval can be relied on."""
+    resampled = resampled_percentile(samples, percent, np.random.default_rng(seed), resamples)
+    return interval_of(percentile(samples.seconds, percent), resampled)
+
+
+def throughput_interval(samples: Samples, *, resamples: int = _RESAMPLES, seed: int = 0) -> Interval:
+    """Throughput with its interval."""
+    rates = _resampled_throughput(samples, np.random.default_rng(seed), resamples)
+    return interval_of(throughput(samples), rates)
+
+
+def speedup_interval(reference: Samples, candidate: Samples, *, resamples: int = _RESAMPLES, seed: int = 0) -> Interval:
+    """Ratio of throughputs with its interval.
+
+    Engines take turns within a round, so where both have the same rounds the same ones are drawn for both: what slowed
+    a round down slowed both. Otherwise each is resampled by itself.
+    """
+    value = throughput(candidate) / throughput(reference)
+    paired = len(set(candidate.rounds)) > 1 and set(candidate.rounds) == set(reference.rounds)
+    ref_seed, cand_seed = (seed, seed) if paired else (seed, seed + 1)
+    ref_rates = _resampled_throughput(reference, np.random.default_rng(ref_seed), resamples)
+    cand_rates = _resampled_throughput(candidate, np.random.default_rng(cand_seed), resamples)
+    return interval_of(value, cand_rates / ref_rates)
+
+
+def interval_of(value: float, resampled: "Floats") -> Interval:
+    """The middle 95 % of what resampling gave, beside ``value``."""
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return Interval(value, float(low), float(high))
+
+
+def by_round(samples: Samples) -> "dict[int, Floats]":
+    """Group the times by round, in the order of the rounds."""
+    seconds, rounds = np.asarray(samples.seconds), np.asarray(samples.rounds)
+    return {int(number): seconds[rounds == number] for number in np.unique(rounds)}
+
+
+def resampled_percentile(
+    samples: Samples, percent: float, rng: np.random.Generator, resamples: int = _RESAMPLES
+) -> "Floats":
+    """Percentile of each resample of the rounds."""
+    rounds = _units(samples)
+    picks = rng.integers(0, len(rounds), size=(resamples, len(rounds)))
+    return np.array([nearest_rank(np.concatenate([rounds[pick] for pick in row]), percent) for row in picks])
+
+
+def _units(samples: Samples) -> "list[Floats]":
+    """What is resampled: rounds, or the calls of a single one."""
+    rounds = list(by_round(samples).values())
+    return rounds if len(rounds) > 1 else list(rounds[0].reshape(-1, 1))
+
+
+def _resampled_throughput(samples: Samples, rng: np.random.Generator, resamples: int) -> "Floats":
+    """Throughput of each resample of the rounds."""
+    rounds = _units(samples)
+    time = np.array(samples.wall if len(samples.wall) == len(rounds) else [seconds.sum() for seconds in rounds])
+    images = np.array([samples.batch * len(seconds) for seconds in rounds])
+    picks = rng.integers(0, len(rounds), size=(resamples, len(rounds)))
+    rates: Floats = images[picks].sum(1) / time[picks].sum(1)
+    return rates
+
+
+def nearest_rank(seconds: "Floats", percent: float) -> float:
+    """Percentile as ``percentile`` has it, without sorting all of a large array."""
+    rank = _rank(percent, len(seconds))
+    return float(np.partition(seconds, rank)[rank])
+
+
+def _rank(percent: float, count: int) -> int:
+    """Index, from 0, of the nearest rank; 7 / 100 * 100 is above 7, and 99.9 has no binary form: digits are dropped."""
+    return max(0, math.ceil(round(percent * count / 100, 9)) - 1)

@@ -1,0 +1,38 @@
+"""Verdicts: an interval or a test in a word. That two engines cannot be told apart is a verdict too."""
+
+from typing import Final, Literal
+
+from resnet_deploy.bench.accuracy import Flips
+from resnet_deploy.bench.intervals import Interval
+
+NO_DIFFERENCE: Final = "no significant difference"
+TOO_FEW: Final = "too few rounds for a verdict"
+SpeedVerdict = Literal["faster", "slower", "no significant difference", "too few rounds for a verdict"]
+Verdict = Literal["better", "worse", "no significant difference"]
+
+# With fewer, the bootstrap sees too few of the machine's states and comes out too narrow.
+FEWEST_ROUNDS: Final = 5
+_LEVEL: Final = 0.05
+
+
+def speed_verdict(speedup: Interval, rounds: int) -> SpeedVerdict:
+    """Say whether an engine is faster than another, from the interval of the speed-up over so many rounds."""
+    if rounds < FEWEST_ROUNDS:
+        return TOO_FEW
+    if speedup.low > 1:
+        return "faster"
+    return "slower" if speedup.high < 1 else NO_DIFFERENCE
+
+
+def accuracy_verdict(flips: Flips, level: float = _LEVEL) -> Verdict:
+    """Say whether answers got better or worse: McNemar's exact test at ``level``."""
+    if flips.p_value > level:
+        return NO_DIFFERENCE
+    return "better" if flips.gained > flips.lost else "worse"
+
+
+def slowdown_verdict(ratio: Interval) -> Verdict:
+    """Say whether times got better or worse, from the interval of the new ones over the old."""
+    if ratio.low > 1:
+        return "worse"
+    return "better" if ratio.high < 1 else NO_DIFFERENCE
