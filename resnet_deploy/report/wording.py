@@ -172,7 +172,7 @@ def procedure(record: BenchRecord) -> str:
 
 def harness(record: BenchRecord) -> str:
     """Say what the harness itself costs, as the null runner shows it."""
-    plain = [samples for samples in record.harness if samples.concurrency == 1 and samples.offered is None]
+    plain = [one for one in record.harness if (one.scope, one.concurrency, one.offered) == ("host", 1, None)]
     if not plain:
         return "overhead not measured"
     costs = ", ".join(f"{_microseconds(samples)} at batch {samples.batch}" for samples in plain)
