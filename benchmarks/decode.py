@@ -22,8 +22,8 @@ from PIL import Image
 
 from resnet_deploy import artifact, environment
 from resnet_deploy.bench.decoding import bound, measure_decoding
-from resnet_deploy.bench.measure import Entrant
 from resnet_deploy.bench.records import DecodeTimes
+from resnet_deploy.bench.ways import Entrant
 from resnet_deploy.bundle import open_bundle
 from resnet_deploy.contract import MLPERF_MEAN, MLPERF_STD, Preprocess
 from resnet_deploy.datasets import BatchReader, find_images

@@ -138,9 +138,9 @@ def live(engines: list[Path], spec: BenchSpec, pairs: int, slowdown: float) -> l
         caught += len(found[1].regressions) == len(engines)
         for what, one in zip(("unchanged", "slowed"), found, strict=True):
             ratios = [f"{way.p50.value:.3f}" for engine in one.engines for way in engine.ways]
-            print(
-                f"pair {number + 1}, {what}: p50 {', '.join(ratios)}; {', '.join(one.regressions) or 'no regression'}"
-            )
+            control = "" if one.control.moved is None else f"{one.control.name} {one.control.moved.value:.3f}; "
+            called = "; ".join(one.regressions) or "no regression"
+            print(f"pair {number + 1}, {what}: {control}relative p50 {', '.join(ratios)}; {called}")
     return [Row("live", "live", spec.rounds, pairs, caught, alarms)]
 
 

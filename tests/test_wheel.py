@@ -113,7 +113,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "resnet_deploy").rglob("*.py")}
     assert len(modules) > 50
     packed = {name for name in names if not name.split("/")[0].endswith(".dist-info")}
-    data = {f"resnet_deploy/{name}" for name in ("py.typed", "data/imagenet_classes.tsv", "report/template.html")}
+    page = (f"report/{name}" for name in ("template.html", "page.css", "page.js"))
+    data = {f"resnet_deploy/{name}" for name in ("py.typed", "data/imagenet_classes.tsv", *page)}
     assert packed == modules | data
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

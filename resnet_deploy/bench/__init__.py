@@ -1,1 +1,1 @@
-"""Measuring engines: timing in turns, answers on a data set, records and statistics."""
+"""Measuring engines: timing in turns, answers on a data set, records, statistics and comparisons."""

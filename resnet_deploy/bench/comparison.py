@@ -106,7 +106,8 @@ class Comparison:
         differences: Of their conditions; empty if they are alike.
         control: What speed was relative to.
         confidence: Of each interval of throughput and p50, such that all hold together with 95 %.
-        engines: In the order of the new run.
+        tolerance: Slowdown that was put up with, as a share.
+        engines: In the order of the old run, or as they were named.
         missing: Engines of the old run that the new one lacks.
         warnings: Of each run's machine.
     """

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
     from resnet_deploy.bench.calls import Call
 
-# A TensorRT runner captures a graph in the second call of each of its two slots, which take turns.
+# A TensorRT runner captures a graph in the second call of each of its two slots, which take turns. A call that takes
+# longer than the turn is to last is the only one: many short rounds tell more than a few long ones.
 WARMUP_CALLS: Final = 4
 # A turn makes at least this many timed calls, however slow they are, and stops after this many, however fast.
-LEAST_CALLS: Final = 3
+LEAST_CALLS: Final = 1
 MOST_CALLS: Final = 2000
 # A sleep ends some 100 microseconds late on Linux (its timer slack, and waking up): the rest is polled.
 _POLLED_NS: Final = 200_000
@@ -28,6 +29,7 @@ class Loop(Protocol):
     """How callers go about it; one object for all callers of a turn."""
 
     start: int
+    budget_ns: int
 
     def begin(self) -> None:
         """Set ``start``, in nanoseconds of ``time.perf_counter_ns``."""
@@ -60,7 +62,7 @@ class ClosedLoop:
 
     def __init__(self, budget_s: float) -> None:
         self.start = 0
-        self._budget_ns = int(budget_s * 1e9)
+        self.budget_ns = int(budget_s * 1e9)
 
     def begin(self) -> None:
         """Start now."""
@@ -69,7 +71,7 @@ class ClosedLoop:
     def run(self, call: "Call") -> list[float]:
         """Call until the time is over; a call that was begun is finished."""
         taken: list[float] = []
-        clock, end = time.perf_counter_ns, self.start + self._budget_ns
+        clock, end = time.perf_counter_ns, self.start + self.budget_ns
         while len(taken) < LEAST_CALLS or (clock() < end and len(taken) < MOST_CALLS):
             taken.append(call())
         return taken
@@ -91,7 +93,7 @@ class PacedLoop:
     def __init__(self, budget_s: float, rate: float) -> None:
         self.start = 0
         self._period_ns = 1e9 / rate
-        self._budget_ns = int(budget_s * 1e9)
+        self.budget_ns = int(budget_s * 1e9)
         count = min(max(int(budget_s * rate), LEAST_CALLS), MOST_CALLS)
         self._numbers = iter(range(count))  # handed out one at a time, to whoever asks
 
@@ -103,7 +105,7 @@ class PacedLoop:
         """Make calls as they fall due, while there are any."""
         taken: list[float] = []
         clock = time.perf_counter_ns
-        give_up = self.start + max(2 * self._budget_ns, int(LEAST_CALLS * self._period_ns))
+        give_up = self.start + max(2 * self.budget_ns, int(LEAST_CALLS * self._period_ns))
         for number in self._numbers:
             due = self.start + int(number * self._period_ns)
             if number >= LEAST_CALLS and clock() > give_up:
@@ -131,16 +133,17 @@ def take_turn(calls: "Sequence[Call]", loop: Loop) -> Turn:
     """Warm every caller up, then let all run ``loop``: one in this thread, several in a thread each."""
     if len(calls) > 1:
         return _at_once(calls, loop)
-    _warm_up(calls[0])
+    _warm_up(calls[0], loop.budget_ns)
     with no_garbage_collection():
         loop.begin()
         taken = loop.run(calls[0])
         return Turn(taken, (time.perf_counter_ns() - loop.start) * 1e-9)
 
 
-def _warm_up(call: "Call") -> None:
+def _warm_up(call: "Call", budget_ns: int) -> None:
     for _ in range(WARMUP_CALLS):
-        call()
+        if call() * 1e9 > budget_ns:
+            return
 
 
 def _at_once(calls: "Sequence[Call]", loop: Loop) -> Turn:
@@ -148,7 +151,7 @@ def _at_once(calls: "Sequence[Call]", loop: Loop) -> Turn:
 
     def caller(call: "Call") -> tuple[list[float], int]:
         try:
-            _warm_up(call)
+            _warm_up(call, loop.budget_ns)
             barrier.wait()
             return loop.run(call), time.perf_counter_ns()
         except BaseException:

@@ -6,7 +6,7 @@ Only measured values are stored. Percentiles, throughput, accuracy and agreement
 Schema history: 1, the first; 2 adds to samples how many callers there were, graphs, the rate of calls and the wall
 clock of each round, to engines their role, settings and the time of each layer, and to the run the state of the machine
 in each round and what decoding costs. What 2 adds has a default that says what 1 meant, so that records of 1 are read
-as they are.
+as they are. Fields that a reader does not know are ignored; a record of a later version is refused.
 """
 
 from pathlib import Path
@@ -288,7 +288,7 @@ class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):
         weights_sha256: Of the model.
         preprocess: The input contract that all engines share.
         threads: Threads given to each engine on the CPU.
-        warmup_calls: Untimed calls at the beginning of each turn.
+        warmup_calls: Untimed calls at the beginning of each turn; of calls longer than the turn, one.
         seed: Of the order of engines within each round.
         dataset: Absent when the run had no images; latencies are then taken on synthetic ones.
         harness: The null runner's latencies through the same code: what the harness itself costs.

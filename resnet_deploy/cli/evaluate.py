@@ -71,7 +71,7 @@ def evaluate(engines: tuple[Path, ...], output: Path, resume: bool, **values: An
     with artifact.writable_folder(output):
         try:
             record = run_evaluate(inputs, spec, output, TerminalProgress(), restart=not resume)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # the latter is what SIGTERM becomes
             click.echo("the same command goes on from here", err=True)
             raise
     present(record, output)

@@ -60,7 +60,8 @@ def measure(
         if reader is not None and "end_to_end" in spec.scopes:
             files = [artifact.read_bytes(path) for path in _sound_paths(reader, max(_ENCODED_FILES, *spec.batches))]
             encoded = stack.enter_context(EncodedImages(files, lineup.card.preprocess, lineup.threads))
-        watch = MachineWatch(environment.collect().cpu.cores)
+        here = environment.collect()
+        watch = MachineWatch(here.cpu.cores, here.gpu.gpus[0].uuid if here.gpu.gpus else "")
         latency = measure_in_turns(
             [*lineup.entrants, null],
             Feeds(images, encoded),

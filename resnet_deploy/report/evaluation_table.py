@@ -6,9 +6,9 @@ from rich.table import Table
 from rich.text import Text
 
 from resnet_deploy.bench import statistics
-from resnet_deploy.bench.accuracy import count_flips
+from resnet_deploy.bench.accuracy import Flips
 from resnet_deploy.bench.decoding import bound
-from resnet_deploy.bench.evaluation_records import EvaluatedEngine, EvaluationRecord
+from resnet_deploy.bench.evaluation_records import EvaluationRecord
 from resnet_deploy.bench.records import DatasetRecord
 from resnet_deploy.bench.statistics import Accuracy
 from resnet_deploy.report import wording
@@ -37,7 +37,7 @@ def _answers(record: EvaluationRecord) -> Table:
             cells += [_share(counted.top1, counted), _share(counted.top5, counted)]
         cells += [wording.NOTHING] * 2 if is_first else [_percent(counted.agreement), _decibels(counted.sqnr_db)]
         if labelled:
-            cells += [wording.NOTHING] * 2 if is_first else _flips(first, engine, record.dataset)
+            cells += _flips(counted.flips)
         table.add_row(*map(Text, cells))
     return table
 
@@ -133,11 +133,8 @@ def _decibels(value: float | None) -> str:
     return wording.NOTHING if value is None else wording.decibels(value)
 
 
-def _flips(first: EvaluatedEngine, engine: EvaluatedEngine, dataset: DatasetRecord) -> list[str]:
-    before, after = (
-        [best[:1] == (label,) for best, label in zip(one.outputs.top5, dataset.labels, strict=True)]
-        for one in (first, engine)
-    )
-    flips = count_flips(before, after)
-    p_value = flips.p_value
-    return [f"+{flips.gained} -{flips.lost}", f"{p_value:.3f}" if p_value >= 0.001 else f"{p_value:.0e}"]
+def _flips(flips: Flips | None) -> list[str]:
+    if flips is None:
+        return [wording.NOTHING] * 2
+    p_value = f"{flips.p_value:.3f}" if flips.p_value >= 0.001 else f"{flips.p_value:.0e}"
+    return [f"+{flips.gained} -{flips.lost}", p_value]

@@ -71,7 +71,7 @@ def _latency(record: BenchRecord, rows: tuple[Summary, ...]) -> Iterator[Plot]:
     ways = {statistics.smallest_samples(row.engine).way for row in rows}
     way = wording.way(min(ways)) if len(ways) == 1 else "each engine's smallest batch"
     caption = "Each engine's calls to their own height; ticks: p50 and p99. The axis is logarithmic."
-    height = max(20, 6 + _ROW_REM * len(record.engines))
+    height = max(27, 6 + _ROW_REM * len(record.engines))
     figure = latency_plots.plot_distributions(record)
     yield Plot("plot-distribution", f"Distribution of latency: {way}", caption, figure, height=height)
     caption = "Curves to the left are faster. Both axes are logarithmic: p99 gets as much room as p90, and tails show."

@@ -171,7 +171,10 @@ def _add_states(figure: go.Figure, states: Sequence[MachineState]) -> None:
             hovertemplate="%{fullData.name}<br>round %{x}: %{y:.1f} % of the cores<extra></extra>",
         )
     if clock:
-        figure.update_layout(yaxis3=new_axis("MHz") | {"domain": [0, 0.14]})
+        clocks = [state.mhz for state in states if state.mhz]
+        # A tenth of room, so that a clock that stood still does not look like one that moved.
+        room = {"range": [0.9 * min(clocks), 1.1 * max(clocks)], "nticks": 4}
+        figure.update_layout(yaxis3=new_axis("MHz") | {"domain": [0, 0.14]} | room)
         figure.add_scatter(
             x=rounds,
             y=[state.mhz for state in states],

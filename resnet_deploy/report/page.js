@@ -57,9 +57,10 @@ for (const button of document.querySelectorAll(".legend button")) {
 /* ---- paper: browsers announce printing before they lay the page out, so sizes that fit A4 and Letter are given here ---- */
 
 function onPaper(plot) {
-  // Two narrow plots stand beside each other, and two such rows on a page.
-  if (plot.closest("figure").classList.contains("wide")) return {width: 930, height: Math.min(plot.clientHeight, 590)};
-  return {width: 450, height: Math.min(Math.max(240, 0.58 * plot.clientHeight), 560)};
+  // Wide plots stand alone, narrow ones in pairs, of which two fit on a page where they are as low as most are.
+  const isWide = plot.closest("figure").classList.contains("wide");
+  const fits = Math.min(plot.clientHeight, 570);
+  return {width: isWide ? 930 : 450, height: !isWide && fits < 420 ? 240 : fits};
 }
 
 addEventListener("beforeprint", () => {

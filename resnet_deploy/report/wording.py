@@ -165,14 +165,14 @@ def procedure(record: BenchRecord) -> str:
         "; PyTorch runs eagerly, in FP32, channels last, and normalises" if record.reference == "pytorch" else ""
     )
     return (
-        f"{threads} per engine on the CPU; {record.warmup_calls} untimed calls first; "
+        f"{threads} per engine on the CPU; up to {record.warmup_calls} untimed calls first; "
         f"engines take turns, in random order (seed {record.seed}){reference}"
     )
 
 
 def harness(record: BenchRecord) -> str:
     """Say what the harness itself costs, as the null runner shows it."""
-    plain = [samples for samples in record.harness if samples.concurrency == 1 and samples.offered is None]
+    plain = [one for one in record.harness if (one.scope, one.concurrency, one.offered) == ("host", 1, None)]
     if not plain:
         return "overhead not measured"
     costs = ", ".join(f"{_microseconds(samples)} at batch {samples.batch}" for samples in plain)

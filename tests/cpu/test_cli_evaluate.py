@@ -203,17 +203,18 @@ def test_killed_at_random_moments_the_record_is_the_same(invoke, line, large, re
     shutil.rmtree(tmp_path / "out")
     seed = time.time_ns()
     print(f"seed {seed}")  # shown if this fails
-    draw, kills, size, journal = random.Random(seed), 0, 0, tmp_path / "out" / JOURNAL
-    while kills < 3:
+    draw, size, journal = random.Random(seed), 0, tmp_path / "out" / JOURNAL
+    for number, status in ((signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGKILL, -9)):
         process = start(line(large, "--batch", "8"))
         while not (journal.exists() and journal.stat().st_size > size):
             assert process.poll() is None, process.communicate()
             time.sleep(0.001)
         time.sleep(draw.uniform(0, 0.2))
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL  # it was not done
-        size, kills = journal.stat().st_size, kills + 1
+        process.send_signal(number)
+        _, words = process.communicate()
+        assert process.returncode == status, words  # it was not done
+        assert (b"goes on from here" in words) == (number == signal.SIGTERM)
+        size = journal.stat().st_size
     assert invoke(*line(large, "--batch", "8")).exit_code == 0
     assert answers(record()) == answers(undisturbed)
     assert record().cost.sessions > 1

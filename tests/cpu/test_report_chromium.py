@@ -311,7 +311,23 @@ def test_what_is_too_wide_is_noticed(browse, page, tmp_path):
     assert own != "390,390"
 
 
-def test_paper_takes_every_plot_and_no_buttons(browse, page, tmp_path):
+PRINT = """const all = [...document.querySelectorAll("figure .plot")];
+  const sizes = () => all.map(plot => plot._fullLayout.width);
+  const before = sizes(); dispatchEvent(new Event("beforeprint")); await pause(); const paper = sizes();
+  dispatchEvent(new Event("afterprint")); await pause(); return [before, paper, sizes()];"""
+
+
+def test_plots_take_the_size_of_paper_and_back(ask, page):
+    (before, paper, after), console = ask(page, PRINT, "--window-size=1280,900")
+    assert console == []
+    assert set(paper) == {930, 450}
+    assert len(paper) == len(TRACES)
+    assert before == after != paper
+    (before, paper, _), _ = ask(page.replace('addEventListener("beforeprint"', 'addEventListener("never"'), PRINT)
+    assert paper == before
+
+
+def test_paper_is_a4_landscape(browse, page, tmp_path):
     pdf = tmp_path / "page.pdf"
     browse(page, "--no-pdf-header-footer", f"--print-to-pdf={pdf}")
     data = pdf.read_bytes()

@@ -19,8 +19,8 @@ from resnet_deploy.bench.evaluation_records import (
     read_evaluation,
     write_evaluation,
 )
-from resnet_deploy.bench.measure import Entrant
 from resnet_deploy.bench.records import DatasetRecord, DecodeTimes, Outputs
+from resnet_deploy.bench.ways import Entrant
 from resnet_deploy.datasets import BatchReader, ImageDataset, find_images
 from resnet_deploy.errors import FileError
 from resnet_deploy.protocols import Silent

@@ -59,6 +59,24 @@ class TestDrawing:
             assert ratios == pytest.approx(1.05 if before.name == INT8 else 1.0)
 
 
+@pytest.mark.parametrize(("slowdown", "expected"), [(0.05, 1.05), (1.0, 2.0), (0.0, 1.0)])
+def test_spinning_takes_a_share_longer_than_the_call(monkeypatch, slowdown, expected):
+    now = [10.0]
+
+    def look():
+        now[0] += 0.001  # looking at the clock takes time too
+        return now[0]
+
+    def enqueue(_):
+        now[0] += 1.0
+
+    monkeypatch.setattr(gate_power.time, "perf_counter", look)
+    monkeypatch.setattr(gate_power.OrtRunner, "enqueue", enqueue)
+    gate_power.spinning(slowdown)(None)
+    # Three to five looks at the clock are in it.
+    assert now[0] - 10.0 == pytest.approx(expected, abs=0.006)
+
+
 def test_counts_of_steady_noise(tmp_path):
     """A 2 % noise of calls, steady over the rounds: every slowdown of 5 % shows, and none that is not there."""
     path = tmp_path / "bench.json"

@@ -5,13 +5,23 @@ import math
 import re
 
 import msgspec
+import numpy as np
 import pytest
-from record_factory import ENGINES, HOSTILE, REFERENCE, SyntheticEngine, make_record
+from record_factory import (
+    ENGINES,
+    HOSTILE,
+    REFERENCE,
+    WAYS,
+    SyntheticEngine,
+    draw_samples,
+    make_full_record,
+    make_record,
+)
 from rich.cells import cell_len
 from rich.console import Console
 
 from resnet_deploy.bench import statistics
-from resnet_deploy.bench.records import MachineState
+from resnet_deploy.bench.records import MachineState, Way
 from resnet_deploy.driver import Gpu, GpuProbe
 from resnet_deploy.report import wording
 from resnet_deploy.report.table import print_table
@@ -32,6 +42,11 @@ def headers(text):
 @pytest.fixture(scope="module")
 def record():
     return make_record()
+
+
+@pytest.fixture(scope="module")
+def full():
+    return make_full_record()
 
 
 class TestTable:
@@ -91,7 +106,7 @@ class TestTable:
         text = " ".join(table_text(record, 200).split())
         for said in (
             "host: arrays in host memory in, logits in host memory out; image decoding not included",
-            "2 threads per engine on the CPU; 10 untimed calls first",
+            "2 threads per engine on the CPU; up to 10 untimed calls first",
             "µs at batch 1,",
             "as the null runner shows",
             "synthetic-set: 400 images, labelled, SHA-256 dddddddddddd",
@@ -179,6 +194,46 @@ class TestTable:
         environment = msgspec.structs.replace(record.environment, gpu=probe)
         text = table_text(msgspec.structs.replace(record, environment=environment), 200)
         assert "; Synthetic GPU, compute capability 9.0, 80 GiB; CUDA 13.0, driver 999.0" in " ".join(text.split())
+
+
+class TestWays:
+    @pytest.mark.parametrize(("width", "tables"), [(80, 3), (132, 3), (140, 2)])
+    def test_fits_with_every_figure_whole(self, full, width, tables):
+        text = table_text(full, width)
+        assert len(headers(text)) == tables
+        assert max(map(cell_len, text.splitlines())) <= width
+        assert "…" not in text
+        above, below = headers(text)[-1]
+        assert above.split() == ["p50", "ms,", "batch", "1,", "1", "caller", "images/s", "(batch)", "by", "callers"]
+        assert below.split() == ["engine", "host", "device", "end", "to", "end", "1", "2", "4"]
+
+    def test_figures_by_hand(self, full):
+        lines = [line for line in table_text(full, 200).splitlines() if line.startswith("resnet50-openvino-int8 ")]
+        samples = {one.way: one for one in full.engines[3].latency}
+        scopes = [sorted(samples[Way(1, scope)].seconds)[99] for scope in ("host", "device", "end_to_end")]
+        expected = [wording.milliseconds(seconds) for seconds in scopes]
+        rates = {callers: 8 * 200 * callers / sum(samples[Way(8, "host", callers)].wall) for callers in (2, 4)}
+        assert lines[1].split()[1:4] == expected
+        assert lines[1].split()[6:] == [word for rate in rates.values() for word in (wording.significant(rate), "(8)")]
+        assert f"{wording.significant(rates[2])} (8\N{MULTIPLICATION SIGN}2)" in lines[0]
+
+    def test_nothing_varied_needs_no_second_table(self, record):
+        assert "callers" not in table_text(record, 140)
+        assert len(headers(table_text(record, 140))) == 1
+
+    def test_peers_stand_apart_and_say_what_they_are(self, full):
+        text = table_text(full, 140)
+        lines = text.splitlines()
+        first = next(number for number, line in enumerate(lines) if line.startswith("onnxruntime-plain "))
+        assert not lines[first - 1].strip()
+        assert lines[first - 2].startswith("resnet50-openvino-int8 ")
+        assert "peers      onnxruntime-plain: InferenceSession with default options" in text
+        assert "peers" not in table_text(make_record(), 140)
+
+    def test_harness_is_told_for_single_callers_on_the_host(self, full):
+        several = tuple(draw_samples(np.random.default_rng(0), ENGINES[0], way) for way in WAYS)
+        text = wording.harness(msgspec.structs.replace(full, harness=several))
+        assert [text.count(f"at batch {batch}") for batch in (1, 8, 32)] == [1, 1, 1]
 
 
 class TestWording:
