@@ -156,7 +156,7 @@ class TestTerminal:
             (Way(1), "batch 1"),
             (Way(8, "host", 4), "batch 8, 4 callers"),
             (Way(1, "device", 1, True), "batch 1, device, graphs"),
-            (Way(1, "h2d"), "batch 1, copies to the device"),
+            (Way(1, "h2d"), "batch 1, copy in"),
             (Way(1, "host", 1, False, 120.0), "batch 1, no graphs, 120 calls/s due"),
         ],
     )
