@@ -51,11 +51,7 @@ def test_the_suite_for_cpus_is_what_its_claims_rest_on():
 
 def test_what_is_not_said_is_as_on_the_command_line(write_suite):
     suite = read_suite(write_suite(MODEL + ENGINES))
-<<<<<<< HEAD
-    assert (suite.timing.batches, suite.timing.seconds, suite.timing.rounds) == ((1, 8, 32), 3.0, 20)
-=======
     assert suite.timing == BenchSpec()
->>>>>>> peers
     assert (suite.pytorch, suite.peers, suite.data, suite.threads) == (True, (), None, 0)
     (spec,) = suite.builds
     assert (spec.backend, spec.precision, str(spec.batch), spec.calibration) == ("onnxruntime", "fp32", "1:8:64", None)
