@@ -36,7 +36,15 @@ class Interval:
 def percentile(seconds: Sequence[float], percent: float) -> float:
     """Nearest-rank percentile of at least one sample."""
     ordered = sorted(seconds)
-    return ordered[_rank(percent, len(ordered))]
+    return ordered[nearest_rank_index(percent, len(ordered))]
+
+
+def nearest_rank_index(percent: float, count: int) -> int:
+    """Where, counted from 0, the nearest rank of ``percent`` is among so many sorted samples.
+
+    7 / 100 * 100 is above 7, and 99.9 has no binary form: the digits that rounding brings are dropped.
+    """
+    return max(0, math.ceil(round(percent * count / 100, 9)) - 1)
 
 
 def calls_needed(percent: float) -> int:
@@ -117,10 +125,5 @@ def _resampled_throughput(samples: Samples, rng: np.random.Generator, resamples:
 
 def nearest_rank(seconds: "Floats", percent: float) -> float:
     """Percentile as ``percentile`` has it, without sorting all of a large array."""
-    rank = _rank(percent, len(seconds))
+    rank = nearest_rank_index(percent, len(seconds))
     return float(np.partition(seconds, rank)[rank])
-
-
-def _rank(percent: float, count: int) -> int:
-    """Index, from 0, of the nearest rank; 7 / 100 * 100 is above 7, and 99.9 has no binary form: digits are dropped."""
-    return max(0, math.ceil(round(percent * count / 100, 9)) - 1)

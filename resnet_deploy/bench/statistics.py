@@ -11,8 +11,8 @@ from resnet_deploy.bench.accuracy import Accuracy, Flips, accuracy, share_interv
 from resnet_deploy.bench.doubts import (
     machine_warnings,
     spread_warnings,
-    stability_warnings,
     thin_percentiles,
+    thin_warnings,
 )
 from resnet_deploy.bench.intervals import (
     Interval,
@@ -45,7 +45,6 @@ __all__ = [
     "share_interval",
     "smallest_samples",
     "speedup_interval",
-    "stability_warnings",
     "summarize",
     "thin_percentiles",
     "throughput",
@@ -141,13 +140,9 @@ def _summary(engine: EngineRecord, reference: EngineRecord | None, dataset: Data
 
 def _warnings(engine: EngineRecord, first: Samples, best: Samples, counted: Accuracy | None) -> list[str]:
     """Collect what makes the figures of one row hard to trust."""
-    warnings = list(stability_warnings(first))
+    warnings = [*thin_warnings(engine.latency), *spread_warnings(first)]
     if best is not first:
         warnings += spread_warnings(best)
-    others = [one for one in engine.latency if one is not first and thin_percentiles(len(one.seconds), (99,))]
-    if others:
-        batches = ", ".join(dict.fromkeys(str(one.batch) for one in others))
-        warnings.append(f"p99 at batch {batches} is simply the slowest of fewer than 100 calls")
     if (rounds := _rounds(best)) < FEWEST_ROUNDS:
         noun = "round" if rounds == 1 else "rounds"
         warnings.append(f"intervals rest on {rounds} {noun} at batch {best.batch}: they are too narrow")

@@ -1,11 +1,11 @@
 """Which raw values a figure was computed from, and how: what the page shows of a figure that is followed."""
 
-import math
 from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import quote
 
 from resnet_deploy.bench import statistics
+from resnet_deploy.bench.intervals import nearest_rank_index
 from resnet_deploy.bench.records import BenchRecord, EngineRecord, Samples, Way
 
 ANSWERS: Final = "answers"
@@ -56,7 +56,7 @@ def way_key(way: Way) -> str:
 def of_percentile(engine: EngineRecord, samples: Samples, percent: float) -> Evidence:
     """Say which call a percentile is: it is a call that was really made."""
     count = len(samples.seconds)
-    rank = max(1, math.ceil(percent * count / 100))
+    rank = nearest_rank_index(percent, count) + 1
     name, rule = f"p{percent:g}", f"nearest-rank p{percent:g} of {count:,} calls: number {rank:,} from the fastest"
     if percent in (0, 100):
         name = "slowest" if percent else "fastest"

@@ -9,6 +9,7 @@ import pytest
 from record_factory import ENGINES, REFERENCE, SyntheticEngine, make_record, make_samples
 
 from resnet_deploy.bench import statistics
+from resnet_deploy.bench.doubts import spread_warnings, thin_warnings
 from resnet_deploy.bench.records import DatasetRecord, Outputs, read_record, write_record
 from resnet_deploy.errors import FileError
 
@@ -227,14 +228,15 @@ class TestSqnr:
         return statistics.accuracy(outputs, None, dataset)
 
 
-class TestStabilityWarnings:
+class TestSpreadWarnings:
     def test_steady_calls_raise_none(self):
-        assert statistics.stability_warnings(make_samples(1, [0.010, 0.011] * 50)) == ()
+        assert spread_warnings(make_samples(1, [0.010, 0.011] * 50)) == []
 
-    def test_too_few_calls_for_p99(self):
-        assert statistics.stability_warnings(make_samples(1, [0.010, 0.011] * 49 + [0.010])) == (
-            "p99 of 99 calls at batch 1 is simply the slowest call",
-        )
+    def test_too_few_calls_for_p99_are_told_once(self):
+        few, enough = ([0.010, 0.011] * count for count in (49, 50))
+        latency = (make_samples(8, few), make_samples(1, few), make_samples(1, few, scope="device"))
+        assert thin_warnings(latency) == ("p99 at batch 1, 8 is simply the slowest of fewer than 100 calls",)
+        assert thin_warnings((make_samples(1, enough),)) == ()
 
     @pytest.mark.parametrize(("slow_calls", "warned"), [(1, False), (2, True)])
     def test_wide_spread(self, slow_calls, warned):
@@ -242,23 +244,23 @@ class TestStabilityWarnings:
         seconds = [0.010] * 100
         for position in (20, 80)[:slow_calls]:
             seconds[position] = 0.030
-        warnings = statistics.stability_warnings(make_samples(1, seconds))
-        assert warnings == (("unsteady at batch 1: p99 is 3.0 times p50",) if warned else ())
+        warnings = spread_warnings(make_samples(1, seconds))
+        assert warnings == (["unsteady at batch 1: p99 is 3.0 times p50"] if warned else [])
 
     @pytest.mark.parametrize(
         ("later", "expected"),
         [
-            (0.0112, ("drifting at batch 1: the second half is +12% against the first",)),
-            (0.0088, ("drifting at batch 1: the second half is -12% against the first",)),
-            (0.0109, ()),
+            (0.0112, ["drifting at batch 1: the second half is +12% against the first"]),
+            (0.0088, ["drifting at batch 1: the second half is -12% against the first"]),
+            (0.0109, []),
         ],
     )
     def test_drift(self, later, expected):
-        assert statistics.stability_warnings(make_samples(1, [0.010] * 50 + [later] * 50)) == expected
+        assert spread_warnings(make_samples(1, [0.010] * 50 + [later] * 50)) == expected
 
     def test_drift_needs_twenty_calls(self):
-        nineteen = statistics.stability_warnings(make_samples(1, [0.010] * 9 + [0.015] * 10))
-        twenty = statistics.stability_warnings(make_samples(1, [0.010] * 10 + [0.015] * 10))
+        nineteen = spread_warnings(make_samples(1, [0.010] * 9 + [0.015] * 10))
+        twenty = spread_warnings(make_samples(1, [0.010] * 10 + [0.015] * 10))
         assert [warning for warning in nineteen if "drifting" in warning] == []
         assert [warning for warning in twenty if "drifting" in warning] != []
 
