@@ -5,6 +5,7 @@ a value that was really measured, never an interpolation between two.
 
 Intervals are percentile-bootstrap intervals (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13). Whole
 rounds are resampled, for the calls within one share the machine's momentary state; with a single round, the calls are.
+Of few rounds they come out too narrow: they describe one engine, and no verdict rests on them (``pairs``, ``shifts``).
 """
 
 import math
@@ -72,20 +73,6 @@ def throughput_interval(samples: Samples, *, resamples: int = _RESAMPLES, seed: 
     return interval_of(throughput(samples), rates)
 
 
-def speedup_interval(reference: Samples, candidate: Samples, *, resamples: int = _RESAMPLES, seed: int = 0) -> Interval:
-    """Ratio of throughputs with its interval.
-
-    Engines take turns within a round, so where both have the same rounds the same ones are drawn for both: what slowed
-    a round down slowed both. Otherwise each is resampled by itself.
-    """
-    value = throughput(candidate) / throughput(reference)
-    paired = len(set(candidate.rounds)) > 1 and set(candidate.rounds) == set(reference.rounds)
-    ref_seed, cand_seed = (seed, seed) if paired else (seed, seed + 1)
-    ref_rates = _resampled_throughput(reference, np.random.default_rng(ref_seed), resamples)
-    cand_rates = _resampled_throughput(candidate, np.random.default_rng(cand_seed), resamples)
-    return interval_of(value, cand_rates / ref_rates)
-
-
 def interval_of(value: float, resampled: "Floats") -> Interval:
     """The middle 95 % of what resampling gave, beside ``value``."""
     low, high = np.quantile(resampled, [0.025, 0.975])
@@ -96,6 +83,16 @@ def by_round(samples: Samples) -> "dict[int, Floats]":
     """Group the times by round, in the order of the rounds."""
     seconds, rounds = np.asarray(samples.seconds), np.asarray(samples.rounds)
     return {int(number): seconds[rounds == number] for number in np.unique(rounds)}
+
+
+def time_per_image(samples: Samples) -> dict[int, float]:
+    """Seconds per image in each round."""
+    rounds = by_round(samples)
+    walls = samples.wall or [float(seconds.sum()) for seconds in rounds.values()]
+    return {
+        number: wall / (samples.batch * len(seconds))
+        for (number, seconds), wall in zip(rounds.items(), walls, strict=True)
+    }
 
 
 def resampled_percentile(

@@ -1,5 +1,6 @@
 """Verdicts: an interval or a test in a word. That two engines cannot be told apart is a verdict too."""
 
+import math
 from typing import Final, Literal
 
 from resnet_deploy.bench.accuracy import Flips
@@ -12,19 +13,19 @@ Verdict = Literal["better", "worse", "no significant difference"]
 
 # With fewer, the bootstrap sees too few of the machine's states and comes out too narrow.
 FEWEST_ROUNDS: Final = 5
-_LEVEL: Final = 0.05
+LEVEL: Final = 0.05  # of all verdicts on one question together
 
 
-def speed_verdict(speedup: Interval, rounds: int) -> SpeedVerdict:
-    """Say whether an engine is faster than another, from the interval of the speed-up over so many rounds."""
-    if rounds < FEWEST_ROUNDS:
+def speed_verdict(speedup: Interval) -> SpeedVerdict:
+    """Say whether an engine is faster than another, from the interval of the speed-up: infinite for too few rounds."""
+    if math.isinf(speedup.high):
         return TOO_FEW
     if speedup.low > 1:
         return "faster"
     return "slower" if speedup.high < 1 else NO_DIFFERENCE
 
 
-def accuracy_verdict(flips: Flips, level: float = _LEVEL) -> Verdict:
+def accuracy_verdict(flips: Flips, level: float = LEVEL) -> Verdict:
     """Say whether answers got better or worse: McNemar's exact test at ``level``."""
     if flips.p_value > level:
         return NO_DIFFERENCE

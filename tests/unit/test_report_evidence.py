@@ -123,7 +123,7 @@ class TestWays:
         record = make_record(ENGINES[:2], ways=ways)
         assert way_tables(record)[0].header == ("batch", "CUDA graphs")
         texts = [lines[number][1].text for _, lines in way_tables(record)[0].engines for number in (0, 1)]
-        assert texts == ["no", "yes"] * 2
+        assert texts == ["yes", "no"] * 2
 
     def test_copies_have_no_throughput(self):
         record = make_record(ENGINES[:1], batches=(1,))
