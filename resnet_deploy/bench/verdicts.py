@@ -37,3 +37,15 @@ def slowdown_verdict(ratio: Interval) -> Verdict:
     if ratio.low > 1:
         return "worse"
     return "better" if ratio.high < 1 else NO_DIFFERENCE
+
+
+def hides(ratio: Interval, tolerance: float) -> bool:
+    """Whether times of which no difference was found may yet be longer by ``tolerance``, as a share.
+
+    They may if so much lies within the interval, and around a ratio as large the interval would still have included 1.
+    Where nothing is put up with, nothing can be ruled out, and nobody asks.
+    """
+    if tolerance == 0:
+        return False
+    below = ratio.value / ratio.low if ratio.low > 0 else math.inf
+    return min(ratio.high, below) > 1 + tolerance
