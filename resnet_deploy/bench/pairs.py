@@ -8,6 +8,7 @@ the confidence asked for, the interval is infinite instead of too narrow.
 """
 
 import itertools
+import math
 from fractions import Fraction
 from functools import lru_cache
 from statistics import NormalDist
@@ -41,6 +42,11 @@ def paired_interval(differences: "Floats", level: float) -> Interval:
     rows, columns = np.triu_indices(len(differences))
     averages = np.sort((differences[rows] + differences[columns]) / 2)
     return inner_interval(averages, signed_rank_count(len(differences), level))
+
+
+def pairs_needed(level: float) -> int:
+    """How many pairs it takes for a finite interval: with n, all have one sign in 2 of 2^n cases."""
+    return math.ceil(1 - math.log2(level))
 
 
 @lru_cache(maxsize=256)

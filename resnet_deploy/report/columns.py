@@ -189,4 +189,4 @@ def _speedup(record: BenchRecord, row: Summary) -> Cell:
     if row.speedup is None:
         return Cell()
     found = evidence.of_speedup(record, row)
-    return Cell(wording.ratio(row.speedup.value), wording.limits(row.speedup, wording.ratio), found)
+    return Cell(wording.ratio(row.speedup.value), wording.speedup_limits(row.speedup), found)

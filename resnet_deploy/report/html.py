@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from importlib import resources
 
 import jinja2
@@ -84,11 +85,13 @@ def _lead(record: BenchRecord, rows: tuple[Summary, ...]) -> str:
         lead += f" with {wording.callers(best.concurrency)}"
     if fastest.speedup is None or fastest.compared is None:
         return f"{lead}."
-    ends = wording.limits(fastest.speedup, wording.ratio)
+    ends = f"{wording.confidence(fastest)} interval {wording.limits(fastest.speedup, wording.ratio)}"
+    if math.isinf(fastest.speedup.high):
+        ends = "too few rounds for an interval"
     callers = fastest.compared[1].concurrency
     alike = "" if callers == best.concurrency else f"with {wording.callers(callers)} "
     lead += f", {alike}{wording.ratio(fastest.speedup.value)} times {wording.reference_name(record)} "
-    lead += f"({wording.confidence(fastest)} interval {ends})"
+    lead += f"({ends})"
     if fastest.accuracy is not None and fastest.accuracy.agreement is not None:
         lead += f", with which it agrees on {wording.percent(fastest.accuracy.agreement)} % of the images"
     return f"{lead}."

@@ -6,8 +6,10 @@ from typing import Final, get_args
 
 from resnet_deploy.bench import statistics
 from resnet_deploy.bench.loadgen_records import LoadgenRecord
+from resnet_deploy.bench.pairs import pairs_needed
 from resnet_deploy.bench.records import BenchRecord, EngineRecord, NotRun, Role, Samples, Way
 from resnet_deploy.bench.statistics import Interval, Summary
+from resnet_deploy.bench.verdicts import TOO_FEW
 from resnet_deploy.bench_spec import Scope
 from resnet_deploy.contract import Preprocess
 from resnet_deploy.environment import Environment
@@ -215,6 +217,8 @@ def verdict(row: Summary, record: BenchRecord) -> str:
     text = f"{row.speed_verdict} than {reference_name(record)}"
     if row.speed_verdict not in ("faster", "slower"):
         text = f"{row.speed_verdict} in speed"
+    if row.speed_verdict == TOO_FEW:
+        text += f", which takes {pairs_needed(row.level)}"
     if row.accuracy is None or row.accuracy.flips is None:
         return text
     flips = row.accuracy.flips
@@ -222,6 +226,11 @@ def verdict(row: Summary, record: BenchRecord) -> str:
         f"{text}; top-1: {row.accuracy_verdict} ({flips.gained} images gained, {flips.lost} lost, "
         f"McNemar's exact p = {significant(flips.p_value, 2)})"
     )
+
+
+def speedup_limits(interval: Interval) -> str:
+    """Write the interval of a speed-up; an infinite one as what it means."""
+    return "too few rounds" if math.isinf(interval.high) else limits(interval, ratio)
 
 
 def confidence(row: Summary) -> str:

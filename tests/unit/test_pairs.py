@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from record_factory import make_samples
 
-from resnet_deploy.bench.pairs import _MOST_EXACT, paired_interval, signed_rank_count, speedup_interval
+from resnet_deploy.bench.pairs import _MOST_EXACT, paired_interval, pairs_needed, signed_rank_count, speedup_interval
 from resnet_deploy.bench.verdicts import speed_verdict
 
 unhurried = settings(deadline=None, max_examples=60)  # other work may share the machine
@@ -41,6 +41,12 @@ class TestCount:
         exact, approximate = signed_rank_count(_MOST_EXACT, 0.05), signed_rank_count(_MOST_EXACT + 1, 0.05)
         # Another pair shifts it by about 25 of 1830; a spread forgotten would be off by hundreds.
         assert 0 < approximate - exact < 40
+
+    @pytest.mark.parametrize("level", [0.4, 0.05, 0.05 / 3, 0.05 / 4, 0.005, 2**-6])
+    def test_how_many_are_needed(self, level):
+        needed = pairs_needed(level)
+        assert signed_rank_count(needed, level) > 0
+        assert signed_rank_count(needed - 1, level) == 0
 
 
 class TestInterval:

@@ -134,6 +134,12 @@ class TestTable:
         assert "verdicts resnet50-onnxruntime-fp32: faster than PyTorch resnet50" in unlabelled
         assert "verdicts" not in table_text(make_record(reference=""), 132)
 
+    def test_too_few_rounds_have_no_interval(self):
+        few, enough = (" ".join(table_text(make_record(rounds=n, calls=40), 132).split()) for n in (6, 7))
+        said = "too few rounds for a verdict in speed, which takes 7; top-1"
+        assert few.count(said) == few.count("(too few rounds)") == len(ENGINES) - 1
+        assert "too few rounds" not in enough
+
     def test_a_busy_machine_is_told(self, record):
         busy = tuple(MachineState(round=number, seconds=1.0, elsewhere=0.2) for number in range(10))
         text = " ".join(table_text(msgspec.structs.replace(record, machine=busy), 132).split())
