@@ -14,10 +14,9 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from resnet_deploy import artifact
+from resnet_deploy.bench import record_files
 from resnet_deploy.bench_spec import Scope
 from resnet_deploy.environment import Environment
-from resnet_deploy.errors import FileError, SpecError
 from resnet_deploy.specs import Preprocess
 
 SCHEMA_VERSION: Final = 2
@@ -335,30 +334,14 @@ class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"{count} {what} for {self.dataset.images} images")
 
 
-def write_record(record: BenchRecord, path: Path) -> None:
-    """Write ``record`` as JSON, atomically.
+FORMAT: Final = record_files.Format(record_files.BENCH, SCHEMA_VERSION, BenchRecord)
 
-    Raises:
-        FileError: If the folder cannot be written.
-    """
-    artifact.write_bytes(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+
+def write_record(record: BenchRecord, path: Path) -> None:
+    """Write ``record`` as JSON, atomically; raises as ``record_files.write``."""
+    record_files.write(record, path)
 
 
 def read_record(path: Path) -> BenchRecord:
-    """Read a record.
-
-    Raises:
-        FileError: If it is missing, not a benchmark record, or of a later schema than this version knows.
-    """
-    data = artifact.read_bytes(path)
-    try:
-        version = msgspec.json.decode(data, type=_Version).schema_version
-        if version > SCHEMA_VERSION:
-            raise FileError(f"{path} has schema version {version}", hint="read it with a newer resnet-deploy")
-        return msgspec.json.decode(data, type=BenchRecord)
-    except (msgspec.DecodeError, UnicodeDecodeError, SpecError) as error:
-        raise FileError(f"{path} is not a benchmark record: {error}", hint="give a file from `bench`") from error
-
-
-class _Version(msgspec.Struct):
-    schema_version: int
+    """Read a record of any schema version so far; raises as ``record_files.read``."""
+    return record_files.read(path, FORMAT)

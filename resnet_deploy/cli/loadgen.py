@@ -151,12 +151,12 @@ def _run(inputs: "LoadgenInputs", spec: LoadgenSpec | None, search: PeakSpec | N
 
 def _present(finished: "Finished", *, as_json: bool) -> None:
     """Print what was written already."""
-    from resnet_deploy.bench.loadgen_records import encode_record
+    from resnet_deploy.bench.record_files import encode
     from resnet_deploy.cli.terminal import stdout_console
     from resnet_deploy.report.loadgen_table import print_loadgen
 
     if as_json:
-        click.echo(encode_record(finished.record).decode(), nl=False)
+        click.echo(encode(finished.record).decode(), nl=False)
         return
     try:
         print_loadgen(finished.record, stdout_console())

@@ -138,7 +138,7 @@ REFUSALS = (
     Refusal("predict image.png --engine gone", "gone is not an engine bundle", "resnet-deploy build"),
     Refusal("predict image.png --engine empty", "empty has no manifest.json", "resnet-deploy build"),
     Refusal("report gone.json", "gone.json: no such file", "check the path"),
-    Refusal("report notes.txt", "notes.txt is not a benchmark record", "`bench`"),
+    Refusal("report notes.txt", "notes.txt is no record of `bench`", "`bench`"),
     # Weights.
     Refusal(
         "export --arch resnet34 --weights engines/resnet18.safetensors -o new/a.onnx",

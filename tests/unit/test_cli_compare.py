@@ -108,7 +108,7 @@ class TestCommand:
         (tmp_path / "no.json").write_text("{}")
         done = CliRunner().invoke(main, ["compare", str(tmp_path / "no.json"), str(tmp_path / "no.json")])
         assert done.exit_code == 2
-        assert "is not a benchmark record" in done.stderr
+        assert "is no record of `bench`" in done.stderr
 
 
 def text_of(comparison, width):
