@@ -204,6 +204,10 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     layers: LayerTimes | None = None
 
+    def __post_init__(self) -> None:
+        if not self.latency:  # which msgspec looks at when a record is read, and not when it is made
+            raise ValueError(f"no latencies of {self.name!r}")
+
 
 class MachineState(msgspec.Struct, frozen=True, kw_only=True):
     """What the machine did in one round; a figure is None where the system does not tell.
