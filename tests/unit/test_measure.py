@@ -122,13 +122,13 @@ def test_all_four_steps_are_timed(clock):
 
 
 @pytest.mark.parametrize("call_s", [10.0, 1000.0])
-def test_engine_slower_than_its_turn_is_called_in_each_round_after_one_untimed_call(clock, call_s):
+def test_engine_slower_than_its_turn_is_called_in_each_round_after_two_untimed_calls(clock, call_s):
     spec = BenchSpec(batches=(1,), seconds=1, rounds=2)
     worker = Worker(clock, call_s=call_s)
     (samples,) = measure_in_turns([Entrant("slow", worker)], FEEDS, spec, Silent())["slow"]
     assert samples.rounds == (0, 1)
     assert samples.seconds == pytest.approx([call_s] * 2, rel=1e-12)
-    assert len(worker.feeds) == 4
+    assert len(worker.feeds) == 6
 
 
 def test_fast_engine_is_stopped_before_it_fills_the_memory(clock):
@@ -165,7 +165,7 @@ def test_each_round_gives_everyone_one_turn_per_batch_size(clock):
     diary = []
     entrants = [Entrant(name, Worker(clock, name, call_s=1, diary=diary)) for name in "ab"]
     measure_in_turns(entrants, FEEDS, BenchSpec(batches=(1, 2), seconds=1, rounds=5), Silent())
-    calls = 1 + LEAST_CALLS  # each is longer than its turn
+    calls = 2 + LEAST_CALLS  # each is longer than its turn
     for number in range(5):
         of_round = diary[number * 4 * calls : (number + 1) * 4 * calls]
         assert Counter(of_round) == {(name, batch): calls for name in "ab" for batch in (1, 2)}
@@ -236,4 +236,4 @@ def test_null_runner_on_the_real_clock():
     for samples in result["null"]:
         assert set(samples.rounds) == {0, 1}
         assert min(samples.seconds) > 0
-        assert len(samples.seconds) >= 6
+        assert len(samples.seconds) >= 2  # one a round, where somebody else has the core

@@ -67,13 +67,13 @@ def on_cpu():
 
 
 def test_whole_calls_come_in_every_combination():
-    spec = BenchSpec(batches=(1, 8, 16), scopes=("host", "end_to_end"), concurrency=(1, 2), rates=(5.0, 50.0))
+    spec = BenchSpec(batches=(1, 8, 16), scopes=("host", "end_to_end"), concurrency=(1, 2), rates=(50.0, 80.0))
     expected = {
         Way(batch, scope, count, None, rate)
         for batch in (1, 8)  # it takes no 16
         for scope in ("host", "end_to_end")
         for count in (1, 2)
-        for rate in (None, 5.0, 50.0)
+        for rate in (None, 50.0, 80.0)
     }
     found = ways(on_cpu(), spec)
     assert set(found) == expected
@@ -81,7 +81,7 @@ def test_whole_calls_come_in_every_combination():
 
 
 def test_parts_of_a_call_have_one_caller_and_no_pace():
-    spec = BenchSpec(batches=(1,), scopes=SCOPES, concurrency=(1, 2), rates=(5.0,))
+    spec = BenchSpec(batches=(1,), scopes=SCOPES, concurrency=(1, 2), rates=(50.0,))
     parts = [way for way in ways(on_cpu(), spec) if way.scope in ("device", "h2d", "d2h")]
     assert parts == [Way(1, "device")]
     clocked = Entrant("gpu", Clocked(), (Callers((Clocked(), Clocked()), 3, True),))
@@ -228,7 +228,7 @@ def test_what_would_be_left_out_unnoticed_is_refused(spec, message):
         {"concurrency": (1, 2)},
         {"scopes": ("host", "h2d", "d2h", "device")},
         {"graphs": (True, False)},
-        {"rates": (5.0,)},
+        {"rates": (50.0,)},
     ],
     ids=str,
 )
