@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from resnet_deploy.batching import check_feed
-from resnet_deploy.bench import calls
+from resnet_deploy.bench import calls, measure
 from resnet_deploy.bench.calls import Feeds, host_call
 from resnet_deploy.bench.loops import LEAST_CALLS, WARMUP_CALLS, ClosedLoop, take_turn
 from resnet_deploy.bench.measure import measure_in_turns
@@ -169,6 +169,15 @@ def test_each_round_gives_everyone_one_turn_per_batch_size(clock):
     for number in range(5):
         of_round = diary[number * 4 * calls : (number + 1) * 4 * calls]
         assert Counter(of_round) == {(name, batch): calls for name in "ab" for batch in (1, 2)}
+
+
+def test_each_turn_begins_when_the_engine_before_has_stopped(clock, monkeypatch):
+    diary = []
+    monkeypatch.setattr(measure, "wait_until_quiet", lambda: diary.append("quiet"))
+    entrants = [Entrant(name, Worker(clock, name, call_s=1, diary=diary)) for name in "ab"]
+    measure_in_turns(entrants, FEEDS, BenchSpec(batches=(1, 2), seconds=1, rounds=2), Silent())
+    assert turns(diary)[::2] == ["quiet"] * 8
+    assert "quiet" not in turns(diary)[1::2]
 
 
 def test_images_are_repeated_to_fill_a_batch(clock):
