@@ -91,6 +91,13 @@ def test_plain_benchmarks_are_as_they_were(deployment):
     assert one.latency[0].wall == ()
 
 
+def test_what_openvino_says_of_several_callers_is_in_the_record(openvino_engine):
+    spec = BenchSpec(batches=(1,), seconds=0.02, rounds=2, concurrency=(1, 2))
+    inputs = BenchInputs(engines=(openvino_engine,), pytorch=False)
+    (one,) = bench(inputs, spec, threads=2, progress=Silent()).engines
+    assert sum("hint THROUGHPUT: 2 requests" in note for note in one.notes) == 1
+
+
 # --- refused
 
 
@@ -158,6 +165,7 @@ def test_each_caller_has_a_runner_of_its_own(deployment):
     entrant = open_entrant("net", opener, BenchSpec(concurrency=(1, 3, 8)), 4)
     try:
         assert opened == [(4, 1), (1, 3), (1, 8)]  # a thread at least, even where the callers are more than the threads
+        assert entrant.threads == 4
         assert [(len(one.runners), one.threads) for one in entrant.others] == [(3, 1), (8, 1)]
         runners = [entrant.runner, *(runner for one in entrant.others for runner in one.runners)]
         assert len({id(runner) for runner in runners}) == 12

@@ -113,6 +113,12 @@ def test_all_runners_are_closed():
     assert [entrant.runner.closed, *(one.closed for one in entrant.others[0].runners)] == [True] * 3
 
 
+def test_callers_know_their_threads():
+    entrant = Entrant("cpu", Fake(), (Callers((Fake(), Fake()), 3),), threads=6)
+    found = entrant.ways(BenchSpec(batches=(1,), concurrency=(1, 2)))
+    assert [(len(callers.runners), callers.threads) for callers, _ in found] == [(1, 6), (2, 3)]
+
+
 # --- what lies inside
 
 
@@ -238,6 +244,15 @@ def test_what_one_engine_can_do_is_measured(spec):
 
 
 # --- remarked
+
+
+def test_notes_are_those_of_all_runners_each_once():
+    alone, two, three = Fake(), (Fake(), Fake()), (Fake(),)
+    alone.notes, three[0].notes = ("a", "b"), ("d", "a")
+    for one in two:
+        one.notes = ("b", "c")
+    assert Entrant("cpu", alone, (Callers(two, 1), Callers(three, 1))).notes == ("a", "b", "c", "d")
+    assert on_cpu().notes == ()  # a runner need not have any
 
 
 def test_remarks_say_what_is_not_plain():
