@@ -88,7 +88,7 @@ def measure_in_turns(
         order.shuffle(of_round)
         turns += of_round
     last = 0
-    for number, one in progress.track(turns, "timing", len(turns)):
+    for number, one in progress.track(turns, "timing", len(turns), still=True):
         if number != last:
             after_round(last)
             last = number

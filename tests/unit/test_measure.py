@@ -193,15 +193,15 @@ def test_progress_sees_every_turn(clock):
     seen = []
 
     class Watching(Silent):
-        def track(self, items, description, total=None):
-            seen.append((description, total))
+        def track(self, items, description, total=None, *, still=False):
+            seen.append((description, total, still))
             for item in items:
                 seen.append(item[0])
                 yield item
 
     spec = BenchSpec(batches=(1, 2), seconds=1, rounds=3)
     measure_in_turns([Entrant("worker", Worker(clock))], FEEDS, spec, Watching())
-    assert seen == [("timing", 6), 0, 0, 1, 1, 2, 2]
+    assert seen == [("timing", 6, True), 0, 0, 1, 1, 2, 2]
 
 
 @pytest.fixture
