@@ -40,8 +40,9 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True):
         graphs: Whether the engine ran as CUDA graphs; None where there is no such thing.
         offered: Calls per second that were due, at even distances; None where each caller calls again once it has
             its answer.
-        wall: Seconds that each round took from the first call to the last answer, in the order of the rounds; empty
-            where calls did not overlap and their sum is the time that they took.
+        wall: Seconds that each round took from the first call to the last answer, in the order of the rounds; where
+            calls are paced, not less than until the next one would have been due. Empty where calls did not overlap
+            and their sum is the time that they took.
 
     Raises:
         ValueError: If there is no call, a call took no time, rounds and calls do not go together, or calls overlapped
@@ -291,7 +292,8 @@ class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):
         weights_sha256: Of the model.
         preprocess: The input contract that all engines share.
         threads: Threads given to each engine on the CPU.
-        warmup_calls: Untimed calls at the beginning of each turn; of calls longer than the turn, one.
+        warmup_calls: Untimed calls at the beginning of each turn, at the pace of the timed ones; two, where both took
+            longer than the turn was to last.
         seed: Of the order of engines within each round.
         dataset: Absent when the run had no images; latencies are then taken on synthetic ones.
         harness: The null runner's latencies through the same code: what the harness itself costs.

@@ -39,7 +39,7 @@ class EvaluationSpec:
 
     Attributes:
         batch: Images that are decoded and shown to every engine at once; an engine that takes fewer is called again.
-        threads: CPU threads for each engine; 0 for all cores.
+        threads: CPU threads for each engine; 0 for one per physical core.
         workers: Decoding threads; 0 for one per core, at most 16.
         decoding: Whether to time decoding alone, each engine alone, and both together, too.
 

@@ -169,7 +169,12 @@ def _open_reference(bundles: Sequence[Bundle], inputs: BenchInputs, spec: BenchS
     path = inputs.reference or find_reference([folder for bundle in bundles for folder in folders_beside(bundle)], card)
     runner = open_reference(path, card, BatchRange(1, 1, max(*spec.batches, EVALUATION_BATCH)), threads)
     return Candidate(
-        Entrant(REFERENCE, runner), "torch", "fp32", path.stat().st_size, card.weights_sha256, role="reference"
+        Entrant(REFERENCE, runner, threads=threads),
+        "torch",
+        "fp32",
+        path.stat().st_size,
+        card.weights_sha256,
+        role="reference",
     )
 
 
