@@ -101,7 +101,7 @@ class SpeedError(ResnetDeployError):
 
 
 class RegressionError(ResnetDeployError):
-    """A run is slower than an earlier one, answers worse, or lacks an engine that ran before."""
+    """A run is slower than an earlier one, answers worse, lacks an engine, or, where that was asked, cannot tell."""
 
 
 class LoadgenError(ResnetDeployError):

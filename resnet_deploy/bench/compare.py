@@ -1,9 +1,13 @@
 """Two runs of the benchmark against each other: what got better, what got worse, what cannot be told apart.
 
-Confidence is of the comparison as a whole: with k intervals in it, each has a confidence of 1 - 0.05 / k (Bonferroni),
-so that a run is not called slower for the sake of one of its twenty figures. A figure is worse if its interval lies on
+Confidence is of all that is said of speed together: with k intervals in it, each has a confidence of 1 - 0.05 / k
+(Bonferroni), so that a run is not called slower for the sake of one of its twenty figures. What is said of answers, by
+one test for each engine, has another 95 %: the two are different questions. A figure is worse if its interval lies on
 the slow side of 1, and it is a regression if, besides, its estimate is beyond the tolerance. The p99 is shown and never
 decides: the slowest hundredth of the calls is mostly the machine's.
+
+That no difference was found is worth something only where one would have been: a figure is too uncertain if its
+interval neither rules out a slowdown as large as the tolerance, nor is so narrow that it would have shown one.
 """
 
 from collections.abc import Sequence
@@ -24,11 +28,10 @@ from resnet_deploy.bench.doubts import machine_warnings
 from resnet_deploy.bench.intervals import Interval
 from resnet_deploy.bench.records import BenchRecord, EngineRecord
 from resnet_deploy.bench.relative import Measured, Pace, common_ways, drift, figures, pace, slowdown, tail_slowdown
-from resnet_deploy.bench.verdicts import accuracy_verdict, slowdown_verdict
+from resnet_deploy.bench.verdicts import LEVEL, NO_DIFFERENCE, accuracy_verdict, hides, slowdown_verdict
 from resnet_deploy.errors import SpecError
 
 NONE: Final = "none"
-_LEVEL: Final = 0.05
 _Pair = tuple[EngineRecord, EngineRecord]
 
 
@@ -77,7 +80,7 @@ def compare(old: BenchRecord, new: BenchRecord, spec: CompareSpec) -> Comparison
     intervals = sum(len(figures(samples)) for pair in pairs for samples, _ in common_ways(*pair))
     if pairs and not intervals:
         raise SpecError("no engine was called in the same way in both runs", hint="run `bench` with the same --batches")
-    levels = _Levels(_LEVEL / max(1, intervals), _LEVEL / max(1, len(pairs)))
+    levels = _Levels(LEVEL / max(1, intervals), LEVEL / max(1, len(pairs)))
     beside = None if control is None else _Beside.of(control)
     judge = _Judge(old, new, spec, beside, levels)
     return Comparison(
@@ -118,7 +121,7 @@ class _Beside:
         return cls(engines, (pace(old), pace(new)))
 
     def described(self) -> Control:
-        return Control(name=self.engines[0].name, moved=drift(*self.paces, _LEVEL))
+        return Control(name=self.engines[0].name, moved=drift(*self.paces, LEVEL))
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,9 @@ class _Judge:
             verdict=verdict,
             regression=any(
                 verdicts[figure] == "worse" and time.value > 1 + self.spec.tolerance for figure, time in times.items()
+            ),
+            uncertain=any(
+                verdicts[figure] == NO_DIFFERENCE and hides(time, self.spec.tolerance) for figure, time in times.items()
             ),
         )
 

@@ -20,6 +20,7 @@ class WayComparison:
         rounds: How many each run had.
         verdict: ``worse`` if throughput or p50 is.
         regression: Whether a figure is worse and its estimate beyond the tolerance.
+        uncertain: Whether a slowdown as large as the tolerance is neither ruled out nor would have been seen.
     """
 
     way: Way
@@ -29,6 +30,7 @@ class WayComparison:
     rounds: tuple[int, int]
     verdict: Verdict
     regression: bool
+    uncertain: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ class Comparison:
         old, new: When they were made.
         differences: Of their conditions; empty if they are alike.
         control: What speed was relative to.
-        confidence: Of each interval of throughput and p50, such that all hold together with 95 %.
+        confidence: Of each interval of throughput and p50, such that all of them hold together with 95 %; the verdicts
+            on answers hold together with another 95 %.
         tolerance: Slowdown that was put up with, as a share.
         engines: In the order of the old run, or as they were named.
         missing: Engines of the old run that the new one lacks.
@@ -123,12 +126,25 @@ class Comparison:
     warnings: tuple[str, ...] = ()
 
     @property
+    def slower(self) -> tuple[str, ...]:
+        """Name the engines that got slower beyond what is put up with."""
+        return tuple(one.new for one in self.engines if any(way.regression for way in one.ways))
+
+    @property
+    def answer_worse(self) -> tuple[str, ...]:
+        """Name the engines whose answers got worse beyond what is put up with."""
+        return tuple(one.new for one in self.engines if one.answers is not None and one.answers.regression)
+
+    @property
+    def uncertain(self) -> tuple[str, ...]:
+        """Name the engines that may be slower beyond what is put up with, for all that the runs can tell."""
+        return tuple(one.new for one in self.engines if any(way.uncertain for way in one.ways))
+
+    @property
     def regressions(self) -> tuple[str, ...]:
-        """Name what got worse beyond what is put up with."""
-        slower = [one.new for one in self.engines if any(way.regression for way in one.ways)]
-        wrong = [one.new for one in self.engines if one.answers is not None and one.answers.regression]
+        """Say what got worse beyond what is put up with."""
         return (
-            *(f"{name} is slower" for name in slower),
-            *(f"{name} answers worse" for name in wrong),
+            *(f"{name} is slower" for name in self.slower),
+            *(f"{name} answers worse" for name in self.answer_worse),
             *(f"{one.name} did not run" for one in self.missing),
         )

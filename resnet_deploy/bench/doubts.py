@@ -25,11 +25,14 @@ _BUSY: Final = 0.05
 _SLOWER_CLOCK: Final = 0.05
 
 
-def stability_warnings(samples: Samples) -> tuple[str, ...]:
-    """Say what makes latencies hard to trust: too few of them, or a wide, drifting or two-peaked spread."""
-    few = len(samples.seconds) < calls_needed(99)
-    warning = f"p99 of {len(samples.seconds)} calls at batch {samples.batch} is simply the slowest call"
-    return (*([warning] if few else []), *spread_warnings(samples))
+def thin_warnings(latency: Sequence[Samples]) -> tuple[str, ...]:
+    """Say, once, at which batch sizes there were too few calls for a p99."""
+    least = calls_needed(99)
+    thin = sorted({one.batch for one in latency if len(one.seconds) < least})
+    if not thin:
+        return ()
+    batches = ", ".join(map(str, thin))
+    return (f"p99 at batch {batches} is simply the slowest of fewer than {least} calls",)
 
 
 def spread_warnings(samples: Samples) -> list[str]:

@@ -5,6 +5,7 @@ a value that was really measured, never an interpolation between two.
 
 Intervals are percentile-bootstrap intervals (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13). Whole
 rounds are resampled, for the calls within one share the machine's momentary state; with a single round, the calls are.
+Of few rounds they come out too narrow: they describe one engine, and no verdict rests on them (``pairs``, ``shifts``).
 """
 
 import math
@@ -36,7 +37,15 @@ class Interval:
 def percentile(seconds: Sequence[float], percent: float) -> float:
     """Nearest-rank percentile of at least one sample."""
     ordered = sorted(seconds)
-    return ordered[_rank(percent, len(ordered))]
+    return ordered[nearest_rank_index(percent, len(ordered))]
+
+
+def nearest_rank_index(percent: float, count: int) -> int:
+    """Where, counted from 0, the nearest rank of ``percent`` is among so many sorted samples.
+
+    7 / 100 * 100 is above 7, and 99.9 has no binary form: the digits that rounding brings are dropped.
+    """
+    return max(0, math.ceil(round(percent * count / 100, 9)) - 1)
 
 
 def calls_needed(percent: float) -> int:
@@ -64,20 +73,6 @@ def throughput_interval(samples: Samples, *, resamples: int = _RESAMPLES, seed: 
     return interval_of(throughput(samples), rates)
 
 
-def speedup_interval(reference: Samples, candidate: Samples, *, resamples: int = _RESAMPLES, seed: int = 0) -> Interval:
-    """Ratio of throughputs with its interval.
-
-    Engines take turns within a round, so where both have the same rounds the same ones are drawn for both: what slowed
-    a round down slowed both. Otherwise each is resampled by itself.
-    """
-    value = throughput(candidate) / throughput(reference)
-    paired = len(set(candidate.rounds)) > 1 and set(candidate.rounds) == set(reference.rounds)
-    ref_seed, cand_seed = (seed, seed) if paired else (seed, seed + 1)
-    ref_rates = _resampled_throughput(reference, np.random.default_rng(ref_seed), resamples)
-    cand_rates = _resampled_throughput(candidate, np.random.default_rng(cand_seed), resamples)
-    return interval_of(value, cand_rates / ref_rates)
-
-
 def interval_of(value: float, resampled: "Floats") -> Interval:
     """The middle 95 % of what resampling gave, beside ``value``."""
     low, high = np.quantile(resampled, [0.025, 0.975])
@@ -88,6 +83,16 @@ def by_round(samples: Samples) -> "dict[int, Floats]":
     """Group the times by round, in the order of the rounds."""
     seconds, rounds = np.asarray(samples.seconds), np.asarray(samples.rounds)
     return {int(number): seconds[rounds == number] for number in np.unique(rounds)}
+
+
+def time_per_image(samples: Samples) -> dict[int, float]:
+    """Seconds per image in each round."""
+    rounds = by_round(samples)
+    walls = samples.wall or [float(seconds.sum()) for seconds in rounds.values()]
+    return {
+        number: wall / (samples.batch * len(seconds))
+        for (number, seconds), wall in zip(rounds.items(), walls, strict=True)
+    }
 
 
 def resampled_percentile(
@@ -117,10 +122,5 @@ def _resampled_throughput(samples: Samples, rng: np.random.Generator, resamples:
 
 def nearest_rank(seconds: "Floats", percent: float) -> float:
     """Percentile as ``percentile`` has it, without sorting all of a large array."""
-    rank = _rank(percent, len(seconds))
+    rank = nearest_rank_index(percent, len(seconds))
     return float(np.partition(seconds, rank)[rank])
-
-
-def _rank(percent: float, count: int) -> int:
-    """Index, from 0, of the nearest rank; 7 / 100 * 100 is above 7, and 99.9 has no binary form: digits are dropped."""
-    return max(0, math.ceil(round(percent * count / 100, 9)) - 1)

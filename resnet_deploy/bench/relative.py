@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from resnet_deploy.bench.intervals import Interval, by_round, calls_needed, interval_of, nearest_rank
+from resnet_deploy.bench.intervals import (
+    Interval,
+    by_round,
+    calls_needed,
+    interval_of,
+    nearest_rank,
+    time_per_image,
+)
 from resnet_deploy.bench.records import EngineRecord, Samples
 from resnet_deploy.bench.shifts import shift_interval
 
@@ -130,14 +137,9 @@ def _mean(ways: tuple[Samples, ...], figure: Figure) -> dict[int, float]:
 
 def _by_round(samples: Samples, figure: Figure) -> dict[int, float]:
     """Logarithm of a figure, as a time, in each round."""
-    rounds = by_round(samples)
     if figure == "p50":
-        return {number: float(np.log(np.median(seconds))) for number, seconds in rounds.items()}
-    walls = samples.wall or [float(seconds.sum()) for seconds in rounds.values()]
-    return {
-        number: float(np.log(wall / (samples.batch * len(seconds))))
-        for (number, seconds), wall in zip(rounds.items(), walls, strict=True)
-    }
+        return {number: float(np.log(np.median(seconds))) for number, seconds in by_round(samples).items()}
+    return {number: float(np.log(time)) for number, time in time_per_image(samples).items()}
 
 
 def _tail(measured: Measured, rng: np.random.Generator) -> "tuple[float, Floats]":

@@ -37,12 +37,19 @@ def shift_interval(before: "Floats", after: "Floats", level: float) -> Interval:
         The shift, with an interval of confidence 1 - ``level``.
     """
     differences = np.sort((after[:, None] - before[None, :]).ravel())
-    outside = critical_count(len(before), len(after), level)
-    value = float(np.median(differences))
+    return inner_interval(differences, critical_count(len(before), len(after), level))
+
+
+def inner_interval(ordered: "Floats", outside: int) -> Interval:
+    """The median of sorted values, from the ``outside``-th smallest to the ``outside``-th largest; 0 for all there is.
+
+    Where so many would cross, the two in the middle are left.
+    """
+    value = float(np.median(ordered))
     if outside == 0:
         return Interval(value, -np.inf, np.inf)
-    outside = min(outside, (len(differences) + 1) // 2)
-    return Interval(value, float(differences[outside - 1]), float(differences[-outside]))
+    outside = min(outside, (len(ordered) + 1) // 2)
+    return Interval(value, float(ordered[outside - 1]), float(ordered[-outside]))
 
 
 @lru_cache(maxsize=256)

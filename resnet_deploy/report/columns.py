@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resnet_deploy.bench import statistics
-from resnet_deploy.bench.records import BenchRecord, EngineRecord, Samples
+from resnet_deploy.bench.records import BenchRecord, Samples
 from resnet_deploy.bench.statistics import Accuracy, Summary
 from resnet_deploy.bench_spec import Scope
 from resnet_deploy.report import evidence, wording
@@ -18,7 +18,7 @@ class Cell:
 
     Attributes:
         text: The figure.
-        interval: Its 95 % interval, where there is one.
+        interval: Its interval, where there is one: of 95 %, and of a speed-up as ``wording.meanings`` says.
         evidence: The raw values it was computed from, where it was computed from any.
     """
 
@@ -73,17 +73,18 @@ def columns(record: BenchRecord, rows: tuple[Summary, ...], *, detail: bool = Fa
 def way_columns(record: BenchRecord, rows: tuple[Summary, ...]) -> tuple[Column, ...]:
     """List the columns that tell scopes and numbers of callers apart; none where only one of each was measured."""
     closed = [one.way for row in rows for one in row.engine.latency if one.offered is None]
-    callers = sorted({way.concurrency for way in closed if way.scope == "host"})
+    scope = statistics.headline_scope(record.engines)
+    callers = sorted({way.concurrency for way in closed if way.scope == scope})
     listed = []
-    if len(scopes := wording.scopes(record)) > 1:
+    if len(scopes := wording.scopes(record)) > 1 or scope is None:
         smallest = min((way.batch for way in closed), default=1)
         header = f"p50 ms, batch {smallest}, 1 caller"
         listed += [
             Column("scopes", (header, wording.scope_name(scope)), _scope_latency(scope, smallest)) for scope in scopes
         ]
-    if len(callers) > 1:
+    if len(callers) > 1 and scope is not None:
         header = "images/s (batch) by callers"
-        listed += [Column("callers", (header, f"{count}"), _callers_throughput(count)) for count in callers]
+        listed += [Column("callers", (header, f"{count}"), _callers_throughput(scope, count)) for count in callers]
     return tuple(listed)
 
 
@@ -92,8 +93,9 @@ def _scope_latency(scope: Scope, batch: int) -> Callable[[Summary], Cell]:
         found = [one for one in row.engine.latency if _is_plain(one, scope) and one.batch == batch]
         if not found:
             return Cell()
-        text = wording.milliseconds(statistics.percentile(found[0].seconds, 50))
-        return Cell(text, evidence=evidence.of_percentile(row.engine, found[0], 50))
+        samples = min(found, key=lambda one: statistics.way_order(one.way))
+        text = wording.milliseconds(statistics.percentile(samples.seconds, 50))
+        return Cell(text, evidence=evidence.of_percentile(row.engine, samples, 50))
 
     return cell
 
@@ -103,12 +105,12 @@ def _is_plain(samples: Samples, scope: Scope) -> bool:
     return samples.scope == scope and samples.concurrency == 1 and samples.offered is None
 
 
-def _callers_throughput(concurrency: int) -> Callable[[Summary], Cell]:
+def _callers_throughput(scope: Scope, concurrency: int) -> Callable[[Summary], Cell]:
     def cell(row: Summary) -> Cell:
         found = [
             one
             for one in row.engine.latency
-            if one.scope == "host" and one.concurrency == concurrency and one.offered is None
+            if one.scope == scope and one.concurrency == concurrency and one.offered is None
         ]
         return _throughput_cell(row, max(found, key=statistics.throughput), callers=False) if found else Cell()
 
@@ -136,39 +138,44 @@ def _against_reference(record: BenchRecord) -> list[Column]:
 
 
 def _speed(record: BenchRecord, rows: tuple[Summary, ...], *, detail: bool) -> list[Column]:
+    """List the columns of what engines are compared in; none where they have no scope in common."""
+    bests = [row.best for row in rows if row.best is not None]
+    if not bests:
+        return []
     listed = [_latency(percent, rows, with_interval=detail) for percent in (50, 90, 99)]
     most = max(row.throughput for row in rows) if len(rows) > 1 else None
-    callers = any(statistics.best_samples(row.engine).concurrency > 1 for row in rows)
+    callers = any(best.concurrency > 1 for best in bests)
     unit = "(batch\N{MULTIPLICATION SIGN}callers)" if callers else "(batch)"
 
     def throughput(row: Summary) -> Cell:
-        return _throughput_cell(row, statistics.best_samples(row.engine), callers=callers)
+        return Cell() if row.best is None else _throughput_cell(row, row.best, callers=callers)
 
     listed.append(Column("speed", ("images/s", unit), throughput, most, lambda row: row.throughput))
-    reference = next((engine for engine in record.engines if engine.name == record.reference), None)
-    if reference is not None:
+    if record.reference:
         header = ("speed-up", f"{wording.reference_name(record)} = 1")
-        speedup = _of_others(record, lambda row: _speedup(reference, row), "1")
-        listed.append(Column("speed", header, speedup, interval_everywhere=True))
+        listed.append(
+            Column(
+                "speed", header, _of_others(record, lambda row: _speedup(record, row), "1"), interval_everywhere=True
+            )
+        )
     return listed
 
 
 def _latency(percent: float, rows: tuple[Summary, ...], *, with_interval: bool) -> Column:
     """Quote a percentile at the smallest batch, naming it in the header, or in brackets where engines differ in it."""
-    batches = {row.latency_batch for row in rows}
+    batches = {row.latency.batch for row in rows}
     same = len(batches) == 1
     header = f"latency ms, batch {min(batches)}" if same else "latency ms (batch)"
 
     def value(row: Summary) -> float:
-        return statistics.percentile(statistics.smallest_samples(row.engine).seconds, percent)
+        return statistics.percentile(row.latency.seconds, percent)
 
     def cell(row: Summary) -> Cell:
-        text = wording.milliseconds(value(row)) + ("" if same else f" ({row.latency_batch})")
-        samples = statistics.smallest_samples(row.engine)
-        found = evidence.of_percentile(row.engine, samples, percent)
+        text = wording.milliseconds(value(row)) + ("" if same else f" ({row.latency.batch})")
+        found = evidence.of_percentile(row.engine, row.latency, percent)
         if not with_interval:
             return Cell(text, evidence=found)
-        interval = statistics.percentile_interval(samples, percent)
+        interval = statistics.percentile_interval(row.latency, percent)
         return Cell(text, wording.limits(interval, wording.milliseconds), found)
 
     least = min(map(value, rows)) if same and len(rows) > 1 else None
@@ -225,8 +232,8 @@ def _throughput_cell(row: Summary, samples: Samples, *, callers: bool) -> Cell:
     return Cell(text, wording.limits(interval, wording.significant), evidence.of_throughput(row.engine, samples))
 
 
-def _speedup(reference: EngineRecord, row: Summary) -> Cell:
+def _speedup(record: BenchRecord, row: Summary) -> Cell:
     if row.speedup is None:
         return Cell()
-    found = evidence.of_speedup(reference, row.engine)
+    found = evidence.of_speedup(record, row)
     return Cell(wording.ratio(row.speedup.value), wording.limits(row.speedup, wording.ratio), found)

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from resnet_deploy.bench.comparison import AnswerComparison, Comparison, EngineComparison
-from resnet_deploy.bench.intervals import Interval
+from resnet_deploy.bench.comparison import AnswerComparison, Comparison, EngineComparison, WayComparison
+from resnet_deploy.bench.intervals import Interval, calls_needed
 from resnet_deploy.bench.records import Way
 from resnet_deploy.report import wording
 
@@ -32,10 +32,19 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     notes.add_column(no_wrap=True, style="dim")
     notes.add_column(overflow="fold", max_width=_WIDEST_NOTE)
     last = ""
-    for name, text, style in _notes(comparison):
+    for name, text, style in _notes(comparison, tails=console.width >= _NARROW):
         notes.add_row("" if name == last else name, Text(wording.printable(text), style=style))
         last = name
     console.print(notes)
+
+
+def _uncertainty(comparison: Comparison) -> str:
+    """Say which engines may be slower for all that the runs can tell, and what would help."""
+    names = ", ".join(map(wording.printable, comparison.uncertain))
+    return (
+        f"{names}: too uncertain to tell a slowdown of {comparison.tolerance * 100:g} %: "
+        "`bench` with more --rounds, or on a quieter machine"
+    )
 
 
 def way_in_words(way: Way) -> str:
@@ -65,14 +74,20 @@ def _speeds(comparison: Comparison, width: int) -> Table:
         name = textwrap.fill(_name(engine), _NARROW_NAME) if narrow else _name(engine)
         for number, way in enumerate(engine.ways):
             ratios = (_ratio(way.throughput), _ratio(way.p50), _ratio(way.p99))[: 2 if narrow else 3]
-            verdict = "worse: regression" if way.regression else way.verdict
-            style = _STYLES.get(way.verdict, "")
-            table.add_row("" if number else Text(name), way_in_words(way.way), *ratios, Text(verdict, style=style))
+            table.add_row("" if number else Text(name), way_in_words(way.way), *ratios, _verdict(way))
     return table
 
 
-def _notes(comparison: Comparison) -> Iterable[tuple[str, str, str]]:
-    """Name, text and style of each line below the table."""
+def _verdict(way: WayComparison) -> Text:
+    if way.regression:
+        return Text("worse: regression", style=_STYLES["worse"])
+    if way.uncertain:
+        return Text("too uncertain", style="yellow")
+    return Text(way.verdict, style=_STYLES.get(way.verdict, ""))
+
+
+def _notes(comparison: Comparison, *, tails: bool) -> Iterable[tuple[str, str, str]]:
+    """Name, text and style of each line below the table, which shows the p99 or does not."""
     for engine in comparison.engines:
         if engine.answers is not None:
             text = f"{_name(engine)}: {_answers(engine.answers)}"
@@ -85,10 +100,24 @@ def _notes(comparison: Comparison) -> Iterable[tuple[str, str, str]]:
         yield "same file", ", ".join(same), ""
     for missing in comparison.missing:
         yield "missing", f"{missing.name}: {missing.reason}", "red"
+    yield from _conditions(comparison, tails=tails)
+
+
+def _conditions(comparison: Comparison, *, tails: bool) -> Iterable[tuple[str, str, str]]:
+    """What the figures rest on, and what they cannot tell."""
+    ways = [way for engine in comparison.engines for way in engine.ways]
     yield "relative", _relative(comparison), ""
     yield "intervals", _intervals(comparison), ""
-    if any(math.isinf(way.p50.high) for engine in comparison.engines for way in engine.ways):
+    if tails and any(way.p99 is None for way in ways):
+        yield (
+            "p99",
+            f"{wording.NOTHING} where a run made fewer than {calls_needed(99)} calls: it would be the slowest",
+            "",
+        )
+    if any(math.isinf(way.p50.high) for way in ways):
         yield "warning", _TOO_FEW, "yellow"
+    elif comparison.uncertain:
+        yield "warning", _uncertainty(comparison), "yellow"
     for difference in comparison.differences:
         yield "unlike", difference, "yellow"
     for warning in comparison.warnings:
@@ -98,7 +127,8 @@ def _notes(comparison: Comparison) -> Iterable[tuple[str, str, str]]:
 def _intervals(comparison: Comparison) -> str:
     return (
         f"of images/s and p50: {comparison.confidence * 100:.4g} % each, so that all of them hold together with 95 %; "
-        "p99: 95 % each, and no part of the verdict; a regression is a slowdown that the interval confirms and that is "
+        "verdicts on answers hold together with another 95 %; p99: 95 % each, and no part of the verdict; "
+        "a regression is a slowdown that the interval confirms and that is "
         f"above {comparison.tolerance * 100:g} % as estimated"
     )
 

@@ -34,7 +34,12 @@ def way_tables(record: BenchRecord) -> tuple[WayTable, ...]:
     tables = []
     for scope in wording.scopes(record):
         by_engine = [
-            (engine, sorted((one for one in engine.latency if one.scope == scope), key=_order))
+            (
+                engine,
+                sorted(
+                    (one for one in engine.latency if one.scope == scope), key=lambda one: statistics.way_order(one.way)
+                ),
+            )
             for engine in record.engines
         ]
         listed = [samples for _, own in by_engine for samples in own]
@@ -74,10 +79,6 @@ _CALLED: Final = (
         wording.NOTHING,
     ),
 )
-
-
-def _order(samples: Samples) -> tuple[int, int, bool, float]:
-    return samples.batch, samples.concurrency, bool(samples.graphs), samples.offered or 0
 
 
 def _row(engine: EngineRecord, samples: Samples, shown: list[_Called]) -> tuple[Cell, ...]:

@@ -1,12 +1,14 @@
 """Which raw values a figure was computed from, and how: what the page shows of a figure that is followed."""
 
-import math
 from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import quote
 
 from resnet_deploy.bench import statistics
+from resnet_deploy.bench.intervals import nearest_rank_index
 from resnet_deploy.bench.records import BenchRecord, EngineRecord, Samples, Way
+from resnet_deploy.bench.statistics import Summary
+from resnet_deploy.report import wording
 
 ANSWERS: Final = "answers"
 
@@ -56,7 +58,7 @@ def way_key(way: Way) -> str:
 def of_percentile(engine: EngineRecord, samples: Samples, percent: float) -> Evidence:
     """Say which call a percentile is: it is a call that was really made."""
     count = len(samples.seconds)
-    rank = max(1, math.ceil(percent * count / 100))
+    rank = nearest_rank_index(percent, count) + 1
     name, rule = f"p{percent:g}", f"nearest-rank p{percent:g} of {count:,} calls: number {rank:,} from the fastest"
     if percent in (0, 100):
         name = "slowest" if percent else "fastest"
@@ -75,14 +77,18 @@ def of_throughput(engine: EngineRecord, samples: Samples) -> Evidence:
     return Evidence("samples", engine.name, way_key(samples.way), "throughput", "images/s", rule)
 
 
-def of_speedup(reference: EngineRecord, engine: EngineRecord) -> Evidence:
-    """Say what a speed-up was computed from."""
-    own, other = statistics.best_samples(engine), statistics.best_samples(reference)
+def of_speedup(record: BenchRecord, row: Summary) -> Evidence | None:
+    """Say what a speed-up was computed from; nothing where there is none."""
+    if row.compared is None:
+        return None
+    reference, own = row.compared
     rule = (
-        "images per second of this engine over those of the reference, each in its best way; the same rounds resampled"
+        "in each round, images per second over the reference's, both in their best way with numbers of callers that "
+        "both have; of these ratios the Hodges-Lehmann estimate, with the interval by Wilcoxon's signed ranks, of "
+        f"{wording.confidence(row)}"
     )
-    against = f"{quote(reference.name, safe='')}/{way_key(other.way)}"
-    return Evidence("samples", engine.name, way_key(own.way), "speed-up", "times", rule, against)
+    against = f"{quote(record.reference, safe='')}/{way_key(reference.way)}"
+    return Evidence("samples", row.engine.name, way_key(own.way), "speed-up", "times", rule, against)
 
 
 def of_answers(record: BenchRecord, engine: EngineRecord, figure: tuple[str, str], rule: str) -> Evidence:

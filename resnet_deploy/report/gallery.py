@@ -40,7 +40,7 @@ def gallery(record: BenchRecord, rows: tuple[Summary, ...]) -> list[tuple[str, l
     groups = [
         ("Accuracy and speed", list(_accuracy(record, rows))),
         ("Throughput", list(_throughput(record))),
-        ("Latency", list(_latency(record, rows))),
+        ("Latency", list(_latency(record, rows)) if rows[0].best is not None else []),
         ("Layers", list(_layers(record))),
         ("Quantization", list(_quantization(record))),
     ]
@@ -68,15 +68,15 @@ def _throughput(record: BenchRecord) -> Iterator[Plot]:
 
 
 def _latency(record: BenchRecord, rows: tuple[Summary, ...]) -> Iterator[Plot]:
-    ways = {statistics.smallest_samples(row.engine).way for row in rows}
-    way = wording.way(min(ways)) if len(ways) == 1 else "each engine's smallest batch"
+    ways = {row.latency.way for row in rows}
+    way = wording.way(next(iter(ways))) if len(ways) == 1 else "each engine's smallest batch"
     caption = "Each engine's calls to their own height; ticks: p50 and p99. The axis is logarithmic."
     height = max(27, 6 + _ROW_REM * len(record.engines))
     figure = latency_plots.plot_distributions(record)
     yield Plot("plot-distribution", f"Distribution of latency: {way}", caption, figure, height=height)
     caption = "Curves to the left are faster. Both axes are logarithmic: p99 gets as much room as p90, and tails show."
     yield Plot("plot-latency", f"Tail of latency: {way}", caption, latency_plots.plot_tails(record), height=height)
-    if max(number for row in rows for number in statistics.smallest_samples(row.engine).rounds) > 0:
+    if max(number for row in rows for number in row.latency.rounds) > 0:
         caption = "The median of each round over that of all, so that drift shows"
         told = any(state.elsewhere is not None or state.mhz for state in record.machine)
         below = "; below it, what the machine did." if told else "; the machine's state was not recorded."
@@ -128,7 +128,11 @@ def _quantization(record: BenchRecord) -> Iterator[Plot]:
 
 def _accuracy_caption(rows: tuple[Summary, ...]) -> str:
     """Explain the line, and say how much of a difference the number of images can show."""
-    points = [(row.throughput, share) for row in rows if (share := plots.accuracy_share(row)) is not None]
+    points = [
+        (row.throughput, share)
+        for row in rows
+        if row.best is not None and (share := plots.accuracy_share(row)) is not None
+    ]
     caption = "Each in its best way. The fastest engine is as accurate as any."
     if len(plots.pareto_front(points)) > 1:
         caption = "Each in its best way. The line joins those that no other beats in one without losing in the other."

@@ -73,17 +73,23 @@ def _lead(record: BenchRecord, rows: tuple[Summary, ...]) -> str:
     """Say in a sentence what the run found."""
     if not rows:
         return "No engine could be run here."
-    best = max(rows, key=lambda row: row.throughput)
-    name, way = wording.printable(best.engine.name), statistics.best_samples(best.engine).way
-    lead = f"Fastest: {name}, {wording.significant(best.throughput)} images/s at batch {way.batch}"
-    if way.concurrency > 1:
-        lead += f" with {wording.callers(way.concurrency)}"
-    if best.speedup is None or best.engine.name == record.reference:
+    fastest = max(rows, key=lambda row: row.throughput)
+    best = fastest.best
+    if best is None:
+        return "The engines have no scope in common that their speed can be compared in."
+    name, rate = wording.printable(fastest.engine.name), wording.significant(fastest.throughput)
+    lead = f"Fastest: {name}, {rate} images/s at batch {best.batch}"
+    if best.concurrency > 1:
+        lead += f" with {wording.callers(best.concurrency)}"
+    if fastest.speedup is None or fastest.compared is None:
         return f"{lead}."
-    ends = wording.limits(best.speedup, wording.ratio)
-    lead += f", {wording.ratio(best.speedup.value)} times {wording.reference_name(record)} (95 % interval {ends})"
-    if best.accuracy is not None and best.accuracy.agreement is not None:
-        lead += f", with which it agrees on {wording.percent(best.accuracy.agreement)} % of the images"
+    ends = wording.limits(fastest.speedup, wording.ratio)
+    callers = fastest.compared[1].concurrency
+    alike = "" if callers == best.concurrency else f"with {wording.callers(callers)} "
+    lead += f", {alike}{wording.ratio(fastest.speedup.value)} times {wording.reference_name(record)} "
+    lead += f"({wording.confidence(fastest)} interval {ends})"
+    if fastest.accuracy is not None and fastest.accuracy.agreement is not None:
+        lead += f", with which it agrees on {wording.percent(fastest.accuracy.agreement)} % of the images"
     return f"{lead}."
 
 

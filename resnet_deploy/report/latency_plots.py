@@ -32,7 +32,7 @@ _STATES: Final = (("elsewhere", "other processes", COLOURS[4]), ("stolen", "stol
 def plot_tails(record: BenchRecord) -> go.Figure:
     """Plot which share of the calls took at least so long, on axes that stretch the tail."""
     figure = new_figure("milliseconds per call", "percentile of the calls")
-    samples = [statistics.smallest_samples(engine) for engine in record.engines]
+    samples = _quoted(record)
     for number, (engine, own, style) in enumerate(zip(record.engines, samples, styles(record), strict=True)):
         curve = tail_curve(own)
         figure.add_scatter(
@@ -70,7 +70,7 @@ def tail_curve(samples: Samples, points: int = _CURVE_POINTS) -> list[tuple[floa
 def plot_distributions(record: BenchRecord) -> go.Figure:
     """Plot a ridge per engine: how many calls took how long, each to its own height, with p50 and p99 marked."""
     figure = new_figure("milliseconds per call", "")
-    samples = [statistics.smallest_samples(engine) for engine in record.engines]
+    samples = _quoted(record)
     low, high = _ends(samples)
     edges = np.geomspace(low / 1.001, high * 1.001, _BINS + 1)
     for number, (engine, own, style) in enumerate(zip(record.engines, samples, styles(record), strict=True)):
@@ -117,9 +117,9 @@ def ridge(samples: Samples, edges: "np.ndarray[Any, Any]") -> tuple[list[float],
 def plot_rounds(record: BenchRecord) -> go.Figure:
     """Plot how far each round's median lay from the engine's own, with what the machine did below on the same axis."""
     figure = new_figure("round", "median, % of own")
-    for number, (engine, style) in enumerate(zip(record.engines, styles(record), strict=True)):
-        medians = round_medians(statistics.smallest_samples(engine))
-        whole = statistics.percentile(statistics.smallest_samples(engine).seconds, 50)
+    for number, (engine, own, style) in enumerate(zip(record.engines, _quoted(record), styles(record), strict=True)):
+        medians = round_medians(own)
+        whole = statistics.percentile(own.seconds, 50)
         figure.add_scatter(
             x=list(medians),
             y=[100 * median / whole for median in medians.values()],
@@ -143,6 +143,12 @@ def round_medians(samples: Samples) -> dict[int, float]:
     for number, seconds in zip(samples.rounds, samples.seconds, strict=True):
         by_round.setdefault(number, []).append(seconds)
     return {number: statistics.percentile(by_round[number], 50) for number in sorted(by_round)}
+
+
+def _quoted(record: BenchRecord) -> list[Samples]:
+    """List the samples that each engine's latencies are quoted for."""
+    scope = statistics.headline_scope(record.engines)
+    return [statistics.smallest_samples(engine, scope) for engine in record.engines]
 
 
 def _add_states(figure: go.Figure, states: Sequence[MachineState]) -> None:

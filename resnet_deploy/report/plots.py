@@ -7,7 +7,6 @@ from typing import Final
 
 import plotly.graph_objects as go
 
-from resnet_deploy.bench import statistics
 from resnet_deploy.bench.records import BenchRecord
 from resnet_deploy.bench.statistics import Summary
 from resnet_deploy.report import wording
@@ -17,11 +16,11 @@ _LABEL_GAP: Final = 10  # pixels between a point and its label
 
 
 def plot_accuracy(record: BenchRecord, rows: Sequence[Summary]) -> go.Figure | None:
-    """Plot accuracy against throughput, with the Pareto front; None where there is no accuracy."""
+    """Plot accuracy against throughput, with the Pareto front; None where either is missing."""
     drawn = [
         (number, row, share, style)
         for number, (row, style) in enumerate(zip(rows, styles(record), strict=True))
-        if (share := accuracy_share(row)) is not None
+        if (share := accuracy_share(row)) is not None and row.best is not None
     ]
     if not drawn:
         return None
@@ -35,7 +34,7 @@ def plot_accuracy(record: BenchRecord, rows: Sequence[Summary]) -> go.Figure | N
         hoverinfo="skip",
     )
     for number, row, share, style in drawn:
-        best = statistics.best_samples(row.engine).way
+        best = "" if row.best is None else wording.way(row.best.way)
         figure.add_scatter(
             x=[row.throughput],
             y=[100 * share],
@@ -43,8 +42,7 @@ def plot_accuracy(record: BenchRecord, rows: Sequence[Summary]) -> go.Figure | N
             marker=style.marker(11),
             name=label(row.engine),
             meta={"engine": number},
-            hovertemplate="%{fullData.name}<br>%{x:,.4~g} images/s<br>%{y:.2f} %<br>"
-            f"{wording.way(best)}<extra></extra>",
+            hovertemplate=f"%{{fullData.name}}<br>%{{x:,.4~g}} images/s<br>%{{y:.2f}} %<br>{best}<extra></extra>",
         )
     figure.update_yaxes(ticksuffix=" %", range=_padded([100 * share for _, _, share, _ in drawn]))
     scale(figure.layout.xaxis, [row.throughput for _, row, _, _ in drawn])

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from resnet_deploy.bench.accuracy import Flips
-from resnet_deploy.bench.records import BenchRecord, EngineRecord
+from resnet_deploy.bench.records import BenchRecord
 from resnet_deploy.bench.statistics import Summary
 from resnet_deploy.report import evidence, wording
 from resnet_deploy.report.columns import Cell, Column
@@ -11,11 +11,9 @@ from resnet_deploy.report.columns import Cell, Column
 
 def verdict_columns(record: BenchRecord, rows: tuple[Summary, ...]) -> tuple[Column, ...]:
     """List the columns of verdicts that ``rows`` have; none without a reference to differ from."""
-    reference = next((engine for engine in record.engines if engine.name == record.reference), None)
-    if reference is None or all(row.speed_verdict is None for row in rows):
-        return ()
-    name = wording.reference_name(record)
-    listed = [Column("speed", (f"speed, against {name}", "verdict"), lambda row: _speed(reference, row))]
+    name, listed = wording.reference_name(record), []
+    if any(row.speed_verdict is not None for row in rows):
+        listed.append(Column("speed", (f"speed, against {name}", "verdict"), lambda row: _speed(record, row)))
     if any(row.accuracy_verdict is not None for row in rows):
         header = f"top-1, against {name}, image by image"
         listed += [
@@ -27,10 +25,10 @@ def verdict_columns(record: BenchRecord, rows: tuple[Summary, ...]) -> tuple[Col
     return tuple(listed)
 
 
-def _speed(reference: EngineRecord, row: Summary) -> Cell:
+def _speed(record: BenchRecord, row: Summary) -> Cell:
     if row.speed_verdict is None:
         return Cell()
-    return Cell(row.speed_verdict, evidence=evidence.of_speedup(reference, row.engine))
+    return Cell(row.speed_verdict, evidence=evidence.of_speedup(record, row))
 
 
 def _of_flips(record: BenchRecord, figure: str, write: Callable[[Flips], str] | None) -> Callable[[Summary], Cell]:
@@ -39,9 +37,12 @@ def _of_flips(record: BenchRecord, figure: str, write: Callable[[Flips], str] | 
         "gained": "images that this engine answers rightly and the reference does not",
         "lost": "images that the reference answers rightly and this engine does not",
     }
-    test = "McNemar's exact test of the images that only one of the two answers rightly; significant below 0.05"
 
     def cell(row: Summary) -> Cell:
+        test = (
+            "McNemar's exact test of the images that only one of the two answers rightly; "
+            f"significant up to {row.level:.3g}, which is 0.05 shared by all engines"
+        )
         flips = row.accuracy.flips if row.accuracy is not None else None
         if flips is None or row.accuracy_verdict is None:
             return Cell()

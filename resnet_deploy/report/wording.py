@@ -65,7 +65,7 @@ def points(share: float) -> str:
 
 def ratio(value: float) -> str:
     """Write a speed-up with two decimals, or none once they say nothing."""
-    return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
+    return f"{value:.2f}" if value < 100 else significant(value)
 
 
 def decibels(value: float) -> str:
@@ -224,6 +224,11 @@ def verdict(row: Summary, record: BenchRecord) -> str:
     )
 
 
+def confidence(row: Summary) -> str:
+    """Write the confidence of the interval of a speed-up."""
+    return f"{100 * (1 - row.level):.4g} %"
+
+
 def not_run(missing: NotRun) -> str:
     """Say which engine was found and not run, and why."""
     kind = f"{missing.backend} {missing.precision}, {size(missing.size_bytes)} MB"
@@ -238,14 +243,30 @@ def peer(engine: EngineRecord) -> str:
 def meanings(record: BenchRecord) -> tuple[str, ...]:
     """Explain the columns."""
     several = any(samples.concurrency > 1 for engine in record.engines for samples in engine.latency)
-    lines = [f"images/s: at the batch{' and number of callers' if several else ''} where it is highest, in brackets"]
+    scope = statistics.headline_scope(record.engines)
+    lines = []
+    if scope is not None:
+        within = f", scope {scope_name(scope)}" if len(scopes(record)) > 1 or scope != "host" else ""
+        best = f"batch{' and number of callers' if several else ''} where it is highest"
+        lines.append(f"images/s: at the {best}, in brackets{within}")
     if record.reference:
         name = reference_name(record)
-        lines.append(f"speed-up: images/s over {name}'s, with the 95 % interval")
+        if scope is not None:
+            lines.append(_speedup_meaning(record, alike=several))
         if record.dataset is not None:
             lines.append(f"agreement: images with the same best class as {name}'s")
             lines.append(f"SQNR: {name}'s logits over the difference from them; 20 dB is 10 % off, 40 dB 1 %")
     return tuple(lines)
+
+
+def _speedup_meaning(record: BenchRecord, *, alike: bool) -> str:
+    """Say what a speed-up is: neither the quotient of two rates in the table, nor certain for each engine by itself."""
+    callers = ", both with numbers of callers that both have" if alike else ""
+    count = len(record.engines) - 1
+    together = "with its 95 % interval"
+    if count > 1:
+        together = f"with intervals wide enough for all {count} of them to hold together with 95 %"
+    return f"speed-up: images/s over {reference_name(record)}'s in a typical round{callers}, {together}"
 
 
 def _microseconds(samples: Samples) -> str:

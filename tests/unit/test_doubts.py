@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from record_factory import make_samples
 
-from resnet_deploy.bench.doubts import machine_warnings, stability_warnings, thin_percentiles, two_peaks
+from resnet_deploy.bench.doubts import machine_warnings, spread_warnings, thin_percentiles, two_peaks
 from resnet_deploy.bench.intervals import calls_needed, percentile
 from resnet_deploy.bench.records import MachineState, read_record
 
@@ -58,9 +58,9 @@ class TestTwoPeaks:
 
     def test_is_said_and_drift_is_said_instead(self):
         by_turns, by_halves = [0.010, 0.013] * 50, [0.010] * 50 + [0.013] * 50
-        (warning,) = stability_warnings(make_samples(1, by_turns))
+        (warning,) = spread_warnings(make_samples(1, by_turns))
         assert warning == "two peaks at batch 1: around 10 ms and 13 ms; p50 may be either next time"
-        (warning,) = stability_warnings(make_samples(1, by_halves))
+        (warning,) = spread_warnings(make_samples(1, by_halves))
         assert warning.startswith("drifting at batch 1")
 
     def test_recorded_noise_has_what_the_eye_sees_in_it(self):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from resnet_deploy.bench.accuracy import Flips, count_flips, mcnemar
 from resnet_deploy.bench.intervals import Interval
-from resnet_deploy.bench.verdicts import accuracy_verdict, slowdown_verdict, speed_verdict
+from resnet_deploy.bench.verdicts import accuracy_verdict, hides, slowdown_verdict, speed_verdict
 
 
 class TestMcNemar:
@@ -63,8 +63,24 @@ class TestVerdicts:
     )
     def test_of_intervals(self, low, high, speed, slowdown):
         interval = Interval((low + high) / 2, low, high)
-        assert speed_verdict(interval, rounds=5) == speed
+        assert speed_verdict(interval) == speed
         assert slowdown_verdict(interval) == slowdown
 
+    @pytest.mark.parametrize(
+        ("interval", "hidden"),
+        [
+            ((1.0, 0.99, 1.01), False),  # rules out 5 %
+            ((1.0, 0.9, 1.1), True),
+            ((0.667, 0.002, 289.0), True),
+            ((0.93, 0.88, 1.06), True),  # 6 % slower is within it, and 6 % would hide in its width
+            ((1.02, 0.99, 1.06), False),  # 5 % slower would have shown: 1.05 times 0.99 over 1.02 is above 1
+            ((0.9, 0.7, 1.04), False),  # wide, but all of it below
+            ((1.0, 0.0, math.inf), True),
+        ],
+    )
+    def test_of_no_difference(self, interval, hidden):
+        assert hides(Interval(*interval), 0.05) is hidden
+        assert not hides(Interval(*interval), 0.0)
+
     def test_few_rounds_have_none(self):
-        assert speed_verdict(Interval(2.0, 1.9, 2.1), rounds=4) == "too few rounds for a verdict"
+        assert speed_verdict(Interval(2.0, 0.0, math.inf)) == "too few rounds for a verdict"

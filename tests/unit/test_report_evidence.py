@@ -59,6 +59,13 @@ class TestEvidence:
         assert (found.figure, found.call, found.rule) == (figure, call, rule)
         assert found.address == f"#samples/pytorch/host-b1/{figure}"
 
+    def test_the_rank_told_is_the_call_shown(self, record):
+        """2.2 has no binary form: 2.2 % of 1500 must not come to one more than 33."""
+        samples = make_samples(1, map(float, range(1, 1501)))
+        found = evidence.of_percentile(record.engines[0], samples, 2.2)
+        assert found.rule == "nearest-rank p2.2 of 1,500 calls: number 33 from the fastest"
+        assert samples.seconds[found.call] == 33.0
+
     def test_hostile_names_are_quoted_in_addresses(self, record):
         engine = msgspec.structs.replace(record.engines[0], name=HOSTILE + "/host-b1?#")
         address = evidence.of_throughput(engine, engine.latency[0]).address
@@ -116,7 +123,7 @@ class TestWays:
         record = make_record(ENGINES[:2], ways=ways)
         assert way_tables(record)[0].header == ("batch", "CUDA graphs")
         texts = [lines[number][1].text for _, lines in way_tables(record)[0].engines for number in (0, 1)]
-        assert texts == ["no", "yes"] * 2
+        assert texts == ["yes", "no"] * 2
 
     def test_copies_have_no_throughput(self):
         record = make_record(ENGINES[:1], batches=(1,))
@@ -180,6 +187,13 @@ class TestCommand:
     def test_a_suite_is_its_own_command(self, record):
         named = msgspec.structs.replace(record, suite="benchmarks/cpu.toml")
         assert reproduce.command(named) == "resnet-deploy bench --suite benchmarks/cpu.toml"
+
+    def test_the_rank_told_is_the_call_shown(self, record):
+        """2.2 has no binary form: 2.2 % of 1500 must not come to one more than 33."""
+        samples = make_samples(1, map(float, range(1, 1501)))
+        found = evidence.of_percentile(record.engines[0], samples, 2.2)
+        assert found.rule == "nearest-rank p2.2 of 1,500 calls: number 33 from the fastest"
+        assert samples.seconds[found.call] == 33.0
 
     def test_hostile_names_are_quoted(self):
         record = make_record((ENGINES[0], SyntheticEngine("x; rm -rf /")), images=0)

@@ -9,6 +9,7 @@ import pytest
 from record_factory import ENGINES, REFERENCE, SyntheticEngine, make_record, make_samples
 
 from resnet_deploy.bench import statistics
+from resnet_deploy.bench.doubts import spread_warnings, thin_warnings
 from resnet_deploy.bench.records import DatasetRecord, Outputs, read_record, write_record
 from resnet_deploy.errors import FileError
 
@@ -55,8 +56,8 @@ class TestThroughput:
 
     def test_best_and_smallest_batch(self):
         engine = make_record(ENGINES[:1], batches=(8, 1, 32)).engines[0]
-        assert statistics.smallest_samples(engine).batch == 1
-        assert statistics.best_samples(engine).batch == 32
+        assert statistics.smallest_samples(engine, "host").batch == 1
+        assert statistics.best_samples(engine, "host").batch == 32
 
     def test_interval_is_empty_only_when_all_calls_are_equal(self):
         steady = statistics.throughput_interval(make_samples(2, [0.1] * 20, [number // 2 for number in range(20)]))
@@ -64,60 +65,6 @@ class TestThroughput:
         assert steady.value == pytest.approx(20.0)
         noisy = statistics.throughput_interval(draw_rounds(np.random.default_rng(0), 0.1))
         assert noisy.low < noisy.value < noisy.high
-
-
-class TestSpeedupInterval:
-    def test_covers_the_known_ratio_in_most_repetitions(self):
-        repetitions, ratio = 200, 1.5
-        rng = np.random.default_rng(5)
-        covered = excluded = 0
-        for _ in range(repetitions):
-            reference, candidate = draw_rounds(rng, 0.015), draw_rounds(rng, 0.010)
-            interval = statistics.speedup_interval(reference, candidate, resamples=300)
-            covered += interval.low <= ratio <= interval.high
-            excluded += not interval.low <= 1.0 <= interval.high
-        # 95 % nominal; the percentile bootstrap of 20 rounds falls a little short, and 200 repetitions scatter.
-        assert 0.87 * repetitions <= covered < repetitions
-        assert excluded == repetitions
-
-    def test_value_is_the_ratio_of_throughputs_over_different_batches(self):
-        interval = statistics.speedup_interval(make_samples(1, [0.2, 0.2]), make_samples(8, [0.4, 0.4]))
-        assert interval.value == pytest.approx(4.0)
-
-    def test_slowdowns_shared_by_a_round_cancel(self):
-        rng = np.random.default_rng(1)
-        slowdowns = rng.uniform(1.0, 3.0, 20)
-        reference = draw_rounds(rng, 0.02, slowdowns=slowdowns)
-        paired = statistics.speedup_interval(reference, draw_rounds(rng, 0.01, slowdowns=slowdowns))
-        shuffled = statistics.speedup_interval(reference, draw_rounds(rng, 0.01, slowdowns=rng.permutation(slowdowns)))
-        assert paired.high - paired.low < 0.02
-        assert shuffled.high - shuffled.low > 0.2
-
-    def test_rounds_that_do_not_match_are_resampled_apart(self):
-        rng = np.random.default_rng(2)
-        interval = statistics.speedup_interval(draw_rounds(rng, 0.02, rounds=20), draw_rounds(rng, 0.01, rounds=12))
-        assert interval.low < interval.value < interval.high
-
-    def test_a_single_round_resamples_its_calls(self):
-        rng = np.random.default_rng(3)
-        interval = statistics.speedup_interval(
-            make_samples(1, rng.uniform(0.02, 0.03, 50)), make_samples(1, rng.uniform(0.01, 0.015, 80))
-        )
-        assert interval.low < interval.value < interval.high
-
-    def test_is_the_same_each_time_but_not_for_each_seed(self):
-        rng = np.random.default_rng(4)
-        pair = draw_rounds(rng, 0.02), draw_rounds(rng, 0.01)
-        assert statistics.speedup_interval(*pair) == statistics.speedup_interval(*pair)
-        assert statistics.speedup_interval(*pair) != statistics.speedup_interval(*pair, seed=1)
-
-
-def test_percentile_interval_holds_the_percentile_and_shrinks_with_the_noise():
-    rng = np.random.default_rng(6)
-    wide = statistics.percentile_interval(draw_rounds(rng, 0.1), 50)
-    narrow = statistics.percentile_interval(draw_rounds(rng, 0.1, slowdowns=np.ones(20)), 50)
-    assert wide.low <= wide.value <= wide.high
-    assert narrow.high - narrow.low < 0.1 * (wide.high - wide.low)
 
 
 class TestShareInterval:
@@ -227,14 +174,15 @@ class TestSqnr:
         return statistics.accuracy(outputs, None, dataset)
 
 
-class TestStabilityWarnings:
+class TestSpreadWarnings:
     def test_steady_calls_raise_none(self):
-        assert statistics.stability_warnings(make_samples(1, [0.010, 0.011] * 50)) == ()
+        assert spread_warnings(make_samples(1, [0.010, 0.011] * 50)) == []
 
-    def test_too_few_calls_for_p99(self):
-        assert statistics.stability_warnings(make_samples(1, [0.010, 0.011] * 49 + [0.010])) == (
-            "p99 of 99 calls at batch 1 is simply the slowest call",
-        )
+    def test_too_few_calls_for_p99_are_told_once(self):
+        few, enough = ([0.010, 0.011] * count for count in (49, 50))
+        latency = (make_samples(8, few), make_samples(1, few), make_samples(1, few, scope="device"))
+        assert thin_warnings(latency) == ("p99 at batch 1, 8 is simply the slowest of fewer than 100 calls",)
+        assert thin_warnings((make_samples(1, enough),)) == ()
 
     @pytest.mark.parametrize(("slow_calls", "warned"), [(1, False), (2, True)])
     def test_wide_spread(self, slow_calls, warned):
@@ -242,23 +190,23 @@ class TestStabilityWarnings:
         seconds = [0.010] * 100
         for position in (20, 80)[:slow_calls]:
             seconds[position] = 0.030
-        warnings = statistics.stability_warnings(make_samples(1, seconds))
-        assert warnings == (("unsteady at batch 1: p99 is 3.0 times p50",) if warned else ())
+        warnings = spread_warnings(make_samples(1, seconds))
+        assert warnings == (["unsteady at batch 1: p99 is 3.0 times p50"] if warned else [])
 
     @pytest.mark.parametrize(
         ("later", "expected"),
         [
-            (0.0112, ("drifting at batch 1: the second half is +12% against the first",)),
-            (0.0088, ("drifting at batch 1: the second half is -12% against the first",)),
-            (0.0109, ()),
+            (0.0112, ["drifting at batch 1: the second half is +12% against the first"]),
+            (0.0088, ["drifting at batch 1: the second half is -12% against the first"]),
+            (0.0109, []),
         ],
     )
     def test_drift(self, later, expected):
-        assert statistics.stability_warnings(make_samples(1, [0.010] * 50 + [later] * 50)) == expected
+        assert spread_warnings(make_samples(1, [0.010] * 50 + [later] * 50)) == expected
 
     def test_drift_needs_twenty_calls(self):
-        nineteen = statistics.stability_warnings(make_samples(1, [0.010] * 9 + [0.015] * 10))
-        twenty = statistics.stability_warnings(make_samples(1, [0.010] * 10 + [0.015] * 10))
+        nineteen = spread_warnings(make_samples(1, [0.010] * 9 + [0.015] * 10))
+        twenty = spread_warnings(make_samples(1, [0.010] * 10 + [0.015] * 10))
         assert [warning for warning in nineteen if "drifting" in warning] == []
         assert [warning for warning in twenty if "drifting" in warning] != []
 
@@ -284,9 +232,10 @@ class TestSummarize:
         rows = statistics.summarize(record)
         assert [row.engine.name for row in rows] == [engine.name for engine in ENGINES]
         first = record.engines[1].latency[0]
-        assert (rows[1].latency_batch, rows[1].best_batch) == (1, 32)
-        assert rows[1].p99_s == sorted(first.seconds)[197]
-        assert (rows[0].speedup.value, rows[0].speedup.low, rows[0].speedup.high) == pytest.approx((1.0, 1.0, 1.0))
+        assert rows[1].latency is first
+        assert rows[1].best.batch == 32
+        assert rows[1].throughput == pytest.approx(statistics.throughput(rows[1].best))
+        assert rows[0].speedup is rows[0].compared is None
         assert rows[2].speedup.low > 2.0
         assert rows[2].accuracy.agreement < rows[1].accuracy.agreement == 1.0
 
@@ -312,6 +261,25 @@ class TestSummarize:
         slower = make_record((REFERENCE, renamed(REFERENCE, "slower", image_s=0.027)))
         assert statistics.summarize(slower)[1].speed_verdict == "slower"
 
+    def test_verdicts_share_their_confidence(self):
+        """With ten engines of which seven images in 400 flipped, none is worse; alone, one is."""
+        worse = renamed(ENGINES[1], "worse", flips=0.02)
+        crowd = (REFERENCE, *(renamed(worse, f"worse-{number}") for number in range(10)))
+        (alone,) = statistics.summarize(make_record((REFERENCE, worse)))[1:]
+        together = statistics.summarize(make_record(crowd))[1:]
+        assert (alone.level, together[0].level) == (0.05, pytest.approx(0.005))
+        assert together[0].accuracy.flips == alone.accuracy.flips
+        assert 0.005 < alone.accuracy.flips.p_value < 0.05
+        assert (alone.accuracy_verdict, together[0].accuracy_verdict) == ("worse", "no significant difference")
+        wide, narrow = together[0].speedup, alone.speedup
+        assert wide.low < narrow.low < narrow.value < narrow.high < wide.high
+
+    def test_seven_rounds_are_enough_for_three_engines_and_not_for_ten(self):
+        """The rarest of 2^7 ways to sign seven rounds has, on either side, 1/128: 0.0156 in all."""
+        crowd = (REFERENCE, *(renamed(ENGINES[2], f"int8-{number}") for number in range(4)))
+        (*_, three), (*_, four) = (statistics.summarize(make_record(crowd[:count], rounds=7)) for count in (4, 5))
+        assert (three.speed_verdict, four.speed_verdict) == ("faster", "too few rounds for a verdict")
+
     def test_there_is_no_verdict_without_labels_reference_or_rounds(self):
         assert {row.accuracy_verdict for row in statistics.summarize(make_record(labelled=False))} == {None}
         assert {row.speed_verdict for row in statistics.summarize(make_record(reference=""))} == {None}
@@ -321,7 +289,7 @@ class TestSummarize:
         assert [row.warnings for row in statistics.summarize(make_record(rounds=5, calls=40))] == [()] * len(ENGINES)
         warned = statistics.summarize(make_record(rounds=4, calls=50))
         assert [row.warnings for row in warned] == [
-            ("intervals rest on 4 rounds at batch 32: they are too narrow",)
+            ("intervals of times and rates rest on 4 rounds at batch 32: they are too narrow",)
         ] * 4
 
     def test_warns_of_logits_that_are_not_finite(self):
@@ -339,43 +307,8 @@ class TestSummarize:
         engine = msgspec.structs.replace(record.engines[0], latency=(first, unsteady))
         # 1.1 times as long on average: still the best batch, of two.
         (row,) = statistics.summarize(msgspec.structs.replace(record, engines=(engine,)))
-        assert row.best_batch == 32
+        assert row.best.batch == 32
         assert [warning.split(":")[0] for warning in row.warnings] == ["unsteady at batch 32"]
-
-
-class TestWays:
-    """Latencies are those of one caller with arrays in host memory; throughput may come from several."""
-
-    quoted = make_samples(1, [0.020] * 10)
-    engine = make_record(ENGINES[:1]).engines[0]
-
-    def called(self, *others):
-        return msgspec.structs.replace(self.engine, latency=(*others, self.quoted))
-
-    @pytest.mark.parametrize(
-        "other",
-        [
-            {"scope": "device"},
-            {"scope": "end_to_end"},
-            {"concurrency": 2, "wall": (0.1,)},
-            {"offered": 30.0, "wall": (0.4,)},
-            {"batch": 8},
-        ],
-        ids=lambda change: next(iter(change)),
-    )
-    def test_what_is_quoted_for_latency(self, other):
-        changed = msgspec.structs.replace(make_samples(1, [0.005] * 10), **other)
-        assert statistics.smallest_samples(self.called(changed)) is self.quoted
-        assert statistics.smallest_samples(msgspec.structs.replace(self.engine, latency=(changed,))) is changed
-
-    def test_best_throughput_may_have_several_callers_but_the_same_scope(self):
-        device = make_samples(1, [0.001] * 10, scope="device")
-        four = msgspec.structs.replace(make_samples(1, [0.040] * 10), concurrency=4, wall=(0.1,))
-        paced = msgspec.structs.replace(make_samples(1, [0.001] * 10), offered=1000.0, wall=(0.01,))
-        assert statistics.best_samples(self.called(device, paced)) is self.quoted
-        assert statistics.best_samples(self.called(device, paced, four)) is four
-        assert statistics.throughput(four) == pytest.approx(100.0)  # not 25, which the sum of overlapping calls gives
-        assert statistics.best_samples(msgspec.structs.replace(self.engine, latency=(paced, device))) is device
 
 
 class TestRecords:
