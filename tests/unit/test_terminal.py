@@ -23,7 +23,7 @@ def screen(monkeypatch):
 def test_nothing_runs_beside_the_items_where_they_are_timed(screen, still):
     before = set(threading.enumerate())
     beside = [set(threading.enumerate()) - before for _ in TerminalProgress().track("abc", "timing", 3, still=still)]
-    assert [len(one) for one in beside] == ([0] * 3 if still else [1] * 3)
+    assert [bool(one) for one in beside] == [not still] * 3
 
 
 def test_what_is_still_is_drawn_between_items(screen):
