@@ -7,7 +7,6 @@ from typing import Literal
 from resnet_deploy.bench import statistics
 from resnet_deploy.bench.records import BenchRecord, Samples
 from resnet_deploy.bench.statistics import Accuracy, Summary
-from resnet_deploy.bench_spec import Scope
 from resnet_deploy.report import evidence, wording
 from resnet_deploy.report.evidence import Evidence
 
@@ -41,7 +40,7 @@ class Column:
         interval_everywhere: Whether the terminal shows the interval too.
     """
 
-    group: Literal["engine", "accuracy", "speed", "scopes", "callers"]
+    group: Literal["engine", "accuracy", "speed", "scopes", "callers", "paced"]
     header: tuple[str, str]
     cell: Callable[[Summary], Cell]
     best: float | None = None
@@ -68,53 +67,6 @@ def columns(record: BenchRecord, rows: tuple[Summary, ...], *, detail: bool = Fa
     if rows:
         listed += _speed(record, rows, detail=detail)
     return tuple(column for column in listed if detail or not column.detail)
-
-
-def way_columns(record: BenchRecord, rows: tuple[Summary, ...]) -> tuple[Column, ...]:
-    """List the columns that tell scopes and numbers of callers apart; none where only one of each was measured."""
-    closed = [one.way for row in rows for one in row.engine.latency if one.offered is None]
-    scope = statistics.headline_scope(record.engines)
-    callers = sorted({way.concurrency for way in closed if way.scope == scope})
-    listed = []
-    if len(scopes := wording.scopes(record)) > 1 or scope is None:
-        smallest = min((way.batch for way in closed), default=1)
-        header = f"p50 ms, batch {smallest}, 1 caller"
-        listed += [
-            Column("scopes", (header, wording.scope_name(scope)), _scope_latency(scope, smallest)) for scope in scopes
-        ]
-    if len(callers) > 1 and scope is not None:
-        header = "images/s (batch) by callers"
-        listed += [Column("callers", (header, f"{count}"), _callers_throughput(scope, count)) for count in callers]
-    return tuple(listed)
-
-
-def _scope_latency(scope: Scope, batch: int) -> Callable[[Summary], Cell]:
-    def cell(row: Summary) -> Cell:
-        found = [one for one in row.engine.latency if _is_plain(one, scope) and one.batch == batch]
-        if not found:
-            return Cell()
-        samples = min(found, key=lambda one: statistics.way_order(one.way))
-        text = wording.milliseconds(statistics.percentile(samples.seconds, 50))
-        return Cell(text, evidence=evidence.of_percentile(row.engine, samples, 50))
-
-    return cell
-
-
-def _is_plain(samples: Samples, scope: Scope) -> bool:
-    """Whether one caller called again as soon as it had its answer."""
-    return samples.scope == scope and samples.concurrency == 1 and samples.offered is None
-
-
-def _callers_throughput(scope: Scope, concurrency: int) -> Callable[[Summary], Cell]:
-    def cell(row: Summary) -> Cell:
-        found = [
-            one
-            for one in row.engine.latency
-            if one.scope == scope and one.concurrency == concurrency and one.offered is None
-        ]
-        return _throughput_cell(row, max(found, key=statistics.throughput), callers=False) if found else Cell()
-
-    return cell
 
 
 def _against_labels(record: BenchRecord) -> list[Column]:
@@ -148,7 +100,7 @@ def _speed(record: BenchRecord, rows: tuple[Summary, ...], *, detail: bool) -> l
     unit = "(batch\N{MULTIPLICATION SIGN}callers)" if callers else "(batch)"
 
     def throughput(row: Summary) -> Cell:
-        return Cell() if row.best is None else _throughput_cell(row, row.best, callers=callers)
+        return Cell() if row.best is None else throughput_cell(row, row.best, callers=callers)
 
     listed.append(Column("speed", ("images/s", unit), throughput, most, lambda row: row.throughput))
     if record.reference:
@@ -225,7 +177,8 @@ def _sqnr(record: BenchRecord, row: Summary) -> Cell:
     return Cell(wording.decibels(value), evidence=evidence.of_answers(record, row.engine, ("sqnr", "dB"), rule))
 
 
-def _throughput_cell(row: Summary, samples: Samples, *, callers: bool) -> Cell:
+def throughput_cell(row: Summary, samples: Samples, *, callers: bool) -> Cell:
+    """Write a throughput with its batch in brackets, and the number of callers if they are to be told apart."""
     interval = statistics.throughput_interval(samples)
     way = f"{samples.batch}\N{MULTIPLICATION SIGN}{samples.concurrency}" if callers else f"{samples.batch}"
     text = f"{wording.significant(interval.value)} ({way})"

@@ -13,12 +13,13 @@ from resnet_deploy.bench import statistics
 from resnet_deploy.bench.records import BenchRecord
 from resnet_deploy.bench.statistics import Summary
 from resnet_deploy.report import reproduce, wording
-from resnet_deploy.report.columns import Column, columns, way_columns
+from resnet_deploy.report.columns import Column, columns
 from resnet_deploy.report.every_way import way_tables
 from resnet_deploy.report.evidence import way_key
 from resnet_deploy.report.figures import new_figure, styles
 from resnet_deploy.report.gallery import capital, gallery
 from resnet_deploy.report.verdict_columns import verdict_columns
+from resnet_deploy.report.way_columns import way_columns
 
 _MACHINE_TOLD = ("used", "elsewhere", "stolen")
 

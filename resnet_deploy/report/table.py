@@ -16,7 +16,8 @@ from resnet_deploy.bench import statistics
 from resnet_deploy.bench.records import BenchRecord
 from resnet_deploy.bench.statistics import Summary
 from resnet_deploy.report import wording
-from resnet_deploy.report.columns import Column, columns, way_columns
+from resnet_deploy.report.columns import Column, columns
+from resnet_deploy.report.way_columns import way_columns
 
 _GAP: Final = 2  # blanks between columns
 _NARROWEST_NAME: Final = 16  # a name is folded at its hyphens, but not into a narrower column than this
@@ -135,6 +136,10 @@ def _notes(record: BenchRecord, rows: tuple[Summary, ...]) -> Table:
             grid.add_row("" if number else name, Text(line))
     for number, (row, text) in enumerate((row, text) for row in rows if (text := wording.verdict(row, record))):
         grid.add_row("" if number else "verdicts", Text(f"{wording.printable(row.engine.name)}: {text}"))
+    noted = [engine for engine in record.engines if engine.notes]
+    for number, engine in enumerate(noted):
+        line = f"{wording.printable(engine.name)}: {wording.printable('; '.join(engine.notes))}"
+        grid.add_row("" if number else "notes", Text(line))
     for line in wording.quietness(record):
         grid.add_row("warnings", Text(line, style="yellow"))
     for row in rows:

@@ -8,7 +8,8 @@ from resnet_deploy.bench import statistics
 from resnet_deploy.bench.headline import best_samples, headline_scope, like_samples, smallest_samples, way_order
 from resnet_deploy.bench.records import Way
 from resnet_deploy.report import wording
-from resnet_deploy.report.columns import columns, way_columns
+from resnet_deploy.report.columns import columns
+from resnet_deploy.report.way_columns import way_columns
 
 
 def with_latency(engine, *latency):

@@ -11,9 +11,10 @@ from record_factory import ENGINES, HOSTILE, SyntheticEngine, make_full_record, 
 from resnet_deploy.bench import statistics
 from resnet_deploy.bench.records import Way
 from resnet_deploy.report import evidence, reproduce, wording
-from resnet_deploy.report.columns import columns, way_columns
+from resnet_deploy.report.columns import columns
 from resnet_deploy.report.every_way import way_tables
 from resnet_deploy.report.verdict_columns import verdict_columns
+from resnet_deploy.report.way_columns import way_columns
 
 
 @pytest.fixture(scope="module")

@@ -139,6 +139,37 @@ class TestTable:
         text = " ".join(table_text(msgspec.structs.replace(record, machine=busy), 132).split())
         assert "warnings other processes took 20% of the cores' time" in text
 
+    def test_notes_of_engines_are_told(self, record):
+        notes = ("not called by 2 at once: it takes one caller", "steers \x1b[31m")
+        engines = tuple(msgspec.structs.replace(one, notes=notes) for one in record.engines[:2])
+        text = " ".join(table_text(msgspec.structs.replace(record, engines=engines), 132).split())
+        told = r"not called by 2 at once: it takes one caller; steers \x1b[31m"
+        assert f"notes pytorch: {told} resnet50-onnxruntime-fp32: {told}" in text
+        assert " notes " not in " ".join(table_text(record, 132).split())
+
+    @pytest.mark.parametrize("width", [80, 140])
+    def test_paces_have_columns(self, record, width):
+        def paced(engine, *rates):
+            (plain, *_) = engine.latency
+            seconds = tuple(2 * s for s in plain.seconds)
+            others = (msgspec.structs.replace(plain, seconds=seconds, offered=r, wall=(1.0,) * 10) for r in rates)
+            return msgspec.structs.replace(engine, latency=(*engine.latency, *others))
+
+        engines = (paced(record.engines[0], 20.0), paced(record.engines[1], 20.0, 30.0), record.engines[2])
+        text = table_text(msgspec.structs.replace(record, engines=engines), width)
+        tables = headers(text)
+        assert max(map(cell_len, text.splitlines())) <= width
+        said = [" ".join(above.split()) for above, _ in tables]
+        both = " ".join(line for line in said if "calls/s" in line)
+        assert both == "ms at 20.0 calls/s, batch 1, 1 caller ms at 30.0 calls/s, batch 1, 1 caller"
+        ordered = sorted(record.engines[1].latency[0].seconds)
+        p50, p99 = (wording.milliseconds(2 * ordered[rank]) for rank in (99, 197))
+        (*_, line) = (one for one in text.splitlines() if one.startswith("resnet50-onnxruntime-fp32 "))
+        assert line.split()[-2:] == [p50, p99]
+        (*_, line) = (one for one in text.splitlines() if one.startswith("pytorch "))
+        assert line.split()[-2:] == [wording.NOTHING] * 2
+        assert "calls/s" not in table_text(record, width)
+
     def test_warnings_name_their_engine(self):
         text = " ".join(table_text(make_record(rounds=1), 140).split())
         assert "warnings pytorch: p99 at batch 1, 8, 32 is simply the slowest of fewer than 100 calls; " in text
