@@ -77,7 +77,7 @@ def way_options(function: Any) -> Any:
                 "rates",
                 callback=numbers(float),
                 metavar="HZ,...",
-                help="Calls per second to keep up with, measured beside calling again at once.",
+                help="Calls per second to keep up with, five or more to a turn, measured beside calling again at once.",
             ),
             click.option(
                 "--graphs",
