@@ -303,7 +303,7 @@ class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):
         machine: The state of the machine, round by round.
         governor: What chooses the clocks of the cores, in the kernel's words; empty where it does not tell.
         suite: Name of the suite that asked for this run; empty for none.
-        decoding: What reading the images costs; absent where that was not measured.
+        decoding: What reading the images costs; measured where a scope is ``end_to_end``, on a few of them.
 
     Raises:
         ValueError: If the reference is not among the engines, or answers or labels are not one per image.

@@ -86,6 +86,7 @@ def _run(
         reference=lineup.reference,
         not_run=lineup.not_run,
         machine=measured.machine,
+        decoding=measured.decoding,
         governor=governor(),
     )
 

@@ -290,7 +290,7 @@ def _open(peer: Peer, kitchen: _Kitchen, threads: int) -> Candidate | NotRun:
         made = peer.make(kitchen)
         if peer.from_weights:
             (runner,) = made.opener(threads, 1)
-            entrant = Entrant(peer.name, runner)
+            entrant = Entrant(peer.name, runner, threads=threads)
         else:
             entrant = open_entrant(peer.name, made.opener, kitchen.spec, threads)
     except (BackendError, BuildError) as error:

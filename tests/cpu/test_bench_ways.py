@@ -145,9 +145,12 @@ def test_the_command_line_measures_in_several_ways(invoke, workplace):
     result = invoke("bench", *line.split(), *ways.split())
     assert result.exit_code == 0, result.output
     (path,) = (workplace / "results").glob("*.json")
-    (one,) = read_record(path).engines
+    record = read_record(path)
+    (one,) = record.engines
     assert Counter(samples.scope for samples in one.latency) == {"host": 4, "end_to_end": 4}
     assert one.layers is not None
+    assert record.decoding is not None
+    assert list(record.decoding.engines) == [one.name]
 
 
 # --- several callers
