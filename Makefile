@@ -11,7 +11,7 @@ setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[export,cpu,rtx,openvino,bench,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[export,cpu,rtx,openvino,peers,bench,dev]'
 	@touch $@
 
 # Train on real images, export, build FP32/FP16/INT8, compare with PyTorch, report.
@@ -20,12 +20,10 @@ demo: setup
 	$(BIN)/resnet-deploy run --weights $(DEMO)/digits/resnet50-digits.safetensors --image-size 32 --resize 32 \
 	    --calib $(DEMO)/digits/train --data $(DEMO)/digits/val --output $(DEMO)
 
-# The speed of ResNet-50 at 224x224, untrained: no figure of accuracy, and speed does not depend on the weights.
+# The speed of ResNet-50 at 224x224 beside that of its peers, untrained: no figure of accuracy, and speed does not depend
+# on the weights. Then what our own code costs.
 bench: setup
-	$(BIN)/resnet-deploy export --weights none -o $(DEMO)/imagenet-sized/resnet50.onnx
-	for form in --fp32 --fp16 "--int8 --calib random"; do \
-	    $(BIN)/resnet-deploy build $(DEMO)/imagenet-sized/resnet50.onnx $$form --backend onnxruntime || exit; done
-	$(BIN)/resnet-deploy bench $(DEMO)/imagenet-sized/resnet50-* --batches 1,8 --seconds 10 --rounds 10
+	$(BIN)/resnet-deploy bench --suite benchmarks/cpu.toml --work $(DEMO)/imagenet-sized
 	$(BIN)/python benchmarks/overhead.py $(DEMO)/imagenet-sized/resnet50-int8-onnxruntime
 
 # On a machine with an NVIDIA GPU, with what is installed there.

@@ -12,7 +12,6 @@ import io
 import statistics
 import tempfile
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,8 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from resnet_deploy import artifact, environment
+from resnet_deploy import environment
+from resnet_deploy.bench import record_files
 from resnet_deploy.bench.decoding import bound, measure_decoding
 from resnet_deploy.bench.records import DecodeTimes
 from resnet_deploy.bench.ways import Entrant
@@ -155,7 +155,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> DecodeRecord:
     for entrant in entrants:
         entrant.runner.close()
     return DecodeRecord(
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=record_files.created_now(),
         environment=environment.collect(),
         image_bytes=size,
         stages=stages,
@@ -188,6 +188,16 @@ def show(record: DecodeRecord) -> None:
         )
 
 
+def table(record: DecodeRecord) -> list[str]:
+    """Lines of a Markdown table of the engines."""
+    lines = [("images/s", "decoding alone", "engine alone", "together", "bound", "of the bound"), ("---",) * 6]
+    for name, (alone, together) in record.times.engines.items() if record.times is not None else ():
+        most = bound(record.times.decode, alone, shared=not is_on_gpu(record.devices[name]))
+        rates = (f"{rate:,.1f}" for rate in (record.times.decode, alone, together, most))
+        lines.append((name, *rates, f"{together / most:.0%}"))
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
 def main() -> None:
     """Measure, print, and write the record where one is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -202,7 +212,7 @@ def main() -> None:
         record = measure(arguments, Path(folder))
     show(record)
     if arguments.output is not None:
-        artifact.write_bytes(arguments.output, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+        record_files.write(record, arguments.output)
 
 
 if __name__ == "__main__":

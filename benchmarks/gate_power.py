@@ -17,17 +17,17 @@ Prints a table and writes it with its samples' origin into benchmarks/results/.
 
 import argparse
 import itertools
-import json
 import time
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import msgspec
 import numpy as np
 
 from resnet_deploy import environment
+from resnet_deploy.bench import record_files
 from resnet_deploy.bench.compare import CompareSpec, compare
 from resnet_deploy.bench.comparison import Comparison
 from resnet_deploy.bench.records import BenchRecord, EngineRecord, Samples, read_record
@@ -171,15 +171,14 @@ def _slower(comparison: Comparison) -> list[str]:
     return [engine.new for engine in comparison.engines if any(way.regression for way in engine.ways)]
 
 
-def _write(rows: list[Row], arguments: argparse.Namespace) -> Path:
-    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-    path = RESULTS / f"gate-power-{stamp}.json"
-    asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
-    asked["paths"] = [path.name for path in arguments.paths]
-    where = msgspec.to_builtins(environment.collect())
-    record = {"created": stamp, "asked": asked, "environment": where, "rows": [asdict(row) for row in rows]}
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    return path
+def table(record: dict[str, Any]) -> list[str]:
+    """Lines of a Markdown table."""
+    slowdown = f"caught at {record['asked']['slowdown']:g} %"
+    lines = [("run 1 of", "run 2 of", "rounds", slowdown, "false alarms"), ("---",) * 5]
+    for row in record["rows"]:
+        counts = (f"{row[what]} of {row['repetitions']}" for what in ("caught", "false_alarms"))
+        lines.append((row["old"], row["new"], str(row["rounds"]), *counts))
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def main() -> None:
@@ -202,12 +201,17 @@ def main() -> None:
         rows = live(arguments.paths, spec, arguments.pairs, slowdown)
     else:
         rows = on_recorded_noise(arguments.paths, arguments.rounds, arguments.repetitions, slowdown)
-    print(f"| old | new | rounds | caught at {arguments.slowdown:g} % | false alarms |")
-    print("|---|---|---|---|---|")
-    for row in rows:
-        counts = f"{row.caught}/{row.repetitions} | {row.false_alarms}/{row.repetitions}"
-        print(f"| {row.old} | {row.new} | {row.rounds} | {counts} |")
-    print(f"record: {_write(rows, arguments)}")
+    asked = {name: value for name, value in vars(arguments).items() if name != "paths"}
+    record = {
+        "created": record_files.created_now(),
+        "asked": asked | {"paths": [path.name for path in arguments.paths]},
+        "environment": msgspec.to_builtins(environment.collect()),
+        "rows": [asdict(row) for row in rows],
+    }
+    path = RESULTS / f"gate-power-{record_files.file_stamp(str(record['created']))}.json"
+    record_files.write(record, path)
+    print("\n".join(table(record)))
+    print(f"record: {path}")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ import msgspec
 import numpy as np
 from safetensors.torch import load_file
 
-from resnet_deploy import environment
+from resnet_deploy import artifact, environment
 from resnet_deploy.backends import BACKENDS
 from resnet_deploy.batching import infer
+from resnet_deploy.bench import record_files
 from resnet_deploy.bench.calls import Feeds
 from resnet_deploy.bench.measure import measure_in_turns
 from resnet_deploy.bench.ways import Entrant
@@ -90,11 +91,11 @@ def main(model: Path | None, batches: str, seconds: float, rounds: int) -> None:
             export(ExportSpec(weights="none"), path, progress)
         card = read_source(path).card
         images = synthetic_images(card.preprocess, IMAGES)
-        lineup = line_up(path, card, Path(folder), BatchRange(1, max(spec.batches), max(spec.batches)))
+        lineup = line_up(path, card, Path(folder), spec.batches)
         samples = measure_in_turns(lineup.entrants, Feeds(images), spec, progress)
         parity, overhead = agreement(lineup, images), enqueue_seconds(lineup, images)
     record = {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": record_files.created_now(),
         "environment": msgspec.to_builtins(here),
         "model": {"architecture": card.architecture, "image_size": card.preprocess.image_size},
         "weights": card.weights,
@@ -105,21 +106,24 @@ def main(model: Path | None, batches: str, seconds: float, rounds: int) -> None:
         "failures": lineup.failures,
     }
     name = here.gpu.gpus[0].name.replace(" ", "-").lower()
-    stamp = str(record["created"])[:19].replace(":", "").replace("-", "") + "Z"
-    kept = RESULTS / f"gpu-{name}-{stamp}.json"
-    kept.write_text(json.dumps(record, indent=1) + "\n")
+    kept = RESULTS / f"gpu-{name}-{record_files.file_stamp(str(record['created']))}.json"
+    artifact.write_bytes(kept, json.dumps(record, indent=1).encode() + b"\n")
     click.echo("\n".join(table(record)))
     click.echo(f"record: {kept.relative_to(Path.cwd()) if kept.is_relative_to(Path.cwd()) else kept}")
 
 
-def line_up(model: Path, card: ModelCard, folder: Path, batch: BatchRange) -> Lineup:
+def line_up(model: Path, card: ModelCard, folder: Path, batches: Sequence[int]) -> Lineup:
     """Make every entrant that this machine allows."""
     entrants, failures = [], {}
+    batch = BatchRange(1, max(batches), max(batches))
     weights = load_file(model.with_suffix(".safetensors"))  # which `export` writes beside it
     for name, way in WAYS.items():
         network = create_model(card.architecture, card.num_classes)
         network.load_state_dict(weights)
-        entrants.append(Entrant(name, TorchPeer(network, card, batch, way)))
+        peer = TorchPeer(network, card, batch, way)
+        if way.compiled:
+            peer.prepare(batches)
+        entrants.append(Entrant(name, peer))
     for backend in BACKENDS:
         if backend.device not in ("nvidia", "rtx") or not backend.builder:
             continue
@@ -180,7 +184,7 @@ def table(record: dict[str, Any]) -> list[str]:
     heads = ("", *(f"images/s, batch {batch}" for batch in batches), "of the bound", "enqueue, µs")
     lines = [heads, ("---",) * len(heads)]
     for name, found in record["samples"].items():
-        rates = {one["batch"]: one["batch"] / statistics.median(one["seconds"]) for one in found}
+        rates = {one["batch"]: one["batch"] * len(one["seconds"]) / sum(one["seconds"]) for one in found}
         bound = None if peak is None else peak * (2 if name.endswith("int8") else 1) / record["flop_per_image"]
         share = f"{max(rates.values()) / bound:.1%}" if bound is not None and "fp32" not in name.lower() else NOTHING
         lines.append(

@@ -1,8 +1,9 @@
-"""What our own code costs, beside its bound: the command line's start, the harness's and the runner's share of a call.
+"""What our own code costs, beside its bound: the command line's start, the harness, and the runner's share of a call.
 
-    python benchmarks/overhead.py [ENGINE]
+    python benchmarks/overhead.py ENGINE
 
-ENGINE is an ONNX Runtime bundle; the smaller the network, the larger the share of a call that could be ours.
+ENGINE is an ONNX Runtime bundle; the smaller the network, the larger the share of a call that could be ours. Prints a
+table and writes what was measured to benchmarks/results/.
 """
 
 import statistics
@@ -11,12 +12,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 
+from resnet_deploy import environment
 from resnet_deploy.batching import run_once
+from resnet_deploy.bench import record_files
 from resnet_deploy.bench.calls import host_call
-from resnet_deploy.bench.loops import ClosedLoop, PacedLoop, Turn, take_turn
+from resnet_deploy.bench.loops import ClosedLoop, PacedLoop, take_turn
 from resnet_deploy.bundle import open_bundle
 from resnet_deploy.ort_session import open_session
 from resnet_deploy.pipeline.synthetic import synthetic_images
@@ -24,52 +29,52 @@ from resnet_deploy.runners.null import NullRunner
 from resnet_deploy.runners.ort import OrtRunner
 from resnet_deploy.specs import BatchRange, ModelCard, Preprocess
 
+RESULTS = Path(__file__).parent / "results"
 STARTS = 15
 ROUNDS = 7
 CALLS = 200
 HARNESS_LIMIT_S = 2e-6
+START_LIMIT_S = 0.3
 RATE = 200.0
 
+Rounds = dict[str, list[float]]
 
-def median_start_s(arguments: list[str]) -> float:
-    """Median wall time of starting a process and letting it end."""
-    taken = []
+
+def start_seconds() -> Rounds:
+    """Start processes and let them end: an interpreter that does nothing, the bare import, ``--help``."""
+    commands = {
+        "pass": [sys.executable, "-c", "pass"],
+        "import": [sys.executable, "-c", "import resnet_deploy"],
+        "help": [sys.executable, "-m", "resnet_deploy", "--help"],
+    }
+    taken: Rounds = {name: [] for name in commands}
     for _ in range(STARTS):
-        start = time.perf_counter()
-        subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+        for name, command in commands.items():
+            start = time.perf_counter()
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            taken[name].append(time.perf_counter() - start)
+    return taken
 
 
-def print_start() -> None:
-    """Compare ``--help`` and the bare import with an interpreter that does nothing."""
-    bare = median_start_s([sys.executable, "-c", "pass"])
-    imported = median_start_s([sys.executable, "-c", "import resnet_deploy"])
-    helped = median_start_s([sys.executable, "-m", "resnet_deploy", "--help"])
-    print(f"python -c pass               {bare * 1e3:6.1f} ms   the bound")
-    print(f"import resnet_deploy         {imported * 1e3:6.1f} ms   {imported / bare:.2f} x the bound")
-    print(f"resnet-deploy --help         {helped * 1e3:6.1f} ms   {helped / bare:.2f} x the bound; the limit is 300 ms")
-
-
-def print_harness() -> None:
+def harness_seconds() -> Rounds:
     """Take the null runner, which answers at once, through the harness: what is left is the harness and the runner.
 
     Told apart by three loops: with a call inside the timer, with nothing inside, and the runner's steps without one.
+    Medians per call of each round; where one is not timed by itself, means.
     """
     contract = Preprocess()
     card = ModelCard(architecture="resnet50", num_classes=1000, weights="none", weights_sha256="", preprocess=contract)
     runner, feed = NullRunner(card, BatchRange(1, 1, 1)), synthetic_images(contract, 1)
     call = host_call(runner, feed)
-    turns = [take_turn([call], ClosedLoop(1.0)) for _ in range(ROUNDS)]
-    empty = [take_turn([time_nothing], ClosedLoop(1.0)) for _ in range(ROUNDS)]
-    paced = [take_turn([call], PacedLoop(1.0, RATE)) for _ in range(ROUNDS)]
-    steps = [untimed_s(lambda: run_once(runner, feed)) for _ in range(ROUNDS)]
-    limit = f"the limit is {HARNESS_LIMIT_S * 1e6:.0f} us"
-    print(f"null runner                  {in_timer(turns)} a call, which is in every latency; {limit}")
-    print(f"  of that, the timer         {in_timer(empty)} between two readings of the clock")
-    print(f"  and the runner's steps     {best(steps)} without a timer, and one function call more")
-    print(f"null runner, with the loop   {best([one.wall_s / len(one.seconds) for one in turns])} from call to call")
-    print(f"null runner, {RATE:.0f} calls/s     {in_timer(paced)} from when a call was due to its answer")
+    taken: Rounds = {name: [] for name in ("call", "loop", "timer", "steps", "paced")}
+    for _ in range(ROUNDS):
+        turn = take_turn([call], ClosedLoop(1.0))
+        taken["call"].append(statistics.median(turn.seconds))
+        taken["loop"].append(turn.wall_s / len(turn.seconds))
+        taken["timer"].append(statistics.median(take_turn([time_nothing], ClosedLoop(1.0)).seconds))
+        taken["steps"].append(untimed_s(lambda: run_once(runner, feed)))
+        taken["paced"].append(statistics.median(take_turn([call], PacedLoop(1.0, RATE)).seconds))
+    return taken
 
 
 def time_nothing() -> float:
@@ -86,38 +91,23 @@ def untimed_s(call: Callable[[], object]) -> float:
     return (time.perf_counter() - start) / (10 * CALLS)
 
 
-def in_timer(turns: list[Turn]) -> str:
-    """Write the medians of turns."""
-    return best([statistics.median(turn.seconds) for turn in turns])
-
-
-def best(seconds: list[float]) -> str:
-    """Write the least and the median of the rounds."""
-    return f"{min(seconds) * 1e6:6.2f} us (median of {len(seconds)} rounds {statistics.median(seconds) * 1e6:.2f})"
-
-
-def print_runner(path: Path) -> None:
-    """Compare a call through the runner with a bare session's, alternating in one process."""
+def runner_seconds(path: Path) -> Rounds:
+    """Call through the runner and a bare session, in turns in one process; medians of each round."""
     bundle = open_bundle(path)
     card = bundle.manifest.card
     feed = synthetic_images(card.preprocess, 1)
     session = open_session(bundle.engine_path, threads=1)
     runner = OrtRunner(bundle.engine_path, card, bundle.manifest.spec.batch, threads=1)
     calls: dict[str, Callable[[], object]] = {
-        "session.run": lambda: session.run(["logits"], {"images": feed}),
+        "session": lambda: session.run(["logits"], {"images": feed}),
         "runner": lambda: run_once(runner, feed),
     }
-    medians: dict[str, list[float]] = {name: [] for name in calls}
+    taken: Rounds = {name: [] for name in calls}
     for _ in range(ROUNDS):
         for name, call in calls.items():
-            medians[name].append(median_call_s(call))
-    ratios = np.array(medians["runner"]) / np.array(medians["session.run"])
-    print(f"session.run, batch 1         {min(medians['session.run']) * 1e3:6.3f} ms   the bound")
-    print(
-        f"OrtRunner, batch 1           {min(medians['runner']) * 1e3:6.3f} ms   {np.median(ratios):.3f} x the bound "
-        f"({ratios.min():.3f} to {ratios.max():.3f} in {ROUNDS} rounds)"
-    )
+            taken[name].append(median_call_s(call))
     runner.close()
+    return taken
 
 
 def median_call_s(call: Callable[[], object]) -> float:
@@ -130,8 +120,57 @@ def median_call_s(call: Callable[[], object]) -> float:
     return statistics.median(taken)
 
 
+def table(record: dict[str, Any]) -> list[str]:
+    """Lines of a Markdown table; of rounds the fastest and, in brackets, the median."""
+    start, harness, runner = record["start"], record["harness"], record["runner"]
+    shares = np.array(runner["runner"]) / np.array(runner["session"])
+    share = f"{np.median(shares):.3f} times, {shares.min():.3f} to {shares.max():.3f} in {len(shares)} rounds"
+    limits = f"the limit is {START_LIMIT_S * 1e3:.0f} ms", f"the limit is {HARNESS_LIMIT_S * 1e6:.0f} µs"
+    rows = [
+        ("`import resnet_deploy`", ms(start["import"]), f"{ms(start['pass'])}, `python -c pass`"),
+        ("`resnet-deploy --help`", ms(start["help"]), limits[0]),
+        ("harness and `null` runner, within a call", us(harness["call"]), limits[1]),
+        ("· of that, the timer", us(harness["timer"]), "two readings of the clock"),
+        ("· and the runner's steps", us(harness["steps"]), "untimed; one function call more"),
+        ("harness, from call to call", us(harness["loop"]), "in no latency"),
+        (f"at {RATE:.0f} calls/s, from when a call was due", us(harness["paced"]), ""),
+        (
+            f"a call through `OrtRunner`, {record['engine']}, one thread",
+            ms(runner["runner"]),
+            f"{ms(runner['session'])}, `session.run`: {share}",
+        ),
+    ]
+    return [f"| {' | '.join(cells)} |" for cells in (("", "measured", "bound"), ("---",) * 3, *rows)]
+
+
+def ms(seconds: list[float]) -> str:
+    """Write milliseconds of rounds."""
+    return f"{min(seconds) * 1e3:.3g} ms ({statistics.median(seconds) * 1e3:.3g})"
+
+
+def us(seconds: list[float]) -> str:
+    """Write microseconds of rounds."""
+    return f"{min(seconds) * 1e6:.2f} µs ({statistics.median(seconds) * 1e6:.2f})"
+
+
+def main() -> None:
+    """Measure, print a table, keep the record."""
+    if len(sys.argv) != 2:
+        sys.exit("usage: python benchmarks/overhead.py ENGINE")
+    engine = Path(sys.argv[1])
+    record = {
+        "created": record_files.created_now(),
+        "environment": msgspec.to_builtins(environment.collect()),
+        "engine": engine.name,
+        "start": start_seconds(),
+        "harness": harness_seconds(),
+        "runner": runner_seconds(engine),
+    }
+    path = RESULTS / f"overhead-{record_files.file_stamp(str(record['created']))}.json"
+    record_files.write(record, path)
+    print("\n".join(table(record)))
+    print(f"record: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+
+
 if __name__ == "__main__":
-    print_start()
-    print_harness()
-    if len(sys.argv) > 1:
-        print_runner(Path(sys.argv[1]))
+    main()

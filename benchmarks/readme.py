@@ -14,14 +14,20 @@ from typing import Any
 
 import calibration
 import click
+import decode
+import gate_power
 import int8_quality
 import jinja2
+import msgspec
+import overhead
 import plan_facts
 from rich.console import Console
 
 from resnet_deploy.bench import statistics
+from resnet_deploy.bench.loadgen_records import read_loadgen_record
 from resnet_deploy.bench.records import BenchRecord, read_record
-from resnet_deploy.report.table import render_table
+from resnet_deploy.report.loadgen_table import print_loadgen
+from resnet_deploy.report.table import print_table
 
 HERE = Path(__file__).parent
 SOURCE, PAGE = HERE / "README.in.md", HERE / "README.md"
@@ -64,12 +70,7 @@ def bench(name: str) -> BenchRecord:
 
 def bench_table(name: str) -> str:
     """Lay out the figures of a record of `resnet-deploy bench` as a terminal shows them, without its notes."""
-    console = Console(width=TABLE_WIDTH, color_system=None, force_terminal=False)
-    with console.capture() as capture:
-        console.print(render_table(bench(name), TABLE_WIDTH))
-    lines = [line.rstrip() for line in capture.get().strip("\n").splitlines()]
-    _title, *tables, _notes = "\n".join(lines).split("\n\n")
-    return "\n\n".join(tables)
+    return tables_of(print_table, bench(name))
 
 
 def median_ms(name: str, engine: str) -> float:
@@ -112,10 +113,62 @@ def plan_table(name: str) -> str:
     return "\n".join(plan_facts.table(load(name)))
 
 
+def gate_table(name: str) -> str:
+    """Lay out how often the gate of `compare` is right."""
+    return "\n".join(gate_power.table(load(name)))
+
+
+def overhead_table(name: str) -> str:
+    """Lay out what our own code costs."""
+    return "\n".join(overhead.table(load(name)))
+
+
+def decode_table(name: str) -> str:
+    """Lay out what decoding costs beside engines."""
+    return "\n".join(decode.table(msgspec.json.decode((RESULTS / name).read_bytes(), type=decode.DecodeRecord)))
+
+
+def loadgen_table(name: str) -> str:
+    """Lay out what LoadGen said as a terminal shows it, without the notes."""
+    return tables_of(print_loadgen, read_loadgen_record(RESULTS / name))
+
+
+def loadgen_overhead(name: str) -> tuple[float, float]:
+    """Microseconds per query at p50, and per image, that LoadGen and our own code cost."""
+    tests = read_loadgen_record(RESULTS / name).tests
+    alone, together = (
+        next(one.result for one in tests if (one.purpose, one.result.scenario) == ("overhead", scenario))
+        for scenario in ("singlestream", "offline")
+    )
+    assert together.metric is not None
+    assert together.metric.value is not None
+    return 1e6 * alone.percentiles["50.00"], 1e6 / together.metric.value
+
+
+def tables_of(show: Callable[[Any, Console], None], record: object) -> str:
+    """Print a record and keep the tables: what stands between its title and its notes."""
+    console = Console(width=TABLE_WIDTH, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        show(record, console)
+    lines = [line.rstrip() for line in capture.get().strip("\n").splitlines()]
+    _title, *tables, _notes = "\n".join(lines).split("\n\n")
+    return "\n\n".join(tables)
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
-        *(bench_table, median_ms, link, load),
+        *(
+            bench_table,
+            median_ms,
+            link,
+            load,
+            gate_table,
+            overhead_table,
+            decode_table,
+            loadgen_table,
+            loadgen_overhead,
+        ),
         *(int8_quality_table, calibration_table, calibration_ratio, plan_table),
     )
 }

@@ -14,6 +14,8 @@ Scope = Literal["host", "device", "h2d", "d2h", "end_to_end"]
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 # Whole calls; the other scopes are a part of one.
 WHOLE_CALLS: Final[tuple[Scope, ...]] = ("host", "end_to_end")
+# A turn of fewer paced calls says little of how an engine keeps up.
+LEAST_PACED_CALLS: Final = 5
 # Calls per second. Beyond this the harness itself, some microseconds a call, is what one measures.
 MAX_RATE: Final = 100_000
 
@@ -30,7 +32,8 @@ class BenchSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         concurrency: How many callers at once, each with an engine of its own and its share of the threads. Parts of a
             call are timed with one caller only: beside others, a part waits for their other parts.
         graphs: With and without CUDA graphs, where the backend has them.
-        rates: Calls per second, at even distances, that whole calls are measured at beside the closed loop.
+        rates: Calls per second, at even distances, that whole calls are measured at beside the closed loop; of each at
+            least ``LEAST_PACED_CALLS`` fall into a turn.
 
     Raises:
         SpecError: If a value is out of range or named twice, there is no round or no time to measure in, or a choice
@@ -68,6 +71,8 @@ class BenchSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 f"{', '.join(self.scopes)} is a part of a call: it is timed with one caller, in a closed loop",
                 hint=f"add {' or '.join(WHOLE_CALLS)} to the scopes, or drop concurrency and rate",
             )
+        if self.rates:
+            _require_paced_calls(min(self.rates), self.seconds, self.rounds)
 
 
 def _require_callers(concurrency: Sequence[int]) -> None:
@@ -81,3 +86,16 @@ def _require_rates(rates: Sequence[float]) -> None:
         raise SpecError(
             f"rates {list(rates)}", hint=f"give distinct numbers of calls per second, at most {MAX_RATE:,}, such as 50"
         )
+
+
+def _require_paced_calls(rate: float, seconds: float, rounds: int) -> None:
+    """Refuse a rate so low that a turn would hardly be paced."""
+    least = LEAST_PACED_CALLS * rounds / rate
+    if seconds >= least or math.isclose(seconds, least):  # what is hinted must do, however it was rounded
+        return
+    fewer = int(rate * seconds / LEAST_PACED_CALLS)
+    raise SpecError(
+        f"at {rate:g} calls/s, {rate * seconds / rounds:.3g} fall into a turn of {seconds / rounds:g} s,"
+        f" and pacing takes {LEAST_PACED_CALLS}",
+        hint=f"give --seconds {math.ceil(least * 10) / 10:g}" + (f", or at most --rounds {fewer}" if fewer else ""),
+    )

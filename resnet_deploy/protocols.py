@@ -120,8 +120,10 @@ class ProfilesLayers(Protocol):
 class Progress(Protocol):
     """How a stage reports that it is alive; the stages themselves never print."""
 
-    def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-        """Yield ``items`` while showing how many have passed."""
+    def track(
+        self, items: Iterable[T], description: str, total: int | None = None, *, still: bool = False
+    ) -> Iterator[T]:
+        """Yield ``items`` while showing how many have passed; ``still`` does so between items only, as timing needs."""
         ...
 
     def task(self, description: str) -> AbstractContextManager[None]:
@@ -132,8 +134,11 @@ class Progress(Protocol):
 class Silent:
     """The progress that shows nothing."""
 
-    def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    def track(
+        self, items: Iterable[T], description: str, total: int | None = None, *, still: bool = False
+    ) -> Iterator[T]:
         """Yield ``items``."""
+        del description, total, still
         yield from items
 
     def task(self, description: str) -> AbstractContextManager[None]:

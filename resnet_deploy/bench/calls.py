@@ -25,10 +25,12 @@ class Feeds:
     Attributes:
         images: Contract tensors, repeated as needed to fill a batch.
         encoded: Image files for the scope ``end_to_end``; None where that is not asked for.
+        start: Where among the files calls begin, from 0 to 1.
     """
 
     images: "Array"
     encoded: EncodedImages | None = None
+    start: float = 0.0
 
 
 def call_for(runner: "Runner", way: "Way", feeds: Feeds) -> Call:
@@ -40,7 +42,7 @@ def call_for(runner: "Runner", way: "Way", feeds: Feeds) -> Call:
     if way.scope == "end_to_end":
         if feeds.encoded is None:
             raise ValueError("end to end without image files")
-        return end_to_end_call(runner, feeds.encoded, way.batch)
+        return end_to_end_call(runner, feeds.encoded, way.batch, feeds.start)
     feed = _filled(feeds.images, way.batch)
     if way.scope == "host":
         return host_call(runner, feed)
@@ -83,9 +85,11 @@ def device_call(runner: "Runner", feed: "Array") -> Call:
     return call
 
 
-def end_to_end_call(runner: "Runner", encoded: EncodedImages, batch: int) -> Call:
-    """Time the way from files to classes; each call takes the next files, every turn the same ones in one order."""
-    clock, groups = time.perf_counter_ns, itertools.cycle(encoded.groups(batch))
+def end_to_end_call(runner: "Runner", encoded: EncodedImages, batch: int, start: float) -> Call:
+    """Time the way from files to classes; each call takes the next files, the first those at the share ``start``."""
+    clock, in_order = time.perf_counter_ns, encoded.groups(batch)
+    first = int(start * len(in_order))
+    groups = itertools.cycle(in_order[first:] + in_order[:first])
 
     def call() -> float:
         files = next(groups)

@@ -80,7 +80,7 @@ def two_peaks(seconds: Sequence[float]) -> tuple[float, float] | None:
         int(np.count_nonzero(np.abs(times - centre) <= half)) for centre in (fast, (fast + slow) / 2, slow)
     )
     fewer = min(first, last)
-    if 2 * middle > fewer or _tail(middle, middle + fewer) > _VALLEY_LEVEL:
+    if 2 * middle >= fewer or _tail(middle, middle + fewer) > _VALLEY_LEVEL:
         return None
     return math.exp(fast), math.exp(slow)
 

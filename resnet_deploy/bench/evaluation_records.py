@@ -9,11 +9,10 @@ from typing import Final, Literal
 
 import msgspec
 
-from resnet_deploy import artifact
+from resnet_deploy.bench import record_files
 from resnet_deploy.bench.records import Count, DatasetRecord, DecodeTimes, NotRun, Outputs, Role
 from resnet_deploy.contract import Preprocess
 from resnet_deploy.environment import Environment
-from resnet_deploy.errors import FileError, SpecError
 
 SCHEMA_VERSION: Final = 1
 
@@ -74,7 +73,7 @@ class EvaluationRecord(msgspec.Struct, frozen=True, kw_only=True):
         ValueError: If there is no engine, or answers or labels are not one per image.
     """
 
-    kind: Literal["evaluation"] = "evaluation"
+    kind: Literal["evaluate"] = "evaluate"
     schema_version: int = SCHEMA_VERSION
     created: str
     environment: Environment
@@ -100,43 +99,14 @@ class EvaluationRecord(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"{count} {what} for {self.dataset.images} images")
 
 
+FORMAT: Final = record_files.Format("evaluate", SCHEMA_VERSION, EvaluationRecord)
+
+
 def write_evaluation(record: EvaluationRecord, path: Path) -> None:
-    """Write ``record`` as JSON, atomically.
-
-    Raises:
-        FileError: If the folder cannot be written.
-    """
-    artifact.write_bytes(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
-
-
-def is_evaluation(path: Path) -> bool:
-    """Whether the file is an evaluation's rather than a benchmark's.
-
-    Raises:
-        FileError: If it is missing or cannot be read.
-    """
-    try:
-        return msgspec.json.decode(artifact.read_bytes(path), type=_Kind).kind == "evaluation"
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return False
+    """Write ``record`` as JSON, atomically; raises as ``record_files.write``."""
+    record_files.write(record, path)
 
 
 def read_evaluation(path: Path) -> EvaluationRecord:
-    """Read a record.
-
-    Raises:
-        FileError: If it is missing, not an evaluation's, or of a later schema than this version knows.
-    """
-    data = artifact.read_bytes(path)
-    try:
-        version = msgspec.json.decode(data, type=_Kind).schema_version
-        if version > SCHEMA_VERSION:
-            raise FileError(f"{path} has schema version {version}", hint="read it with a newer resnet-deploy")
-        return msgspec.json.decode(data, type=EvaluationRecord)
-    except (msgspec.DecodeError, UnicodeDecodeError, SpecError) as error:
-        raise FileError(f"{path} is not an evaluation: {error}", hint="give a file from `evaluate`") from error
-
-
-class _Kind(msgspec.Struct):
-    kind: str = ""
-    schema_version: int = 0
+    """Read a record; raises as ``record_files.read``."""
+    return record_files.read(path, FORMAT)

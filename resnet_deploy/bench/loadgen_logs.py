@@ -84,6 +84,7 @@ def read_detail(path: Path) -> LoadgenResult:
             seconds=(_time(values["power_end"]) - _time(values["power_begin"])).total_seconds(),
             late=int(values["result_overlatency_query_count"]) if measured and scenario == "server" else None,
             loadgen=str(values["loadgen_version"]),
+            scheduled=float(values["result_scheduled_samples_per_sec"]) if measured and scenario == "server" else None,
         )
     except KeyError as error:
         raise LoadgenError(f"{path} has no entry {error}", hint=_HINT) from error

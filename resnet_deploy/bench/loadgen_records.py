@@ -5,11 +5,10 @@ from typing import Final, Literal
 
 import msgspec
 
-from resnet_deploy import artifact
+from resnet_deploy.bench import record_files
 from resnet_deploy.bench.loadgen_spec import Scenario
 from resnet_deploy.bench.records import NotRun
 from resnet_deploy.environment import Environment
-from resnet_deploy.errors import FileError, SpecError
 from resnet_deploy.specs import Preprocess
 
 SCHEMA_VERSION: Final = 1
@@ -54,6 +53,8 @@ class LoadgenResult(msgspec.Struct, frozen=True, kw_only=True):
         samples: Images in them.
         seconds: From the first query to the last answer, by LoadGen's clock.
         late: Server: queries beyond the bound.
+        scheduled: Server: queries per second that really fell due; of a thousand drawn arrivals, some percent more or
+            fewer than were asked for.
         loadgen: Version and commit.
     """
 
@@ -69,6 +70,7 @@ class LoadgenResult(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     late: int | None
     loadgen: str
+    scheduled: float | None = None
 
 
 class LoadgenTest(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,6 +171,7 @@ class LoadgenRecord(msgspec.Struct, frozen=True, kw_only=True):
         not_run: Engines that were found and could not be run here.
     """
 
+    kind: Literal["loadgen"] = "loadgen"
     schema_version: int = SCHEMA_VERSION
     created: str
     environment: Environment
@@ -184,26 +187,9 @@ class LoadgenRecord(msgspec.Struct, frozen=True, kw_only=True):
     not_run: tuple[NotRun, ...] = ()
 
 
-def encode_record(record: LoadgenRecord) -> bytes:
-    """Write a record as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
+FORMAT: Final = record_files.Format("loadgen", SCHEMA_VERSION, LoadgenRecord)
 
 
 def read_loadgen_record(path: Path) -> LoadgenRecord:
-    """Read a record.
-
-    Raises:
-        FileError: If it is missing, no record of LoadGen's, or of a later schema than this version knows.
-    """
-    data = artifact.read_bytes(path)
-    try:
-        version = msgspec.json.decode(data, type=_Version).schema_version
-        if version > SCHEMA_VERSION:
-            raise FileError(f"{path} has schema version {version}", hint="read it with a newer resnet-deploy")
-        return msgspec.json.decode(data, type=LoadgenRecord)
-    except (msgspec.DecodeError, UnicodeDecodeError, SpecError) as error:
-        raise FileError(f"{path} is no record of LoadGen's: {error}", hint="give a file from `loadgen`") from error
-
-
-class _Version(msgspec.Struct):
-    schema_version: int
+    """Read a record; raises as ``record_files.read``."""
+    return record_files.read(path, FORMAT)

@@ -1,5 +1,6 @@
 """One turn of an engine: callers that call again once they are answered, or when their next call is due."""
 
+import math
 import select
 import threading
 import time
@@ -14,9 +15,11 @@ if TYPE_CHECKING:
 
     from resnet_deploy.bench.calls import Call
 
-# A TensorRT runner captures a graph in the second call of each of its two slots, which take turns. A call that takes
-# longer than the turn is to last is the only one: many short rounds tell more than a few long ones.
+# A TensorRT runner captures a graph in the second call of each of its two slots, which take turns. Where two calls have
+# both taken longer than the turn is to last, they are enough: many short rounds tell more than a few long ones. One
+# alone may be slow because something was compiled or tuned in it, once.
 WARMUP_CALLS: Final = 4
+_SLOW_CALLS: Final = 2
 # A turn makes at least this many timed calls, however slow they are, and stops after this many, however fast.
 LEAST_CALLS: Final = 1
 MOST_CALLS: Final = 2000
@@ -35,8 +38,16 @@ class Loop(Protocol):
         """Set ``start``, in nanoseconds of ``time.perf_counter_ns``."""
         ...
 
+    def rest(self, taken: float) -> None:
+        """Come between an untimed call that has taken so many seconds and the next call."""
+        ...
+
     def run(self, call: "Call") -> list[float]:
         """Be one of the callers; return the seconds of each of its calls."""
+        ...
+
+    def end(self, calls: int, answered: int) -> int:
+        """Say when a turn of so many calls, the last of them answered at ``answered``, was over."""
         ...
 
 
@@ -46,7 +57,7 @@ class Turn:
 
     Attributes:
         seconds: Of each call, those of one caller after those of the other.
-        wall_s: From the common start to the last answer.
+        wall_s: From the common start to its end.
     """
 
     seconds: list[float]
@@ -68,6 +79,9 @@ class ClosedLoop:
         """Start now."""
         self.start = time.perf_counter_ns()
 
+    def rest(self, taken: float) -> None:
+        """Call again at once."""
+
     def run(self, call: "Call") -> list[float]:
         """Call until the time is over; a call that was begun is finished."""
         taken: list[float] = []
@@ -75,6 +89,11 @@ class ClosedLoop:
         while len(taken) < LEAST_CALLS or (clock() < end and len(taken) < MOST_CALLS):
             taken.append(call())
         return taken
+
+    def end(self, calls: int, answered: int) -> int:
+        """Take the last answer for the end."""
+        del calls
+        return answered
 
 
 class PacedLoop:
@@ -85,6 +104,9 @@ class PacedLoop:
     Measure Latency; wrk2 counts likewise). An engine that does not keep up shows growing latencies. Its turn ends when
     twice the time has passed, with calls left that would have come later still.
 
+    Each caller's untimed calls keep the distance too, so that the first timed one finds the machine as the others do,
+    and not a moment after a burst.
+
     Args:
         budget_s: For how long calls are due.
         rate: Calls per second, of all callers together.
@@ -94,12 +116,16 @@ class PacedLoop:
         self.start = 0
         self._period_ns = 1e9 / rate
         self.budget_ns = int(budget_s * 1e9)
-        count = min(max(int(budget_s * rate), LEAST_CALLS), MOST_CALLS)
+        count = min(max(round(budget_s * rate), LEAST_CALLS), MOST_CALLS)
         self._numbers = iter(range(count))  # handed out one at a time, to whoever asks
 
     def begin(self) -> None:
         """Let the first call be due in a moment."""
         self.start = time.perf_counter_ns() + _LEAD_NS
+
+    def rest(self, taken: float) -> None:
+        """Wait until the next call would be due."""
+        wait_until(time.perf_counter_ns() + int(self._period_ns - taken * 1e9))
 
     def run(self, call: "Call") -> list[float]:
         """Make calls as they fall due, while there are any."""
@@ -114,6 +140,13 @@ class PacedLoop:
             call()
             taken.append((clock() - due) * 1e-9)
         return taken
+
+    def end(self, calls: int, answered: int) -> int:
+        """Take the last answer, but not before the last call's period is over: nothing is due earlier.
+
+        So no more calls are answered per second than were due.
+        """
+        return max(answered, self.start + math.ceil(calls * self._period_ns))
 
 
 def wait_until(due: int) -> None:
@@ -133,17 +166,18 @@ def take_turn(calls: "Sequence[Call]", loop: Loop) -> Turn:
     """Warm every caller up, then let all run ``loop``: one in this thread, several in a thread each."""
     if len(calls) > 1:
         return _at_once(calls, loop)
-    _warm_up(calls[0], loop.budget_ns)
+    _warm_up(calls[0], loop)
     with no_garbage_collection():
         loop.begin()
         taken = loop.run(calls[0])
-        return Turn(taken, (time.perf_counter_ns() - loop.start) * 1e-9)
+        return Turn(taken, (loop.end(len(taken), time.perf_counter_ns()) - loop.start) * 1e-9)
 
 
-def _warm_up(call: "Call", budget_ns: int) -> None:
-    for _ in range(WARMUP_CALLS):
-        if call() * 1e9 > budget_ns:
-            return
+def _warm_up(call: "Call", loop: Loop) -> None:
+    taken: list[float] = []
+    while len(taken) < WARMUP_CALLS and not (len(taken) == _SLOW_CALLS and min(taken) * 1e9 > loop.budget_ns):
+        taken.append(call())
+        loop.rest(taken[-1])
 
 
 def _at_once(calls: "Sequence[Call]", loop: Loop) -> Turn:
@@ -151,7 +185,7 @@ def _at_once(calls: "Sequence[Call]", loop: Loop) -> Turn:
 
     def caller(call: "Call") -> tuple[list[float], int]:
         try:
-            _warm_up(call, loop.budget_ns)
+            _warm_up(call, loop)
             barrier.wait()
             return loop.run(call), time.perf_counter_ns()
         except BaseException:
@@ -165,6 +199,5 @@ def _at_once(calls: "Sequence[Call]", loop: Loop) -> Turn:
     if failures:
         raise min(failures, key=lambda one: isinstance(one, threading.BrokenBarrierError))  # a cause, no consequence
     done = [future.result() for future in futures]
-    return Turn(
-        [second for seconds, _ in done for second in seconds], (max(end for _, end in done) - loop.start) * 1e-9
-    )
+    taken = [second for seconds, _ in done for second in seconds]
+    return Turn(taken, (loop.end(len(taken), max(answered for _, answered in done)) - loop.start) * 1e-9)

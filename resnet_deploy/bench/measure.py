@@ -1,17 +1,21 @@
 """Timing engines in turns.
 
 Every engine sees the same machine: a round gives each of them one turn per way of calling it, in an order drawn anew,
-so that a slow minute falls on all. A turn begins with untimed calls, for the turn before has left the caches and the
-other engine's spinning threads behind.
+so that a slow minute falls on all. A turn begins when the threads of the engine before have stopped, and with untimed
+calls, for the other engine has left its caches behind.
+
+Files differ in what decoding them costs: in each round all engines begin at the same one, and rounds at ones spread
+evenly, so that engines that make few calls and many see the same mixture.
 """
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from resnet_deploy.bench.calls import Feeds, call_for
 from resnet_deploy.bench.loops import ClosedLoop, PacedLoop, take_turn
+from resnet_deploy.bench.quiet import wait_until_quiet
 from resnet_deploy.bench.records import Samples
 from resnet_deploy.bench_spec import SCOPES
 
@@ -37,6 +41,7 @@ class _Series:
     def take_turn(self, number: int, feeds: Feeds, budget_s: float) -> None:
         calls = [call_for(runner, self.way, feeds) for runner in self.callers.runners]
         rate = self.way.offered
+        wait_until_quiet()
         turn = take_turn(calls, ClosedLoop(budget_s) if rate is None else PacedLoop(budget_s, rate))
         self.seconds += turn.seconds
         self.rounds += [number] * len(turn.seconds)
@@ -83,11 +88,11 @@ def measure_in_turns(
         order.shuffle(of_round)
         turns += of_round
     last = 0
-    for number, one in progress.track(turns, "timing", len(turns)):
+    for number, one in progress.track(turns, "timing", len(turns), still=True):
         if number != last:
             after_round(last)
             last = number
-        one.take_turn(number, feeds, spec.seconds / spec.rounds)
+        one.take_turn(number, replace(feeds, start=number / spec.rounds), spec.seconds / spec.rounds)
     if turns:
         after_round(last)
     return {name: _without_twins(found) for name, found in series.items()}

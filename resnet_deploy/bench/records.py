@@ -14,10 +14,9 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from resnet_deploy import artifact
+from resnet_deploy.bench import record_files
 from resnet_deploy.bench_spec import Scope
 from resnet_deploy.environment import Environment
-from resnet_deploy.errors import FileError, SpecError
 from resnet_deploy.specs import Preprocess
 
 SCHEMA_VERSION: Final = 2
@@ -41,8 +40,9 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True):
         graphs: Whether the engine ran as CUDA graphs; None where there is no such thing.
         offered: Calls per second that were due, at even distances; None where each caller calls again once it has
             its answer.
-        wall: Seconds that each round took from the first call to the last answer, in the order of the rounds; empty
-            where calls did not overlap and their sum is the time that they took.
+        wall: Seconds that each round took from the first call to the last answer, in the order of the rounds; where
+            calls are paced, not less than until the next one would have been due. Empty where calls did not overlap
+            and their sum is the time that they took.
 
     Raises:
         ValueError: If there is no call, a call took no time, rounds and calls do not go together, or calls overlapped
@@ -205,6 +205,10 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     layers: LayerTimes | None = None
 
+    def __post_init__(self) -> None:
+        if not self.latency:  # which msgspec looks at when a record is read, and not when it is made
+            raise ValueError(f"no latencies of {self.name!r}")
+
 
 class MachineState(msgspec.Struct, frozen=True, kw_only=True):
     """What the machine did in one round; a figure is None where the system does not tell.
@@ -288,7 +292,8 @@ class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):
         weights_sha256: Of the model.
         preprocess: The input contract that all engines share.
         threads: Threads given to each engine on the CPU.
-        warmup_calls: Untimed calls at the beginning of each turn; of calls longer than the turn, one.
+        warmup_calls: Untimed calls at the beginning of each turn, at the pace of the timed ones; two, where both took
+            longer than the turn was to last.
         seed: Of the order of engines within each round.
         dataset: Absent when the run had no images; latencies are then taken on synthetic ones.
         harness: The null runner's latencies through the same code: what the harness itself costs.
@@ -298,7 +303,7 @@ class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):
         machine: The state of the machine, round by round.
         governor: What chooses the clocks of the cores, in the kernel's words; empty where it does not tell.
         suite: Name of the suite that asked for this run; empty for none.
-        decoding: What reading the images costs; absent where that was not measured.
+        decoding: What reading the images costs; measured where a scope is ``end_to_end``, on a few of them.
 
     Raises:
         ValueError: If the reference is not among the engines, or answers or labels are not one per image.
@@ -335,30 +340,14 @@ class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"{count} {what} for {self.dataset.images} images")
 
 
-def write_record(record: BenchRecord, path: Path) -> None:
-    """Write ``record`` as JSON, atomically.
+FORMAT: Final = record_files.Format(record_files.BENCH, SCHEMA_VERSION, BenchRecord)
 
-    Raises:
-        FileError: If the folder cannot be written.
-    """
-    artifact.write_bytes(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+
+def write_record(record: BenchRecord, path: Path) -> None:
+    """Write ``record`` as JSON, atomically; raises as ``record_files.write``."""
+    record_files.write(record, path)
 
 
 def read_record(path: Path) -> BenchRecord:
-    """Read a record.
-
-    Raises:
-        FileError: If it is missing, not a benchmark record, or of a later schema than this version knows.
-    """
-    data = artifact.read_bytes(path)
-    try:
-        version = msgspec.json.decode(data, type=_Version).schema_version
-        if version > SCHEMA_VERSION:
-            raise FileError(f"{path} has schema version {version}", hint="read it with a newer resnet-deploy")
-        return msgspec.json.decode(data, type=BenchRecord)
-    except (msgspec.DecodeError, UnicodeDecodeError, SpecError) as error:
-        raise FileError(f"{path} is not a benchmark record: {error}", hint="give a file from `bench`") from error
-
-
-class _Version(msgspec.Struct):
-    schema_version: int
+    """Read a record of any schema version so far; raises as ``record_files.read``."""
+    return record_files.read(path, FORMAT)

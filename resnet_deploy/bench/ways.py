@@ -19,7 +19,7 @@ class Callers:
 
     Attributes:
         runners: One for each caller.
-        threads: CPU threads that each of them was given.
+        threads: CPU threads that each of them was given; 0 where whoever opened them did not say.
         graphs: Whether they were to use CUDA graphs; None where that cannot be chosen.
     """
 
@@ -42,16 +42,23 @@ class Entrant:
         runner: What answers, and what is timed when one caller calls; opened with the first choice of graphs.
         others: The same engine for other ways of calling it: by several at once, or without CUDA graphs.
         scopes: What makes sense to time of it.
+        threads: CPU threads that ``runner`` was given; 0 where whoever opened it did not say.
     """
 
     name: str
     runner: "Runner"
     others: tuple[Callers, ...] = ()
     scopes: tuple[Scope, ...] = SCOPES
+    threads: int = 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its runners have to say of how they ran, each line once."""
+        return tuple(dict.fromkeys(note for runner in self._runners() for note in getattr(runner, "notes", ())))
 
     def ways(self, spec: BenchSpec) -> Iterator[tuple[Callers, Way]]:
         """Yield every way asked for in which it can be called, and by whom."""
-        alone = Callers((self.runner,), 0, self._graphs(spec))
+        alone = Callers((self.runner,), self.threads, self._graphs(spec))
         for callers in (alone, *self.others):
             count = len(callers.runners)
             if count not in spec.concurrency:
@@ -96,8 +103,11 @@ class Entrant:
 
     def close(self) -> None:
         """Close all its runners."""
-        for runner in (self.runner, *(runner for callers in self.others for runner in callers.runners)):
+        for runner in self._runners():
             runner.close()
+
+    def _runners(self) -> "tuple[Runner, ...]":
+        return (self.runner, *(runner for callers in self.others for runner in callers.runners))
 
 
 def require_ways(entrants: Sequence[Entrant], spec: BenchSpec) -> None:

@@ -9,6 +9,7 @@ import click
 from resnet_deploy.bench_spec import SCOPES, BenchSpec
 from resnet_deploy.cli.options import (
     ENGINES,
+    ONE_PER_CORE,
     PATH,
     PATH_OR_WORD,
     THREADS,
@@ -44,7 +45,7 @@ def timing_options(function: Any) -> Any:
                 "--rounds", type=int, default=_DEFAULTS.rounds, show_default=True, help="Turns that each engine gets."
             ),
             click.option("--seed", type=int, default=_DEFAULTS.seed, show_default=True, help="Of the order of turns."),
-            click.option("--threads", type=THREADS, default=0, help="CPU threads per engine.  [default: all cores]"),
+            click.option("--threads", type=THREADS, default=0, help=f"CPU threads per engine.  {ONE_PER_CORE}"),
         )
     ):
         function = option(function)
@@ -76,7 +77,7 @@ def way_options(function: Any) -> Any:
                 "rates",
                 callback=numbers(float),
                 metavar="HZ,...",
-                help="Calls per second to keep up with, measured beside calling again at once.",
+                help="Calls per second to keep up with, five or more to a turn, measured beside calling again at once.",
             ),
             click.option(
                 "--graphs",

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from resnet_deploy.cli.options import PATH, refuse_idle
-from resnet_deploy.errors import FileError, RegressionError, SpecError
+from resnet_deploy.errors import RegressionError, SpecError
 
 if TYPE_CHECKING:
     from resnet_deploy.bench.comparison import Comparison
-    from resnet_deploy.bench.records import BenchRecord
 
 
 @click.command()
@@ -62,6 +61,7 @@ def compare(old: Path, new: Path, as_json: bool, require_certainty: bool, **valu
 
     from resnet_deploy.bench.compare import CompareSpec, names_of
     from resnet_deploy.bench.compare import compare as compare_records
+    from resnet_deploy.bench.records import read_record
     from resnet_deploy.cli.terminal import stdout_console
     from resnet_deploy.report.comparison import print_comparison
 
@@ -77,7 +77,7 @@ def compare(old: Path, new: Path, as_json: bool, require_certainty: bool, **valu
             "--require-certainty with a tolerance of 0 %: no run can rule out every slowdown",
             hint="give a --tolerance such as 5",
         )
-    comparison = compare_records(_read(old), _read(new), spec)
+    comparison = compare_records(read_record(old), read_record(new), spec)
     if all(one.answers is None or one.answers.verdict is None for one in comparison.engines):
         hint = "drop it, or give both runs of `bench` the same labelled images with --data"
         refuse_idle("runs that did not answer the same labelled images", "accuracy_tolerance", hint=hint)
@@ -88,17 +88,6 @@ def compare(old: Path, new: Path, as_json: bool, require_certainty: bool, **valu
     else:
         print_comparison(comparison, stdout_console())
     _fail_on_what_was_found(comparison, require_certainty=require_certainty)
-
-
-def _read(path: Path) -> "BenchRecord":
-    """Read a record of `bench`, and say of another command's that it is one."""
-    from resnet_deploy.bench.kinds import written_by
-    from resnet_deploy.bench.records import read_record
-
-    command = written_by(path)
-    if command in ("evaluate", "loadgen"):
-        raise FileError(f"{path} is a record of `{command}`, which is not compared", hint="give a file from `bench`")
-    return read_record(path)
 
 
 def _fail_on_what_was_found(comparison: "Comparison", *, require_certainty: bool) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from resnet_deploy.cli.options import ENGINES, PATH, THREADS, skip_corrupt_option
+from resnet_deploy.cli.options import ENGINES, ONE_PER_CORE, PATH, THREADS, skip_corrupt_option
 
 if TYPE_CHECKING:
     from resnet_deploy.bench.evaluation_records import EvaluationRecord
@@ -25,13 +25,13 @@ RESULTS = Path("benchmarks/results")
 @click.option("--labels-file", type=PATH, metavar="FILE", help="Labels of the images in --data.")
 @skip_corrupt_option
 @click.option("--batch", type=int, default=32, show_default=True, help="Images decoded and answered at once.")
-@click.option("--threads", type=THREADS, default=0, help="CPU threads per engine.  [default: all cores]")
+@click.option("--threads", type=THREADS, default=0, help=f"CPU threads per engine.  {ONE_PER_CORE}")
 @click.option(
     "--decode-workers",
     "workers",
     type=THREADS,
     default=0,
-    help="Threads that decode.  [default: one per core, at most 16]",
+    help="Threads that decode.  [default: one per physical core, at most 16]",
 )
 @click.option("--with-pytorch", "pytorch", is_flag=True, help="Evaluate PyTorch first, and compare with it.")
 @click.option(

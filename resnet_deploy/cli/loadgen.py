@@ -8,7 +8,7 @@ import click
 
 from resnet_deploy.bench.loadgen_spec import COALESCING, OFFICIAL_LATENCY_S, SCENARIOS, LoadgenSpec, PeakSpec
 from resnet_deploy.cli.bench import RESULTS
-from resnet_deploy.cli.options import ENGINES, PATH, THREADS, refuse_idle
+from resnet_deploy.cli.options import ENGINES, ONE_PER_CORE, PATH, THREADS, refuse_idle
 from resnet_deploy.errors import LoadgenError, RulesError, SpecError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _duration(ctx: click.Context, param: click.Parameter, value: str) -> float:
     help="Bound on the 99th percentile (server).",
 )
 @click.option("--batch", type=int, help="Most images to run together (offline, server).  [default: the engine's best]")
-@click.option("--threads", type=THREADS, default=0, help="CPU threads per engine.  [default: all cores]")
+@click.option("--threads", type=THREADS, default=0, help=f"CPU threads per engine.  {ONE_PER_CORE}")
 @click.option("--data", type=PATH, metavar="DIR", help="Images to ask about.  [default: synthetic ones]")
 @click.option("--labels-file", type=PATH, metavar="FILE", help="Labels of the images in --data.")
 @click.option(
@@ -151,12 +151,12 @@ def _run(inputs: "LoadgenInputs", spec: LoadgenSpec | None, search: PeakSpec | N
 
 def _present(finished: "Finished", *, as_json: bool) -> None:
     """Print what was written already."""
-    from resnet_deploy.bench.loadgen_records import encode_record
+    from resnet_deploy.bench.record_files import encode
     from resnet_deploy.cli.terminal import stdout_console
     from resnet_deploy.report.loadgen_table import print_loadgen
 
     if as_json:
-        click.echo(encode_record(finished.record).decode(), nl=False)
+        click.echo(encode(finished.record).decode(), nl=False)
         return
     try:
         print_loadgen(finished.record, stdout_console())

@@ -27,6 +27,7 @@ ENGINES: Final = Path("engines")
 PATH: Final = _PathType(path_type=Path)
 PATH_OR_WORD: Final = _PathType(path_type=str)
 THREADS: Final = click.IntRange(0, MAX_THREADS)
+ONE_PER_CORE: Final = "[default: one per physical core, within a container's quota]"  # environment.compute_threads
 
 
 def numbers(kind: type[int] | type[float], count: int | None = None) -> Callable[..., Any]:

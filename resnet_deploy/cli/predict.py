@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from resnet_deploy.cli.options import ENGINES, PATH, THREADS
+from resnet_deploy.cli.options import ENGINES, ONE_PER_CORE, PATH, THREADS
 from resnet_deploy.errors import FileError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.argument("images", nargs=-1, required=True, type=PATH)
 @click.option("--engine", type=PATH, help="The bundle.  [default: the one in engines/]")
 @click.option("--top", type=int, default=5, show_default=True, help="Classes to name per image.")
-@click.option("--threads", type=THREADS, default=0, help="CPU threads.  [default: all cores]")
+@click.option("--threads", type=THREADS, default=0, help=f"CPU threads.  {ONE_PER_CORE}")
 def predict(images: tuple[Path, ...], engine: Path | None, top: int, threads: int) -> None:
     """Classify images with an engine: the best classes and their probabilities.
 

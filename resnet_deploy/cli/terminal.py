@@ -24,8 +24,14 @@ class TerminalProgress:
     def __init__(self) -> None:
         self._console = Console(stderr=True)
 
-    def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-        """Yield ``items`` under a bar with the time remaining."""
+    def track(
+        self, items: Iterable[T], description: str, total: int | None = None, *, still: bool = False
+    ) -> Iterator[T]:
+        """Yield ``items`` under a bar with the time remaining.
+
+        It is drawn by a thread of its own, ten times a second; or, where ``still``, by this one between two items, so
+        that nothing runs beside them.
+        """
         if not self._console.is_interactive:  # rich itself would still print an empty line
             yield from items
             return
@@ -36,7 +42,7 @@ class TerminalProgress:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self._console, transient=True) as progress:
+        with Progress(*columns, console=self._console, transient=True, auto_refresh=not still) as progress:
             yield from progress.track(items, total=total, description=description)
 
     @contextmanager

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from resnet_deploy.cli.options import PATH, THREADS, refuse_idle, skip_corrupt_option
+from resnet_deploy.cli.options import ONE_PER_CORE, PATH, THREADS, refuse_idle, skip_corrupt_option
 
 
 @click.command()
@@ -19,7 +19,7 @@ from resnet_deploy.cli.options import PATH, THREADS, refuse_idle, skip_corrupt_o
 @click.option("--no-pytorch", is_flag=True, help="Leave PyTorch out: the exported model is the reference.")
 @click.option("--min-sqnr", type=float, metavar="DB", help="Fail where a rung's logits keep less.")
 @click.option("--max-drop", type=float, metavar="POINTS", help="Fail where a rung loses more top-1.")
-@click.option("--threads", type=THREADS, default=0, help="CPU threads.  [default: all cores]")
+@click.option("--threads", type=THREADS, default=0, help=f"CPU threads.  {ONE_PER_CORE}")
 def verify(engine: Path, no_pytorch: bool, threads: int, **values: Any) -> None:
     """Find where an engine departs from its PyTorch model: form by form, then layer by layer.
 

@@ -86,6 +86,7 @@ def _run(
         reference=lineup.reference,
         not_run=lineup.not_run,
         machine=measured.machine,
+        decoding=measured.decoding,
         governor=governor(),
     )
 
@@ -93,7 +94,7 @@ def _run(
 def _engine_record(candidate: Candidate, measured: Measured, spec: BenchSpec) -> EngineRecord:
     entrant, bundle = candidate.entrant, candidate.bundle
     name, layers = entrant.name, measured.layers.get(entrant.name)
-    notes = [*getattr(entrant.runner, "notes", ()), *entrant.remarks(spec), *pace_notes(measured.latency[name])]
+    notes = [*entrant.notes, *entrant.remarks(spec), *pace_notes(measured.latency[name])]
     if layers is None and name in measured.layers:
         notes.append("no time of layers: its backend has no profiler that is asked here")
     return EngineRecord(

@@ -45,4 +45,4 @@ def open_entrant(name: str, opener: Opener, spec: "BenchSpec", threads: int, *, 
                 stack.callback(runner.close)
             opened.append(Callers(runners, each, choice))
         stack.pop_all()
-    return Entrant(name, opened[0].runners[0], tuple(opened[1:]))
+    return Entrant(name, opened[0].runners[0], tuple(opened[1:]), threads=opened[0].threads)

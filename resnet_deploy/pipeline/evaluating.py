@@ -5,13 +5,13 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from resnet_deploy import artifact, environment
+from resnet_deploy.bench import record_files
 from resnet_deploy.bench.decoding import measure_decoding
 from resnet_deploy.bench.evaluation import Collected, Step, Subject, collect, take_steps
 from resnet_deploy.bench.evaluation_records import EvaluatedEngine, EvaluationRecord, write_evaluation
@@ -39,7 +39,7 @@ class EvaluationSpec:
 
     Attributes:
         batch: Images that are decoded and shown to every engine at once; an engine that takes fewer is called again.
-        threads: CPU threads for each engine; 0 for all cores.
+        threads: CPU threads for each engine; 0 for one per physical core.
         workers: Decoding threads; 0 for one per core, at most 16.
         decoding: Whether to time decoding alone, each engine alone, and both together, too.
 
@@ -102,7 +102,7 @@ def evaluate(
 
 def record_path(record: EvaluationRecord, folder: Path) -> Path:
     """Where a record lies in ``folder``."""
-    stamp = record.created.replace(":", "").replace("-", "")
+    stamp = record_files.file_stamp(record.created)
     return folder / f"{record.architecture}-evaluation-{stamp}.json"
 
 
@@ -189,7 +189,7 @@ class _Work:
         card = self.lineup.card
         return Subject(
             version=__version__,
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            created=record_files.created_now(),
             environment=environment.collect(),
             weights_sha256=card.weights_sha256,
             preprocess_sha256=card.preprocess.digest,

@@ -20,7 +20,7 @@ from resnet_deploy.pipeline.callers import open_entrant
 from resnet_deploy.pipeline.diagnosing import read_search
 from resnet_deploy.pipeline.references import REFERENCE, find_reference, open_reference
 from resnet_deploy.runners import has_graphs, open_several
-from resnet_deploy.specs import BatchRange, CalibrationSpec, ModelCard
+from resnet_deploy.specs import BatchRange, ModelCard
 
 EVALUATION_BATCH: Final = 32
 
@@ -64,11 +64,16 @@ class BenchInputs:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """An entrant and what its record says of it; the reference and peers have no bundle.
+class Calibrated:
+    """On what a peer's own tool calibrated it: the digest of the images, and how many of a folder it may take."""
 
-    A peer's tool may have calibrated it: ``calibrated_on`` is the digest of the images.
-    """
+    digest: str
+    max_images: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An entrant and what its record says of it; the reference and peers have no bundle."""
 
     entrant: Entrant
     backend: str
@@ -78,7 +83,7 @@ class Candidate:
     bundle: Bundle | None = None
     role: Role = "engine"
     settings: str = ""
-    calibrated_on: str = ""
+    calibrated_on: Calibrated | None = None
 
     def was_fitted_to(self, dataset: ImageDataset) -> bool:
         """Whether a build that is given ``dataset`` would take just the images that this engine was built with.
@@ -86,8 +91,8 @@ class Candidate:
         To calibrate on, or to choose on which layers to keep in floating point.
         """
         if self.bundle is None:
-            most = CalibrationSpec().max_images
-            return self.calibrated_on != "" and dataset.subset(most).digest == self.calibrated_on
+            of = self.calibrated_on
+            return of is not None and of.digest != "" and dataset.subset(of.max_images).digest == of.digest
         spec, images = self.bundle.manifest.spec.calibration, self.bundle.manifest.chain.images
         if spec is not None and images != "" and dataset.subset(spec.max_images).digest == images:
             return True
@@ -164,7 +169,12 @@ def _open_reference(bundles: Sequence[Bundle], inputs: BenchInputs, spec: BenchS
     path = inputs.reference or find_reference([folder for bundle in bundles for folder in folders_beside(bundle)], card)
     runner = open_reference(path, card, BatchRange(1, 1, max(*spec.batches, EVALUATION_BATCH)), threads)
     return Candidate(
-        Entrant(REFERENCE, runner), "torch", "fp32", path.stat().st_size, card.weights_sha256, role="reference"
+        Entrant(REFERENCE, runner, threads=threads),
+        "torch",
+        "fp32",
+        path.stat().st_size,
+        card.weights_sha256,
+        role="reference",
     )
 
 

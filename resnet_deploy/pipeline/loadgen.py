@@ -3,13 +3,13 @@
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from resnet_deploy import artifact, environment
+from resnet_deploy.bench import record_files
 from resnet_deploy.bench.loadgen_records import (
     DataFacts,
     EngineFacts,
@@ -17,7 +17,6 @@ from resnet_deploy.bench.loadgen_records import (
     LoadgenTest,
     Peak,
     RulesVerdict,
-    encode_record,
 )
 from resnet_deploy.bench.loadgen_spec import LoadgenPlan, LoadgenSpec, PeakSpec
 from resnet_deploy.bench.records import NotRun
@@ -216,9 +215,8 @@ def _run(
 
     ``peaks`` are those that ``make`` has added by then.
     """
-    created = datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
-    stamp = created.replace(":", "").replace("-", "")
-    path = run.output / f"{lineup.card.architecture}-loadgen-{stamp}.json"
+    created = record_files.created_now()
+    path = run.output / f"{lineup.card.architecture}-loadgen-{record_files.file_stamp(created)}.json"
     with artifact.atomic_file(path) as file, artifact.atomic_folder(path.with_suffix("")) as folder:
         session = Session(folder, lineup.dataset, run.threads, run.progress)
         not_run = _run_each(session, lineup, make)
@@ -237,7 +235,7 @@ def _run(
             not_run=not_run,
         )
         with artifact.translate_os_errors(path):
-            file.write_bytes(encode_record(record))
+            file.write_bytes(record_files.encode(record))
     return Finished(record, path)
 
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 from resnet_deploy import artifact, environment
 from resnet_deploy.bench.calls import Feeds
+from resnet_deploy.bench.decoding import measure_decoding
 from resnet_deploy.bench.end_to_end import EncodedImages
 from resnet_deploy.bench.evaluate import evaluate
 from resnet_deploy.bench.layer_times import layer_times
 from resnet_deploy.bench.machine import MachineWatch
 from resnet_deploy.bench.measure import measure_in_turns
-from resnet_deploy.bench.records import LayerTimes, MachineState, Outputs, Samples
+from resnet_deploy.bench.records import DecodeTimes, LayerTimes, MachineState, Outputs, Samples
 from resnet_deploy.bench.ways import Entrant
 from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.datasets import BatchReader
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from resnet_deploy.protocols import Array, Progress
 
 NULL: Final = "null"
+_DECODED_IMAGES: Final = 64  # that decoding is timed on, alone and beside each engine
 _ENCODED_FILES: Final = 128  # read ahead and kept in memory; the largest batch, where that is more
 
 
@@ -40,12 +42,13 @@ class Measured:
     latency: dict[str, tuple[Samples, ...]]
     layers: dict[str, LayerTimes | None]
     machine: tuple[MachineState, ...]
+    decoding: DecodeTimes | None
 
 
 def measure(
     lineup: Lineup, reader: BatchReader | None, spec: BenchSpec, layers: bool, progress: "Progress"
 ) -> Measured:
-    """Collect answers, time in turns, and profile layers where asked for, in this order."""
+    """Collect answers, time in turns, then decoding beside engines and layers, where asked for."""
     outputs: dict[str, Outputs] = {}
     if reader is None:
         images = synthetic_images(lineup.card.preprocess, max(spec.batches))
@@ -69,9 +72,13 @@ def measure(
             progress,
             after_round=lambda number: states.append(watch.lap(number)),
         )
+    decoding = None
+    if encoded is not None and reader is not None:
+        few = replace(reader, dataset=reader.dataset.subset(_DECODED_IMAGES))
+        decoding = measure_decoding(few, lineup.entrants, progress)
     profiled = progress.track(lineup.entrants, "profiling layers", len(lineup.entrants)) if layers else ()
     times = {one.name: layer_times(one.runner, images, latency[one.name][0].batch) for one in profiled}
-    return Measured(outputs, latency, times, tuple(states))
+    return Measured(outputs, latency, times, tuple(states), decoding)
 
 
 def _null_entrant(lineup: Lineup, spec: BenchSpec) -> Entrant:

@@ -22,7 +22,7 @@ from resnet_deploy.errors import BackendError, BuildError, DataError, FileError,
 from resnet_deploy.fleet import folders_beside
 from resnet_deploy.pipeline.calibrating import RANDOM, Material, find_material, read_all
 from resnet_deploy.pipeline.callers import Opener, open_entrant
-from resnet_deploy.pipeline.lineup import EVALUATION_BATCH, BenchInputs, Candidate, Lineup
+from resnet_deploy.pipeline.lineup import EVALUATION_BATCH, BenchInputs, Calibrated, Candidate, Lineup
 from resnet_deploy.pipeline.references import find_reference
 from resnet_deploy.specs import BatchRange, CalibrationSpec, ModelCard, Precision
 
@@ -43,6 +43,7 @@ class _Kitchen:
         card: What the model is.
         folder: For models that tools make of it.
         spec: How peers are to be called.
+        calibrated_on: Where the images come from; None where no peer needs them, or they are noise.
     """
 
     model: Path
@@ -51,6 +52,7 @@ class _Kitchen:
     card: ModelCard
     folder: Path
     spec: BenchSpec
+    calibrated_on: Calibrated | None
 
     @property
     def range(self) -> BatchRange:
@@ -168,7 +170,7 @@ PEERS: Final = (
         "torch-compile",
         "torch",
         "fp32",
-        "torch.compile(model) with its defaults, in inference mode, channels last",
+        "torch.compile(model, dynamic=False), compiled for each batch size; in inference mode, channels last",
         _TORCH,
         partial(_make_torch, channels_last=True, compiled=True),
         from_weights=True,
@@ -241,7 +243,8 @@ def with_peers(
     candidates: list[Candidate] = []
     not_run: list[NotRun] = []
     with tempfile.TemporaryDirectory(prefix="resnet-deploy-peers-") as scratch, contextlib.ExitStack() as stack:
-        material = _find_material(chosen, inputs, lineup.card)
+        most = images_of(bundles)
+        material = _find_material(chosen, inputs, lineup.card, most)
         kitchen = _Kitchen(
             model=find_model(folders, {bundle.manifest.chain.onnx for bundle in bundles}),
             weights=_find_weights(chosen, inputs, folders, lineup.card),
@@ -249,10 +252,11 @@ def with_peers(
             card=lineup.card,
             folder=Path(scratch),
             spec=spec,
+            calibrated_on=Calibrated(material.digest, most) if material is not None else None,
         )
         for peer in chosen:
             with progress.task(f"preparing {peer.name}"):
-                opened = _open(peer, kitchen, material, lineup.threads)
+                opened = _open(peer, kitchen, lineup.threads)
             if isinstance(opened, NotRun):
                 not_run.append(opened)
             else:
@@ -277,7 +281,7 @@ def find_model(folders: Sequence[Path], digests: set[str]) -> Path:
     )
 
 
-def _open(peer: Peer, kitchen: _Kitchen, material: Material | None, threads: int) -> Candidate | NotRun:
+def _open(peer: Peer, kitchen: _Kitchen, threads: int) -> Candidate | NotRun:
     """Open a peer, or say why it cannot be had here, and what would help."""
     libraries = have_modules(peer.extras)
     if not libraries.ok:
@@ -286,11 +290,14 @@ def _open(peer: Peer, kitchen: _Kitchen, material: Material | None, threads: int
         made = peer.make(kitchen)
         if peer.from_weights:
             (runner,) = made.opener(threads, 1)
-            entrant = Entrant(peer.name, runner)
+            entrant = Entrant(peer.name, runner, threads=threads)
         else:
             entrant = open_entrant(peer.name, made.opener, kitchen.spec, threads)
     except (BackendError, BuildError) as error:
         return _not_run(peer, error.message, error.hint)
+    if next(entrant.ways(kitchen.spec), None) is None:
+        entrant.close()
+        return _not_run(peer, "it can be called in none of the ways that are measured", "add one caller, or host")
     digests = [artifact.sha256_file(path) for path in made.files]
     return Candidate(
         entrant,
@@ -300,7 +307,7 @@ def _open(peer: Peer, kitchen: _Kitchen, material: Material | None, threads: int
         digests[0] if len(digests) == 1 else artifact.sha256_bytes("".join(digests).encode()),
         role="peer",
         settings=_settings(peer),
-        calibrated_on=material.digest if material is not None and peer.calibrates else "",
+        calibrated_on=kitchen.calibrated_on if peer.calibrates else None,
     )
 
 
@@ -318,12 +325,27 @@ def _settings(peer: Peer) -> str:
 _HELPERS: Final = ("safetensors", "onnx")  # which read files, and do not run anything
 
 
-def _find_material(chosen: Sequence[Peer], inputs: BenchInputs, card: ModelCard) -> Material | None:
-    """Find the images to calibrate on: as many, and the same, as a build takes by default."""
+def images_of(bundles: Sequence[Bundle]) -> int:
+    """How many images the engines were calibrated on at most, that peers have the same.
+
+    Raises:
+        SpecError: If some were allowed more than others.
+    """
+    specs = [bundle.manifest.spec.calibration for bundle in bundles]
+    found = sorted({spec.max_images for spec in specs if spec is not None})
+    if len(found) > 1:
+        numbers = " and ".join(map(str, found))
+        hint = "compare peers with engines that were built with the same --calib-images"
+        raise SpecError(f"the engines were calibrated on at most {numbers} images", hint=hint)
+    return found[0] if found else CalibrationSpec().max_images
+
+
+def _find_material(chosen: Sequence[Peer], inputs: BenchInputs, card: ModelCard, most: int) -> Material | None:
+    """Find the images to calibrate on: at most so many, which a build takes as well."""
     if not any(peer.calibrates for peer in chosen):
         return None
     material = find_material(
-        inputs.peer_calib, CalibrationSpec(), card.preprocess, "cpu", skip_corrupt=inputs.skip_corrupt
+        inputs.peer_calib, CalibrationSpec(max_images=most), card.preprocess, "cpu", skip_corrupt=inputs.skip_corrupt
     )
     if material.observations is not None:
         raise DataError("peers calibrate on images, and observations have none", hint="give --peer-calib a folder")

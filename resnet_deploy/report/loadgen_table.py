@@ -1,5 +1,6 @@
 """What LoadGen measured, as a table for the terminal."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from rich import box
@@ -138,7 +139,7 @@ def _peak(peak: Peak, record: LoadgenRecord) -> str:
     if peak.rate is not None:
         found = (
             f"{peak.rate:.4g} queries/s with {bound}: held twice in succession, and failed twice at most "
-            f"{peak.tolerance:.0%} above"
+            f"{peak.tolerance:.0%} above{_arrivals(probes)}{_beside_offline(peak, record)}"
         )
     if not probes:
         return f"{wording.printable(peak.engine)}: {found}"
@@ -146,6 +147,28 @@ def _peak(peak: Peak, record: LoadgenRecord) -> str:
         f"{wording.printable(peak.engine)}: {found}; {len(probes)} probes of at least {peak.seconds:g} s and "
         f"{peak.queries:,} queries: {tried}"
     )
+
+
+def _arrivals(probes: Sequence[LoadgenResult]) -> str:
+    """Say how far the arrivals, one draw for all probes, were from the rate that was asked for."""
+    shares = [one.scheduled / float(one.settings["target_qps"]) - 1 for one in probes if one.scheduled is not None]
+    if not shares or abs(max(shares, key=abs)) < 0.01:
+        return ""
+    return f" (all probes have one draw of arrivals, which fall due at {1 + max(shares, key=abs):.3f} times the rate)"
+
+
+def _beside_offline(peak: Peak, record: LoadgenRecord) -> str:
+    """Say where the rate is above what the engine did at once: the machine was then not the same throughout."""
+    rates = [
+        one.result.metric.value
+        for one in record.tests
+        if one.purpose == "capacity" and one.engine == peak.engine and one.result.metric is not None
+        if one.result.scenario == "offline" and one.result.metric.value is not None
+    ]
+    if peak.rate is None or not rates or peak.rate <= rates[0]:
+        return ""
+    offline = wording.significant(rates[0])
+    return f"; more than its {offline} samples/s Offline before: the machine was not the same throughout"
 
 
 def _overhead(record: LoadgenRecord) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from resnet_deploy.protocols import Array, TensorSpec
     from resnet_deploy.specs import BatchRange, ModelCard
 
-WARMUP_CALLS: Final = 3
+_CAPTURE_CALLS: Final = 3  # before a graph is captured, as PyTorch asks for
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class TorchPeer:
         self._dtype: torch.dtype = getattr(torch, way.dtype)
         self._layout = torch.channels_last if way.channels_last else torch.contiguous_format
         network = network.eval().to(device=way.device, dtype=self._dtype, memory_format=self._layout)  # type: ignore[call-overload]
-        self._network: Any = torch.compile(network) if way.compiled else network
+        self._network: Any = torch.compile(network, dynamic=False) if way.compiled else network
         self._normalise = card.preprocess.dtype == "uint8"
         self._mean, self._std = (
             torch.tensor(values, device=way.device).view(1, 3, 1, 1)
@@ -129,7 +129,7 @@ class TorchPeer:
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(WARMUP_CALLS):
+            for _ in range(_CAPTURE_CALLS):
                 self._compute(images)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()

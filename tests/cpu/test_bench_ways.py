@@ -33,7 +33,7 @@ EVERY_WAY = BenchSpec(
     rounds=2,
     scopes=("host", "device", "end_to_end"),
     concurrency=(1, 2),
-    rates=(50.0,),
+    rates=(500.0,),
 )
 
 
@@ -51,7 +51,7 @@ def test_every_way_is_in_the_record(record):
         for batch in (1, 4)
         for scope in ("host", "end_to_end")
         for count in (1, 2)
-        for rate in (None, 50.0)
+        for rate in (None, 500.0)
     }
     parts = {Way(batch, "device") for batch in (1, 4)}
     reference, *engines = record.engines
@@ -91,6 +91,13 @@ def test_plain_benchmarks_are_as_they_were(deployment):
     assert one.latency[0].wall == ()
 
 
+def test_what_openvino_says_of_several_callers_is_in_the_record(openvino_engine):
+    spec = BenchSpec(batches=(1,), seconds=0.02, rounds=2, concurrency=(1, 2))
+    inputs = BenchInputs(engines=(openvino_engine,), pytorch=False)
+    (one,) = bench(inputs, spec, threads=2, progress=Silent()).engines
+    assert sum("hint THROUGHPUT: 2 requests" in note for note in one.notes) == 1
+
+
 # --- refused
 
 
@@ -118,6 +125,7 @@ def test_what_no_engine_can_do_is_refused(deployment, spec, inputs, message):
         ("--scopes host,host", "scopes ['host', 'host']", "each once"),
         ("--concurrency 0", "callers [0]", "1,2,4"),
         ("--rate 0", "rates [0.0]", "calls per second"),
+        ("--rate 5", "at 5 calls/s, 0.75 fall into a turn of 0.15 s", "--seconds 20, or at most --rounds 3"),
         ("--scopes device --rate 5", "device is a part of a call", "host or end_to_end"),
         ("--graphs both --no-pytorch", "no engine here has CUDA graphs", "--graphs"),
         ("--scopes end_to_end", "begins with image files", "--data"),
@@ -133,13 +141,16 @@ def test_the_command_line_refuses_in_one_line(invoke, workplace, line, message, 
 
 def test_the_command_line_measures_in_several_ways(invoke, workplace):
     line = "--no-pytorch --no-html --batches 1 --seconds 0.02 --rounds 2 --data data --threads 2 -o results"
-    ways = "--scopes host,end_to_end --concurrency 1,2 --rate 50 --layers"
+    ways = "--scopes host,end_to_end --concurrency 1,2 --rate 500 --layers"
     result = invoke("bench", *line.split(), *ways.split())
     assert result.exit_code == 0, result.output
     (path,) = (workplace / "results").glob("*.json")
-    (one,) = read_record(path).engines
+    record = read_record(path)
+    (one,) = record.engines
     assert Counter(samples.scope for samples in one.latency) == {"host": 4, "end_to_end": 4}
     assert one.layers is not None
+    assert record.decoding is not None
+    assert list(record.decoding.engines) == [one.name]
 
 
 # --- several callers
@@ -157,6 +168,7 @@ def test_each_caller_has_a_runner_of_its_own(deployment):
     entrant = open_entrant("net", opener, BenchSpec(concurrency=(1, 3, 8)), 4)
     try:
         assert opened == [(4, 1), (1, 3), (1, 8)]  # a thread at least, even where the callers are more than the threads
+        assert entrant.threads == 4
         assert [(len(one.runners), one.threads) for one in entrant.others] == [(3, 1), (8, 1)]
         runners = [entrant.runner, *(runner for one in entrant.others for runner in one.runners)]
         assert len({id(runner) for runner in runners}) == 12

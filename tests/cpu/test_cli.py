@@ -138,7 +138,7 @@ REFUSALS = (
     Refusal("predict image.png --engine gone", "gone is not an engine bundle", "resnet-deploy build"),
     Refusal("predict image.png --engine empty", "empty has no manifest.json", "resnet-deploy build"),
     Refusal("report gone.json", "gone.json: no such file", "check the path"),
-    Refusal("report notes.txt", "notes.txt is not a benchmark record", "`bench`"),
+    Refusal("report notes.txt", "notes.txt is no record of `bench`", "`bench`"),
     # Weights.
     Refusal(
         "export --arch resnet34 --weights engines/resnet18.safetensors -o new/a.onnx",
@@ -425,3 +425,10 @@ def test_bugs_keep_their_traceback(invoke, workplace, monkeypatch):
     monkeypatch.setattr("resnet_deploy.engine.load", lambda path, threads: 1 / 0)
     result = invoke("predict", "image.png")
     assert isinstance(result.exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("command", ["bench", "evaluate", "loadgen", "predict", "verify"])
+def test_the_default_number_of_threads_is_told_as_it_is(invoke, command):
+    out = " ".join(invoke(command, "--help").stdout.split())
+    assert "one per physical core, within a container's quota" in out
+    assert "all cores" not in out

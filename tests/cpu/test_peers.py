@@ -1,10 +1,12 @@
 """Peers: each computes the model that the engines are of; one that cannot be had is in the record with the reason."""
 
 import contextlib
+import dataclasses
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -19,8 +21,8 @@ from resnet_deploy.models import load_model
 from resnet_deploy.ort_session import open_session
 from resnet_deploy.pipeline import peers
 from resnet_deploy.pipeline.benchmarking import bench
-from resnet_deploy.pipeline.lineup import BenchInputs, Lineup
-from resnet_deploy.pipeline.peers import PEERS, choose_peers, find_model, need_images, with_peers
+from resnet_deploy.pipeline.lineup import BenchInputs, Calibrated, Lineup
+from resnet_deploy.pipeline.peers import PEERS, choose_peers, find_model, images_of, need_images, with_peers
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.protocols import Silent
 from resnet_deploy.quantize.other_tools import quantize_apart
@@ -102,7 +104,7 @@ def test_records_say_what_a_peer_is(opened, deployment):
         assert one.size_bytes > 1e6
         assert len(one.sha256) == 64
     assert candidate(opened, "torch-compile").settings.startswith("torch 2.")
-    assert "torch.compile(model)" in candidate(opened, "torch-compile").settings
+    assert "torch.compile(model, dynamic=False)" in candidate(opened, "torch-compile").settings
     assert candidate(opened, "openvino-nncf").settings.startswith("openvino 20")
     assert ", nncf " in candidate(opened, "openvino-nncf").settings
     digests = {one.sha256 for one in opened.lineup.candidates}
@@ -144,6 +146,32 @@ def test_peers_take_their_turns_with_the_engines(deployment):
 # --- what cannot be had
 
 
+def test_a_peer_that_cannot_be_called_as_asked_is_listed_and_the_others_measured(deployment):
+    engine = deployment.engines["int8"]
+    inputs = BenchInputs(engines=(engine,), pytorch=False, peers=("torch-eager", "openvino-fp32"))
+    spec = BenchSpec(batches=(1,), seconds=0.02, rounds=2, concurrency=(2,))
+    record = bench(inputs, spec, threads=1, progress=Silent())
+    assert [one.name for one in record.engines] == [engine.name, "openvino-fp32"]
+    assert [(one.name, one.reason) for one in record.not_run] == [
+        ("torch-eager", "it can be called in none of the ways that are measured: add one caller, or host")
+    ]
+    with pytest.raises(ValueError, match="no latencies of"):
+        msgspec.structs.replace(record.engines[0], latency=())
+
+
+def test_peers_calibrate_on_as_many_images_as_the_engines_did(deployment):
+    few = deployment.engines["int8"]
+    assert images_of([open_bundle(few)]) == open_bundle(few).manifest.spec.calibration.max_images
+    assert images_of([open_bundle(deployment.engines["fp32"])]) == 512
+    bundle = open_bundle(few)
+    spec = bundle.manifest.spec
+    calibration = msgspec.structs.replace(spec.calibration, max_images=spec.calibration.max_images + 1)
+    spec = msgspec.structs.replace(spec, calibration=calibration)
+    other = dataclasses.replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, spec=spec))
+    with pytest.raises(SpecError, match="the engines were calibrated on at most"):
+        images_of([bundle, other])
+
+
 def test_a_peer_without_its_library_is_listed_with_what_would_help(deployment, monkeypatch):
     is_installed = capabilities._is_installed
     monkeypatch.setattr(capabilities, "_is_installed", lambda module: module != "nncf" and is_installed(module))
@@ -171,7 +199,7 @@ def test_a_network_that_does_not_compile_is_one_line(monkeypatch):
         del images
         raise RuntimeError("\nNo working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1")
 
-    monkeypatch.setattr("torch.compile", lambda network: refuse)
+    monkeypatch.setattr("torch.compile", lambda network, **_: refuse)
     contract = Preprocess(image_size=32, resize=32)
     card = ModelCard(architecture="resnet18", num_classes=10, weights="none", weights_sha256="", preprocess=contract)
     network = load_model("resnet18", None, num_classes=10).module
@@ -184,7 +212,7 @@ def test_what_tools_write_is_gone_in_the_end(deployment, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with open_peers(deployment, ["openvino-nncf"], "random") as lineup:
         assert [path.name for path in tmp_path.glob("*/*.bin")] == ["nncf.bin"]
-        assert lineup.candidates[0].calibrated_on == ""
+        assert lineup.candidates[0].calibrated_on == Calibrated("", 100)  # noise
     assert list(tmp_path.iterdir()) == []
 
 

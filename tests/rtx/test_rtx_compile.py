@@ -71,7 +71,7 @@ class Watcher(Silent):
     def __init__(self, stop_at: int | None = None) -> None:
         self.seen, self.total, self.stop_at = [], None, stop_at
 
-    def track(self, items, description, total=None):
+    def track(self, items, description, total=None, *, still=False):
         assert description == "compiling for tensorrt-rtx"
         self.total = total
         for item in items:

@@ -329,7 +329,7 @@ class Counting(Silent):
 
     seen: list[tuple[str, int | None, int]] = field(default_factory=list)
 
-    def track(self, items, description, total=None):
+    def track(self, items, description, total=None, *, still=False):
         steps = 0
         for item in items:
             steps += 1

@@ -10,9 +10,13 @@ from PIL import Image
 from resnet_deploy.bench import end_to_end
 from resnet_deploy.bench.calls import Feeds, call_for
 from resnet_deploy.bench.end_to_end import EncodedImages, classify
+from resnet_deploy.bench.loops import WARMUP_CALLS
+from resnet_deploy.bench.measure import measure_in_turns
 from resnet_deploy.bench.records import Way
+from resnet_deploy.bench.ways import Entrant
+from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.images import tensor_from_source
-from resnet_deploy.protocols import TensorSpec
+from resnet_deploy.protocols import Silent, TensorSpec
 from resnet_deploy.specs import BatchRange, Preprocess
 
 CONTRACT = Preprocess(image_size=4, resize=4)
@@ -114,3 +118,46 @@ def test_a_batch_is_decoded_by_threads_and_one_image_by_its_caller(monkeypatch):
     here = threading.current_thread().name
     assert [name == here for name in names] == [True, False, False, True, True]
     assert not [one for one in threading.enumerate() if one.name.startswith("decode")]
+
+
+class Slow(Colours):
+    """One whose call takes as long as it is told, on a clock that nobody else moves; notes the files of each call."""
+
+    def __init__(self, now, took_ns):
+        super().__init__()
+        self.now, self.took_ns = now, took_ns
+
+    def enqueue(self):
+        self.now[0] += self.took_ns
+
+    def files(self):
+        """Number of the file of each call, which is written in its colour."""
+        return [round(float(feed[..., 0].mean()) / 10) for feed in self.feeds]
+
+
+def test_a_fast_engine_and_a_slow_one_see_the_same_files(monkeypatch):
+    """Each round begins where the round alone says, and all rounds together see all files about as often."""
+    now = [0]
+    monkeypatch.setattr("time.perf_counter_ns", lambda: now[0])
+    files = [file_of(10 * number, 0, 0, kind="PNG") for number in range(20)]
+    fast, slow = Slow(now, 1_000_000), Slow(now, 2_000_000)
+    rounds = 10
+    spec = BenchSpec(batches=(1,), seconds=0.08, rounds=rounds, scopes=("end_to_end",))
+    with EncodedImages(files, CONTRACT, 1) as encoded:
+        feeds = Feeds(np.zeros(0), encoded)
+        measure_in_turns([Entrant("fast", fast), Entrant("slow", slow)], feeds, spec, Silent())
+    for engine, calls in ((fast, 8), (slow, 4)):
+        turns = np.reshape(engine.files(), (rounds, WARMUP_CALLS + calls))
+        assert turns[:, 0].tolist() == list(range(0, 20, 2))
+        timed = turns[:, WARMUP_CALLS:]
+        assert np.bincount(timed.ravel(), minlength=20).tolist() == [rounds * calls // 20] * 20
+
+
+def test_rounds_begin_at_the_same_share_of_groups_of_any_size():
+    files = [file_of(10 * number, 0, 0, kind="PNG") for number in range(6)]
+    with EncodedImages(files, CONTRACT, 1) as encoded:
+        for batch, begins in ((1, [0, 1, 3, 4]), (2, [0, 0, 2, 4])):
+            for number, first in enumerate(begins):
+                runner = Slow([0], 0)
+                call_for(runner, Way(batch, "end_to_end"), Feeds(np.zeros(0), encoded, start=number / 4))()
+                assert round(float(runner.feeds[0][0, ..., 0].mean()) / 10) == first

@@ -9,13 +9,13 @@ from PIL import Image
 from record_factory import SYNTHETIC_ENVIRONMENT
 from rich.console import Console
 
+from resnet_deploy.bench import record_files
 from resnet_deploy.bench.decoding import bound, measure_decoding
 from resnet_deploy.bench.evaluation import Step, Subject, collect, take_steps
 from resnet_deploy.bench.evaluation_records import (
     EvaluatedEngine,
     EvaluationCost,
     EvaluationRecord,
-    is_evaluation,
     read_evaluation,
     write_evaluation,
 )
@@ -160,7 +160,7 @@ def make_record(**changes):
 def test_a_record_comes_back(tmp_path):
     record = make_record()
     write_evaluation(record, tmp_path / "a.json")
-    assert is_evaluation(tmp_path / "a.json")
+    assert record_files.kind_of(tmp_path / "a.json") == "evaluate"
     assert read_evaluation(tmp_path / "a.json") == record
 
 
@@ -170,9 +170,12 @@ def test_records_that_are_none(tmp_path):
         make_record(engines=())
     with pytest.raises(ValueError, match="1 answers of 'first' for 4 images"):
         make_record(engines=(engine("first", ((0,),)),))
-    for text, message in (("{", "is not an evaluation"), ('{"schema_version": 9}', "has schema version 9")):
+    for text, message in (
+        ("{", "is no record of `evaluate`"),
+        ('{"schema_version": 1}', "is a record of `bench`"),
+        ('{"kind": "evaluate", "schema_version": 9}', "has schema version 9"),
+    ):
         path.write_text(text)
-        assert not is_evaluation(path)
         with pytest.raises(FileError, match=message):
             read_evaluation(path)
     write_evaluation(make_record(), path)

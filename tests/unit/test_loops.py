@@ -2,7 +2,9 @@
 
 import gc
 import threading
+import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 
@@ -59,6 +61,26 @@ class Calls:
         return took * 1e-3
 
 
+# --- warm-up
+
+
+@pytest.mark.parametrize(
+    ("took", "untimed"),
+    [
+        ([10], WARMUP_CALLS),
+        ([5000, 10], WARMUP_CALLS),  # it was compiled in its first call
+        ([10, 5000, 10], WARMUP_CALLS),  # a graph was captured in its second
+        ([5000, 5000, 10], 2),
+        ([5000], 2),
+    ],
+    ids=["fast", "slow once", "slow the second time", "slow twice", "slow"],
+)
+def test_two_slow_calls_end_the_warm_up_and_one_does_not(clock, took, untimed):
+    calls = Calls(clock, *took)
+    turn = take_turn([calls], ClosedLoop(1.0))
+    assert len(calls.begun) - len(turn.seconds) == untimed
+
+
 # --- paced
 
 
@@ -71,7 +93,33 @@ def test_paced_calls_begin_when_they_are_due(clock):
     for number, at in enumerate(begun):
         assert 0 <= at - (loop.start + number * 50 * MS) <= 500  # as fine as it is polled
     assert turn.seconds == pytest.approx([0.010] * 20, abs=1e-6)
-    assert turn.wall_s == pytest.approx(19 * 0.050 + 0.010, abs=1e-6)
+    assert turn.wall_s == pytest.approx(20 * 0.050, abs=1e-6)  # the last call's period included
+
+
+def test_untimed_calls_keep_the_distance_of_the_timed_ones(clock):
+    """Otherwise the first timed call would come a moment after a burst, when no other one does."""
+    calls = Calls(clock, 10)
+    loop = PacedLoop(1.0, 20.0)
+    take_turn([calls], loop)
+    begun = calls.begun[: WARMUP_CALLS + 1]
+    # As fine as it is polled; the first timed call is due 2 ms after its turn.
+    assert [after - before for before, after in pairwise(begun)] == pytest.approx([50 * MS] * 4, abs=2 * MS + 1000)
+    closed = Calls(clock, 10)
+    take_turn([closed], ClosedLoop(1.0))
+    assert [after - before for before, after in pairwise(closed.begun)] == [10 * MS] * (len(closed.begun) - 1)
+
+
+@pytest.mark.parametrize("rate", [20.0, 333.3, 7.1])
+@pytest.mark.parametrize("took", [1, 30, 400])
+def test_no_more_is_answered_than_was_due(clock, rate, took):
+    """And just as much where the engine keeps up."""
+    turn = take_turn([Calls(clock, took)], PacedLoop(1.0, rate))
+    answered = len(turn.seconds) / turn.wall_s
+    assert answered <= rate
+    if took * 1e-3 * rate < 1:
+        assert answered == pytest.approx(rate, rel=1e-6)  # the wall clock counts whole nanoseconds
+    else:
+        assert answered < 0.98 * rate
 
 
 def test_a_sleep_that_ends_later_than_expected_is_not_hidden(clock):
@@ -178,27 +226,35 @@ def test_seconds_are_kept_caller_by_caller():
 
 
 def test_the_wall_clock_holds_every_caller():
-    """Calls of one caller do not overlap, so that their sum fits into the wall clock; those of all need not."""
-    import time
+    """One sum of seconds is of calls in a row, and fits into the wall clock; calls of two callers overlap in it."""
+    both = threading.Barrier(2)
+    spans = ([], [])
 
-    sums = []
-
-    def make():
-        mine = []
-        sums.append(mine)
-
+    def make(mine):
         def call():
             start = time.perf_counter_ns()
-            time.sleep(0.001)
-            mine.append((time.perf_counter_ns() - start) * 1e-9)
-            return mine[-1]
+            both.wait(timeout=30)  # inside the call: where callers took turns, nobody else would ever come
+            mine.append((start, time.perf_counter_ns()))
+            return (mine[-1][1] - start) * 1e-9
 
         return call
 
-    turn = take_turn([make(), make()], ClosedLoop(0.02))
-    longest = max(sum(mine[WARMUP_CALLS:]) for mine in sums)
-    assert turn.wall_s >= longest
-    assert sum(turn.seconds) > longest
+    class Thrice(ClosedLoop):
+        def run(self, call):
+            return [call() for _ in range(3)]  # as many for both: the barrier takes them in pairs
+
+    turn = take_turn([make(mine) for mine in spans], Thrice(60.0))  # so long that no warm-up is cut short
+    timed = [mine[WARMUP_CALLS:] for mine in spans]
+    assert len(turn.seconds) == 6
+    for (begun, ended), (other_begun, other_ended) in zip(*timed, strict=True):
+        assert max(begun, other_begun) <= min(ended, other_ended)
+    first, last = min(mine[0][0] for mine in timed), max(mine[-1][1] for mine in timed)
+    assert turn.wall_s * 1e9 >= last - first - 1  # it is kept in seconds, which rounds
+
+
+def test_callers_who_share_a_pace_answer_no_more_than_was_due():
+    turn = take_turn([lambda: 1e-6] * 2, PacedLoop(0.02, 500.0))
+    assert len(turn.seconds) / turn.wall_s <= 500.0
 
 
 @pytest.fixture

@@ -110,6 +110,8 @@ BAD = (
     Bad(BenchSpec, {"rates": (math.nan,)}, "rates"),
     Bad(BenchSpec, {"rates": (1e6,)}, "rates"),
     Bad(BenchSpec, {"rates": (5.0, 5.0)}, "rates"),
+    Bad(BenchSpec, {"rates": (1e3, 33.0)}, r"at 33 calls/s, 4.95 fall into a turn of 0.15 s, and pacing takes 5"),
+    Bad(BenchSpec, {"rates": (5.0,)}, r"at 5 calls/s, 0.75 fall into a turn of 0.15 s, and pacing takes 5"),
     Bad(BenchSpec, {"scopes": ("device",), "concurrency": (1, 2)}, "device is a part of a call"),
     Bad(BenchSpec, {"scopes": ("h2d", "d2h"), "rates": (5.0,)}, "h2d, d2h is a part of a call"),
 )
@@ -146,9 +148,22 @@ GOOD = (
     BuildSpec(backend="tensorrt-rtx", precision="bf16"),
     *(BuildSpec(**FP8, calibration=CalibrationSpec(method=method)) for method in ("max", "percentile", "auto")),
     BenchSpec(batches=(1024, 1), seconds=1e-3, rounds=1, seed=-1),
-    BenchSpec(scopes=bench_spec.SCOPES, concurrency=(1024, 1), graphs=(False, True), rates=(1e-3, 1e5)),
+    BenchSpec(scopes=bench_spec.SCOPES, concurrency=(1024, 1), graphs=(False, True), rates=(1e5,)),
+    BenchSpec(seconds=1e5, rounds=20, rates=(1e-3, 1e5)),
     BenchSpec(scopes=("device",), graphs=(False,)),
 )
+
+
+@given(st.floats(1e-3, 100.0), st.integers(1, 100))
+def test_what_is_hinted_at_for_a_low_rate_will_do(rate, rounds):
+    with pytest.raises(SpecError, match="calls/s") as caught:
+        BenchSpec(rates=(rate,), rounds=rounds, seconds=4.9 * rounds / rate)
+    words = iter(caught.value.hint.replace(",", "").split())
+    given = {word: float(next(words)) for word in words if word.startswith("--")}
+    BenchSpec(rates=(rate,), rounds=rounds, seconds=given["--seconds"])
+    if "--rounds" in given:
+        BenchSpec(rates=(rate,), rounds=int(given["--rounds"]), seconds=4.9 * rounds / rate)
+    assert rounds == 1 or "--rounds" in given
 
 
 @pytest.mark.parametrize("spec", GOOD, ids=lambda one: type(one).__name__)

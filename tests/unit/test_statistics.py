@@ -360,5 +360,5 @@ class TestRecords:
 
     def test_another_file_is_refused(self, tmp_path):
         (tmp_path / "bench.json").write_text("not JSON")
-        with pytest.raises(FileError, match="not a benchmark record"):
+        with pytest.raises(FileError, match="is no record of `bench`"):
             read_record(tmp_path / "bench.json")

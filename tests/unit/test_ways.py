@@ -67,13 +67,13 @@ def on_cpu():
 
 
 def test_whole_calls_come_in_every_combination():
-    spec = BenchSpec(batches=(1, 8, 16), scopes=("host", "end_to_end"), concurrency=(1, 2), rates=(5.0, 50.0))
+    spec = BenchSpec(batches=(1, 8, 16), scopes=("host", "end_to_end"), concurrency=(1, 2), rates=(50.0, 80.0))
     expected = {
         Way(batch, scope, count, None, rate)
         for batch in (1, 8)  # it takes no 16
         for scope in ("host", "end_to_end")
         for count in (1, 2)
-        for rate in (None, 5.0, 50.0)
+        for rate in (None, 50.0, 80.0)
     }
     found = ways(on_cpu(), spec)
     assert set(found) == expected
@@ -81,7 +81,7 @@ def test_whole_calls_come_in_every_combination():
 
 
 def test_parts_of_a_call_have_one_caller_and_no_pace():
-    spec = BenchSpec(batches=(1,), scopes=SCOPES, concurrency=(1, 2), rates=(5.0,))
+    spec = BenchSpec(batches=(1,), scopes=SCOPES, concurrency=(1, 2), rates=(50.0,))
     parts = [way for way in ways(on_cpu(), spec) if way.scope in ("device", "h2d", "d2h")]
     assert parts == [Way(1, "device")]
     clocked = Entrant("gpu", Clocked(), (Callers((Clocked(), Clocked()), 3, True),))
@@ -111,6 +111,12 @@ def test_all_runners_are_closed():
     entrant = on_cpu()
     entrant.close()
     assert [entrant.runner.closed, *(one.closed for one in entrant.others[0].runners)] == [True] * 3
+
+
+def test_callers_know_their_threads():
+    entrant = Entrant("cpu", Fake(), (Callers((Fake(), Fake()), 3),), threads=6)
+    found = entrant.ways(BenchSpec(batches=(1,), concurrency=(1, 2)))
+    assert [(len(callers.runners), callers.threads) for callers, _ in found] == [(1, 6), (2, 3)]
 
 
 # --- what lies inside
@@ -228,7 +234,7 @@ def test_what_would_be_left_out_unnoticed_is_refused(spec, message):
         {"concurrency": (1, 2)},
         {"scopes": ("host", "h2d", "d2h", "device")},
         {"graphs": (True, False)},
-        {"rates": (5.0,)},
+        {"rates": (50.0,)},
     ],
     ids=str,
 )
@@ -238,6 +244,15 @@ def test_what_one_engine_can_do_is_measured(spec):
 
 
 # --- remarked
+
+
+def test_notes_are_those_of_all_runners_each_once():
+    alone, two, three = Fake(), (Fake(), Fake()), (Fake(),)
+    alone.notes, three[0].notes = ("a", "b"), ("d", "a")
+    for one in two:
+        one.notes = ("b", "c")
+    assert Entrant("cpu", alone, (Callers(two, 1), Callers(three, 1))).notes == ("a", "b", "c", "d")
+    assert on_cpu().notes == ()  # a runner need not have any
 
 
 def test_remarks_say_what_is_not_plain():
