@@ -79,6 +79,12 @@ def median_ms(name: str, engine: str) -> float:
     return 1e3 * statistics.percentile(statistics.smallest_samples(found, "host").seconds, 50)
 
 
+def rate(name: str, engine: str) -> float:
+    """Images per second of an engine at its best batch size."""
+    (found,) = (one for one in bench(name).engines if one.name == engine)
+    return max(map(statistics.throughput, found.latency))
+
+
 def load(name: str) -> Any:
     """Read the record of a script."""
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
@@ -161,6 +167,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         *(
             bench_table,
             median_ms,
+            rate,
             link,
             load,
             gate_table,

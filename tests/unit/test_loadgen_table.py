@@ -5,6 +5,7 @@ import json
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 from loadgen_factory import ENGINE, logged, make_record, run_of
 from rich.cells import cell_len
 from rich.console import Console
@@ -15,6 +16,7 @@ from resnet_deploy.bench.loadgen_records import (
     read_loadgen_record,
 )
 from resnet_deploy.bench.record_files import encode
+from resnet_deploy.cli import main
 from resnet_deploy.errors import FileError
 from resnet_deploy.report import wording
 from resnet_deploy.report.loadgen_table import DISCLAIMER, print_loadgen
@@ -135,3 +137,15 @@ def test_a_later_record_is_refused(tmp_path):
     path.write_text('{"kind": "loadgen", "schema_version": 2}')
     with pytest.raises(FileError, match="has schema version 2"):
         read_loadgen_record(path)
+
+
+def test_the_command_prints_the_table_of_a_record_and_has_no_page_of_it(tmp_path):
+    path = tmp_path / "record.json"
+    path.write_bytes(encode(make_record(TESTS, data=None)))
+    result = CliRunner().invoke(main, ["report", str(path)])
+    assert result.exit_code == 0, result.output
+    assert DISCLAIMER in flat(result.stdout)
+    refused = CliRunner().invoke(main, ["report", str(path), "--html", str(tmp_path / "page.html")])
+    assert refused.exit_code == 2
+    assert "--html has no effect with a record of `loadgen`" in refused.stderr
+    assert not (tmp_path / "page.html").exists()
