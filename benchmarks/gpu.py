@@ -38,7 +38,7 @@ from resnet_deploy.pipeline.source import read_source
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.protocols import Silent
 from resnet_deploy.runners import find_runner
-from resnet_deploy.runners.torch_peer import TorchPeer, Way
+from resnet_deploy.runners.torch_peer import Setup, TorchPeer
 from resnet_deploy.specs import BatchRange, BuildSpec, CalibrationSpec, ExportSpec, ModelCard, Precision
 from resnet_deploy.verify import compare_logits
 
@@ -55,12 +55,12 @@ MOST_DECIBELS = 200.0
 NOTHING = "–"  # noqa: RUF001 - the dash that stands for an empty cell
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 WAYS = {
-    "torch FP32 eager": Way(device="cuda"),
-    "torch FP32 channels-last": Way(channels_last=True, device="cuda"),
-    "torch FP16 eager": Way("float16", device="cuda"),
-    "torch FP16 channels-last": Way("float16", channels_last=True, device="cuda"),
-    "torch FP16 compiled": Way("float16", channels_last=True, compiled=True, device="cuda"),
-    "torch FP16 graphs": Way("float16", channels_last=True, graphs=True, device="cuda"),
+    "torch FP32 eager": Setup(device="cuda"),
+    "torch FP32 channels-last": Setup(channels_last=True, device="cuda"),
+    "torch FP16 eager": Setup("float16", device="cuda"),
+    "torch FP16 channels-last": Setup("float16", channels_last=True, device="cuda"),
+    "torch FP16 compiled": Setup("float16", channels_last=True, compiled=True, device="cuda"),
+    "torch FP16 graphs": Setup("float16", channels_last=True, graphs=True, device="cuda"),
 }
 
 

@@ -10,7 +10,7 @@ from typing import Final, Literal
 import msgspec
 
 from resnet_deploy.bench import record_files
-from resnet_deploy.bench.records import Count, DatasetRecord, DecodeTimes, NotRun, Outputs, Role
+from resnet_deploy.bench.records import Count, DatasetRecord, DecodeTimes, NotRun, Outputs, Role, require_one_each
 from resnet_deploy.contract import Preprocess
 from resnet_deploy.environment import Environment
 
@@ -92,11 +92,7 @@ class EvaluationRecord(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.engines:
             raise ValueError("an evaluation of no engine")
-        counts = {f"answers of {one.name!r}": len(one.outputs.top5) for one in self.engines}
-        counts |= {"labels": len(self.dataset.labels)} if self.dataset.labels else {}
-        for what, count in counts.items():
-            if count != self.dataset.images:
-                raise ValueError(f"{count} {what} for {self.dataset.images} images")
+        require_one_each({one.name: one.outputs for one in self.engines}, self.dataset)
 
 
 FORMAT: Final = record_files.Format("evaluate", SCHEMA_VERSION, EvaluationRecord)

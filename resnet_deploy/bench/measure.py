@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from resnet_deploy.bench.calls import Feeds, call_for
+from resnet_deploy.bench.headline import way_order
 from resnet_deploy.bench.loops import ClosedLoop, PacedLoop, take_turn
 from resnet_deploy.bench.quiet import wait_until_quiet
 from resnet_deploy.bench.records import Samples
-from resnet_deploy.bench_spec import SCOPES
 
 if TYPE_CHECKING:
     from resnet_deploy.bench.records import Way
@@ -125,9 +125,4 @@ def _without_twins(series: Sequence[_Series]) -> tuple[Samples, ...]:
     by_way: dict[Way, Samples] = {}
     for samples in (one.samples() for one in meant):
         by_way.setdefault(samples.way, samples)
-    return tuple(sorted(by_way.values(), key=_order))
-
-
-def _order(samples: Samples) -> tuple[int, int, int, bool, float]:
-    way = samples.way
-    return way.batch, SCOPES.index(way.scope), way.concurrency, way.graphs is False, way.offered or 0
+    return tuple(sorted(by_way.values(), key=lambda samples: way_order(samples.way)))

@@ -9,6 +9,7 @@ in each round and what decoding costs. What 2 adds has a default that says what 
 as they are. Fields that a reader does not know are ignored; a record of a later version is refused.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -272,6 +273,19 @@ class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True):
     skipped: tuple[str, ...] = ()
 
 
+def require_one_each(answers: Mapping[str, Outputs], dataset: DatasetRecord) -> None:
+    """Hold answers, by the names of engines, and labels against the number of images.
+
+    Raises:
+        ValueError: If they are not one per image.
+    """
+    counts = {"labels": len(dataset.labels)} if dataset.labels else {}
+    counts |= {f"answers of {name!r}": len(outputs.top5) for name, outputs in answers.items()}
+    for what, count in counts.items():
+        if count != dataset.images:
+            raise ValueError(f"{count} {what} for {dataset.images} images")
+
+
 class NotRun(msgspec.Struct, frozen=True, kw_only=True):
     """An engine that was found and could not be run here, and why."""
 
@@ -331,13 +345,9 @@ class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.reference and self.reference not in [engine.name for engine in self.engines]:
             raise ValueError(f"the reference {self.reference!r} is not among the engines")
-        if self.dataset is None:
-            return
-        counts = {"labels": len(self.dataset.labels)} if self.dataset.labels else {}
-        counts |= {f"answers of {one.name!r}": len(one.outputs.top5) for one in self.engines if one.outputs is not None}
-        for what, count in counts.items():
-            if count != self.dataset.images:
-                raise ValueError(f"{count} {what} for {self.dataset.images} images")
+        if self.dataset is not None:
+            answers = {one.name: one.outputs for one in self.engines if one.outputs is not None}
+            require_one_each(answers, self.dataset)
 
 
 FORMAT: Final = record_files.Format(record_files.BENCH, SCHEMA_VERSION, BenchRecord)

@@ -18,10 +18,11 @@ from resnet_deploy.errors import SpecError
 from resnet_deploy.pipeline.diagnosing import search_steps, worst_histograms
 from resnet_deploy.pipeline.lineup import EVALUATION_BATCH, BenchInputs, Candidate, Lineup, open_lineup
 from resnet_deploy.pipeline.matching import open_bundles
-from resnet_deploy.pipeline.measuring import NULL, Measured, measure
+from resnet_deploy.pipeline.measuring import Measured, measure
 from resnet_deploy.pipeline.peers import choose_peers, with_peers
 from resnet_deploy.pipeline.references import REFERENCE
 from resnet_deploy.protocols import ProfilesLayers
+from resnet_deploy.runners.null import NULL
 
 if TYPE_CHECKING:
     from resnet_deploy.protocols import Progress

@@ -25,9 +25,10 @@ from resnet_deploy.datasets import ImageDataset, find_dataset
 from resnet_deploy.engine import check_fits
 from resnet_deploy.errors import BackendError, BundleError, DeviceError, SpecError
 from resnet_deploy.pipeline.loadgen_peaks import search_peak
-from resnet_deploy.pipeline.loadgen_session import NULL, Candidate, Session
-from resnet_deploy.pipeline.loadgen_verdicts import Lineup, judge, require_reference
+from resnet_deploy.pipeline.loadgen_session import Session, SystemUnderTest
+from resnet_deploy.pipeline.loadgen_verdicts import Systems, judge, require_reference
 from resnet_deploy.pipeline.matching import open_bundles
+from resnet_deploy.runners.null import NULL
 
 if TYPE_CHECKING:
     from resnet_deploy.protocols import Progress
@@ -82,11 +83,11 @@ def run_scenarios(inputs: LoadgenInputs, spec: LoadgenSpec, run: Run) -> Finishe
     Raises:
         ResnetDeployError: If the request is at fault, or a test did not come to its end.
     """
-    lineup = _line_up(inputs, spec.batch, run)
+    systems = _line_up(inputs, spec.batch, run)
     if spec.mlperf_rules:
-        require_reference(lineup)
+        require_reference(systems)
 
-    def make(session: Session, engine: Candidate) -> None:
+    def make(session: Session, engine: SystemUnderTest) -> None:
         for scenario in spec.scenarios:
             plan = LoadgenPlan(
                 scenario=scenario,
@@ -101,9 +102,9 @@ def run_scenarios(inputs: LoadgenInputs, spec: LoadgenSpec, run: Run) -> Finishe
                 session.test(engine, msgspec.structs.replace(plan, accuracy=True), "accuracy")
 
     def verdicts(tests: Sequence[LoadgenTest]) -> tuple[RulesVerdict, ...]:
-        return judge(lineup, tests) if spec.mlperf_rules else ()
+        return judge(systems, tests) if spec.mlperf_rules else ()
 
-    return _run(lineup, run, make, verdicts=verdicts)
+    return _run(systems, run, make, verdicts=verdicts)
 
 
 def find_peaks(inputs: LoadgenInputs, spec: PeakSpec, run: Run) -> Finished:
@@ -114,7 +115,7 @@ def find_peaks(inputs: LoadgenInputs, spec: PeakSpec, run: Run) -> Finished:
     """
     peaks: list[Peak] = []
 
-    def make(session: Session, engine: Candidate) -> None:
+    def make(session: Session, engine: SystemUnderTest) -> None:
         peaks.append(search_peak(session, engine, spec))
 
     return _run(_line_up(inputs, spec.batch, run), run, make, peaks=peaks)
@@ -133,25 +134,25 @@ def require_loadgen() -> None:
         )
 
 
-def _line_up(inputs: LoadgenInputs, batch: int | None, run: Run) -> Lineup:
+def _line_up(inputs: LoadgenInputs, batch: int | None, run: Run) -> Systems:
     require_loadgen()
     bundles, card = open_bundles(inputs.engines, "loadgen", (NULL,))
     dataset = None
     if inputs.data is not None:
         dataset = find_dataset(inputs.data, card, labels_file=inputs.labels_file)
-    candidates, not_run = [], []
+    under_test, not_run = [], []
     here = environment.collect()
     with run.progress.task("checking the engines"):
         for bundle in bundles:
             bundle.verify_files()
-            candidate = Candidate(bundle, _batch(bundle, batch), _describe(bundle))
+            system = SystemUnderTest(bundle, _batch(bundle, batch), _describe(bundle))
             try:
                 check_fits(bundle, here)
             except BundleError as error:
-                not_run.append(_not_run(candidate, error.message))
+                not_run.append(_not_run(system, error.message))
             else:
-                candidates.append(candidate)
-    return Lineup(tuple(candidates), tuple(not_run), card, dataset, inputs.reference_accuracy)
+                under_test.append(system)
+    return Systems(tuple(under_test), tuple(not_run), card, dataset, inputs.reference_accuracy)
 
 
 def _batch(bundle: Bundle, asked: int | None) -> int:
@@ -174,8 +175,8 @@ def _describe(bundle: Bundle) -> EngineFacts:
     )
 
 
-def _not_run(candidate: Candidate, reason: str) -> NotRun:
-    tested = candidate.tested
+def _not_run(system: SystemUnderTest, reason: str) -> NotRun:
+    tested = system.tested
     return NotRun(
         name=tested.name,
         backend=tested.backend,
@@ -185,17 +186,19 @@ def _not_run(candidate: Candidate, reason: str) -> NotRun:
     )
 
 
-def _run_each(session: Session, lineup: Lineup, make: Callable[[Session, Candidate], None]) -> tuple[NotRun, ...]:
+def _run_each(
+    session: Session, systems: Systems, make: Callable[[Session, SystemUnderTest], None]
+) -> tuple[NotRun, ...]:
     """Make the tests of every engine; return those that could not run, or not to the end."""
-    not_run = list(lineup.not_run)
-    if lineup.candidates:
-        session.measure_overhead(lineup.candidates[0])
-    for engine in lineup.candidates:
+    not_run = list(systems.not_run)
+    if systems.under_test:
+        session.measure_overhead(systems.under_test[0])
+    for engine in systems.under_test:
         try:
             make(session, engine)
         except (BackendError, BundleError, DeviceError) as error:  # noqa: PERF203 - the others are tested all the same
             not_run.append(_not_run(engine, error.message))
-    if len(not_run) == len(lineup.candidates) + len(lineup.not_run):
+    if len(not_run) == len(systems.under_test) + len(systems.not_run):
         raise BackendError(
             f"none of the engines can run here: {not_run[0].name}: {not_run[0].reason}",
             hint="see `resnet-deploy doctor`",
@@ -204,9 +207,9 @@ def _run_each(session: Session, lineup: Lineup, make: Callable[[Session, Candida
 
 
 def _run(
-    lineup: Lineup,
+    systems: Systems,
     run: Run,
-    make: Callable[[Session, Candidate], None],
+    make: Callable[[Session, SystemUnderTest], None],
     *,
     verdicts: Callable[[Sequence[LoadgenTest]], tuple[RulesVerdict, ...]] = lambda tests: (),
     peaks: Sequence[Peak] = (),
@@ -216,19 +219,19 @@ def _run(
     ``peaks`` are those that ``make`` has added by then.
     """
     created = record_files.created_now()
-    path = run.output / f"{lineup.card.architecture}-loadgen-{record_files.file_stamp(created)}.json"
+    path = run.output / f"{systems.card.architecture}-loadgen-{record_files.file_stamp(created)}.json"
     with artifact.atomic_file(path) as file, artifact.atomic_folder(path.with_suffix("")) as folder:
-        session = Session(folder, lineup.dataset, run.threads, run.progress)
-        not_run = _run_each(session, lineup, make)
+        session = Session(folder, systems.dataset, run.threads, run.progress)
+        not_run = _run_each(session, systems, make)
         record = LoadgenRecord(
             created=created,
             environment=environment.collect(),
-            architecture=lineup.card.architecture,
-            weights_sha256=lineup.card.weights_sha256,
-            preprocess=lineup.card.preprocess,
+            architecture=systems.card.architecture,
+            weights_sha256=systems.card.weights_sha256,
+            preprocess=systems.card.preprocess,
             threads=run.threads,
-            data=_describe_data(lineup.dataset, run.progress),
-            engines=tuple(one.tested for one in lineup.candidates),
+            data=_describe_data(systems.dataset, run.progress),
+            engines=tuple(one.tested for one in systems.under_test),
             tests=tuple(session.tests),
             verdicts=verdicts(session.tests),
             peaks=tuple(peaks),

@@ -6,7 +6,7 @@ from typing import Final
 from resnet_deploy.bench.loadgen_records import Peak
 from resnet_deploy.bench.loadgen_search import Found, find_peak
 from resnet_deploy.bench.loadgen_spec import LoadgenPlan, PeakSpec
-from resnet_deploy.pipeline.loadgen_session import Candidate, Session
+from resnet_deploy.pipeline.loadgen_session import Session, SystemUnderTest
 
 _CAPACITY_SECONDS: Final = 3.0
 _FIRST_SHARE: Final = 0.5  # of the Offline throughput: where the search begins
@@ -14,7 +14,7 @@ _LATE_SHARE: Final = 0.01  # of the queries may be late, at the 99th percentile
 _SIGMAS: Final = 6
 
 
-def search_peak(session: Session, engine: Candidate, spec: PeakSpec) -> Peak:
+def search_peak(session: Session, engine: SystemUnderTest, spec: PeakSpec) -> Peak:
     """Search the highest Server rate at which LoadGen finds the bound kept.
 
     Latency and throughput come first: they say whether there can be such a rate, and where to begin. Every probe has

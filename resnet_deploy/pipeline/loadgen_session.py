@@ -13,19 +13,19 @@ from resnet_deploy.bench.loadgen_records import Accuracy, EngineFacts, LoadgenTe
 from resnet_deploy.bench.loadgen_spec import LoadgenPlan
 from resnet_deploy.pipeline.loadgen_child import ChildRequest
 from resnet_deploy.pipeline.loadgen_process import Patience, run_child
+from resnet_deploy.runners.null import NULL
 
 if TYPE_CHECKING:
     from resnet_deploy.bundle import Bundle
     from resnet_deploy.datasets import ImageDataset
     from resnet_deploy.protocols import Progress
 
-NULL: Final = "null"
 _NULL_SECONDS: Final = 0.5
 _LONGEST_GAP: Final = 30  # of Poisson arrivals, in mean distances: once in 10^13
 
 
 @dataclass(frozen=True)
-class Candidate:
+class SystemUnderTest:
     """An engine that is tested, and the largest batch that is made of what waits."""
 
     bundle: "Bundle"
@@ -53,7 +53,7 @@ class Session:
     patience: Patience = field(default_factory=Patience)
     tests: list[LoadgenTest] = field(default_factory=list)
 
-    def test(self, engine: Candidate, plan: LoadgenPlan, purpose: Purpose) -> LoadgenTest:
+    def test(self, engine: SystemUnderTest, plan: LoadgenPlan, purpose: Purpose) -> LoadgenTest:
         """Make one test.
 
         Raises:
@@ -61,13 +61,13 @@ class Session:
         """
         return self._test(engine, plan, purpose, null=False)
 
-    def measure_overhead(self, engine: Candidate) -> None:
+    def measure_overhead(self, engine: SystemUnderTest) -> None:
         """Test the runner that does nothing in the engine's place: what is measured is LoadGen's and our own cost."""
         for scenario in ("singlestream", "offline"):
             plan = LoadgenPlan(scenario=scenario, batch=engine.batch, seconds=_NULL_SECONDS)
             self._test(engine, plan, "overhead", null=True)
 
-    def _test(self, engine: Candidate, plan: LoadgenPlan, purpose: Purpose, *, null: bool) -> LoadgenTest:
+    def _test(self, engine: SystemUnderTest, plan: LoadgenPlan, purpose: Purpose, *, null: bool) -> LoadgenTest:
         name = NULL if null else engine.tested.name
         folder = self._new_folder(name, plan, purpose)
         dataset = self.dataset

@@ -21,7 +21,7 @@ from resnet_deploy.errors import DataError
 from resnet_deploy.pipeline.callers import open_entrant
 from resnet_deploy.pipeline.lineup import Lineup
 from resnet_deploy.pipeline.synthetic import synthetic_images
-from resnet_deploy.runners.null import NullRunner
+from resnet_deploy.runners.null import NULL, NullRunner
 from resnet_deploy.specs import BatchRange
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from resnet_deploy.protocols import Array, Progress
 
-NULL: Final = "null"
 _DECODED_IMAGES: Final = 64  # that decoding is timed on, alone and beside each engine
 _ENCODED_FILES: Final = 128  # read ahead and kept in memory; the largest batch, where that is more
 

@@ -95,18 +95,18 @@ class Peer:
 
 def _make_torch(kitchen: _Kitchen, *, channels_last: bool, compiled: bool = False) -> _Made:
     from resnet_deploy.models import load_model
-    from resnet_deploy.runners.torch_peer import TorchPeer, Way
+    from resnet_deploy.runners.torch_peer import Setup, TorchPeer
 
     assert kitchen.weights is not None
     weights, batches = kitchen.weights, kitchen.spec.batches
-    way = Way(channels_last=channels_last, compiled=compiled)
+    setup = Setup(channels_last=channels_last, compiled=compiled)
     # Every batch size is compiled for: one that is only answered in, and not measured, is not worth a minute.
     sizes = BatchRange(1, 1, max(batches)) if compiled else kitchen.range
 
     def opener(threads: int, count: int, **_: bool) -> "Sequence[Runner]":
         assert count == 1  # threads are the whole process's: callers could not part them
         network = load_model(kitchen.card.architecture, str(weights)).module
-        runner = TorchPeer(network, kitchen.card, sizes, way, threads=threads)
+        runner = TorchPeer(network, kitchen.card, sizes, setup, threads=threads)
         if compiled:
             runner.prepare(batches)
         return (runner,)

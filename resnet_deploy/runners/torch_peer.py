@@ -23,7 +23,7 @@ _CAPTURE_CALLS: Final = 3  # before a graph is captured, as PyTorch asks for
 
 
 @dataclass(frozen=True)
-class Way:
+class Setup:
     """One way to run a network.
 
     Attributes:
@@ -53,7 +53,7 @@ class TorchPeer:
     """
 
     def __init__(
-        self, network: nn.Module, card: "ModelCard", batch: "BatchRange", way: Way, *, threads: int = 0
+        self, network: nn.Module, card: "ModelCard", batch: "BatchRange", way: Setup, *, threads: int = 0
     ) -> None:
         self.input: TensorSpec
         self.output: TensorSpec

@@ -24,8 +24,8 @@ from resnet_deploy.bundle import open_bundle
 from resnet_deploy.datasets import BatchReader, find_dataset
 from resnet_deploy.errors import DataError
 from resnet_deploy.pipeline.loadgen import LoadgenInputs, Run, find_peaks, run_scenarios
-from resnet_deploy.pipeline.loadgen_session import Candidate, Session
-from resnet_deploy.pipeline.loadgen_verdicts import Lineup, judge
+from resnet_deploy.pipeline.loadgen_session import Session, SystemUnderTest
+from resnet_deploy.pipeline.loadgen_verdicts import Systems, judge
 from resnet_deploy.protocols import Silent
 from resnet_deploy.runners.ort import OrtRunner
 from resnet_deploy.verify import best_class
@@ -34,11 +34,11 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 0.5
 
 
-def candidate(path, batch=4):
+def system(path, batch=4):
     bundle = open_bundle(path)
     precision = bundle.manifest.spec.precision
     tested = EngineFacts(name=path.name, backend="onnxruntime", precision=precision, size_bytes=1, sha256="0" * 64)
-    return Candidate(bundle, batch, tested)
+    return SystemUnderTest(bundle, batch, tested)
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_search_says_why_there_is_no_rate(deployment, tmp_path):
 def test_a_probe_is_the_rate_that_was_asked_for(session, deployment):
     plan = LoadgenPlan(scenario="server", batch=4, seconds=0.1, queries=20, qps=50.0, latency_s=60.0, most_waiting=1000)
     for number in (1, 2):
-        probe = session.test(candidate(deployment.engines["int8"]), plan, "probe")
+        probe = session.test(system(deployment.engines["int8"]), plan, "probe")
         assert {Path(name).parent.name for name in probe.logs} == {
             f"resnet18-int8-onnxruntime-server-probe-{number:02}"
         }
@@ -175,7 +175,7 @@ OFFICIAL = {
 def test_answers_through_loadgen_are_our_own_and_settings_mlperfs(session, deployment, dataset, scenario):
     engine = deployment.engines["fp32"]
     plan = LoadgenPlan(scenario=scenario, batch=4, accuracy=True, official=True, qps=200.0)
-    record = session.test(candidate(engine), plan, "accuracy")
+    record = session.test(system(engine), plan, "accuracy")
     expected = own_answers(engine, dataset)
     assert len(set(expected.tolist())) > 1
     (name,) = [name for name in record.logs if name.endswith(ACCURACY)]
@@ -221,9 +221,9 @@ def test_an_engine_with_wrong_answers_misses_the_target(session, deployment, dat
     for path in (sound, broken):
         for accuracy in (False, True):
             plan = LoadgenPlan(scenario="offline", batch=4, seconds=0.2, accuracy=accuracy)
-            session.test(candidate(path), plan, "accuracy" if accuracy else "performance")
-    lineup = Lineup((candidate(sound),), (), deployment.card, session.dataset, None)
-    good, bad = judge(lineup, session.tests)
+            session.test(system(path), plan, "accuracy" if accuracy else "performance")
+    systems = Systems((system(sound),), (), deployment.card, session.dataset, None)
+    good, bad = judge(systems, session.tests)
     assert (good.engine, good.accuracy, good.target) == (sound.name, 1.0, 0.99)
     assert not any(line.startswith("accuracy") for line in good.unmet)
     assert bad.engine == broken.name
@@ -242,7 +242,7 @@ def test_a_damaged_image_ends_the_test_with_its_name(session, deployment, tmp_pa
     session.dataset = find_dataset(tmp_path / "images", deployment.card)
     plan = LoadgenPlan(scenario="singlestream", batch=4, seconds=SECONDS)
     with pytest.raises(DataError, match=r"11\.png"):
-        session.test(candidate(deployment.engines["int8"]), plan, "performance")
+        session.test(system(deployment.engines["int8"]), plan, "performance")
     assert session.tests == []
     assert list(session.folder.iterdir()) == []
 

@@ -26,7 +26,7 @@ from resnet_deploy.pipeline.peers import PEERS, choose_peers, find_model, images
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.protocols import Silent
 from resnet_deploy.quantize.other_tools import quantize_apart
-from resnet_deploy.runners.torch_peer import TorchPeer, Way
+from resnet_deploy.runners.torch_peer import Setup, TorchPeer
 from resnet_deploy.specs import BatchRange, ModelCard, Preprocess
 from resnet_deploy.verify import compare_logits
 
@@ -203,7 +203,7 @@ def test_a_network_that_does_not_compile_is_one_line(monkeypatch):
     contract = Preprocess(image_size=32, resize=32)
     card = ModelCard(architecture="resnet18", num_classes=10, weights="none", weights_sha256="", preprocess=contract)
     network = load_model("resnet18", None, num_classes=10).module
-    peer = TorchPeer(network, card, BatchRange(1, 1, 4), Way(compiled=True))
+    peer = TorchPeer(network, card, BatchRange(1, 1, 4), Setup(compiled=True))
     with pytest.raises(BuildError, match=r"torch\.compile refuses the network: No working C\+\+ compiler found$"):
         peer.prepare((1,))
 

@@ -17,7 +17,7 @@ from resnet_deploy.bench.loadgen_rules import (
 from resnet_deploy.bench.loadgen_spec import LoadgenSpec, PeakSpec
 from resnet_deploy.errors import DataError, SpecError
 from resnet_deploy.pipeline.loadgen_peaks import hopeless
-from resnet_deploy.pipeline.loadgen_verdicts import Lineup, judge, require_reference
+from resnet_deploy.pipeline.loadgen_verdicts import Systems, judge, require_reference
 from resnet_deploy.specs import ModelCard, Preprocess
 
 
@@ -115,9 +115,9 @@ def test_whose_reference_mlperfs_accuracy_is(changes, is_one):
 # --- verdicts
 
 
-def lineup(*engines, model=None, images=50_000, labels=(0,), reference=None):
+def systems(*engines, model=None, images=50_000, labels=(0,), reference=None):
     """Engines as (name, precision)."""
-    candidates = tuple(SimpleNamespace(tested=SimpleNamespace(name=name, precision=kind)) for name, kind in engines)
+    under_test = tuple(SimpleNamespace(tested=SimpleNamespace(name=name, precision=kind)) for name, kind in engines)
 
     class Images:
         root = "val"
@@ -127,7 +127,7 @@ def lineup(*engines, model=None, images=50_000, labels=(0,), reference=None):
 
     dataset = Images()
     dataset.labels = labels
-    return Lineup(candidates, (), model or card(), dataset, reference)
+    return Systems(under_test, (), model or card(), dataset, reference)
 
 
 def pair(engine, correct, result=None):
@@ -142,7 +142,7 @@ def pair(engine, correct, result=None):
 
 def test_the_fp32_engine_is_the_reference_wherever_it_stands():
     tests = [*pair("int8", 791), *pair("fp32", 800)]
-    low, own = judge(lineup(("int8", "int8"), ("fp32", "fp32")), tests)
+    low, own = judge(systems(("int8", "int8"), ("fp32", "fp32")), tests)
     assert (low.engine, low.accuracy, low.target) == ("int8", 0.791, pytest.approx(0.792, abs=1e-12))
     assert low.reference == "99 % of 80.00 % (fp32 in the same scenario)"
     assert low.unmet == ("accuracy is 79.10 %, the target is 79.20 %: 99 % of 80.00 % (fp32 in the same scenario)",)
@@ -150,29 +150,29 @@ def test_the_fp32_engine_is_the_reference_wherever_it_stands():
 
 
 def test_one_right_answer_more_meets_the_target():
-    verdicts = judge(lineup(("int8", "int8"), ("fp32", "fp32")), [*pair("int8", 792), *pair("fp32", 800)])
+    verdicts = judge(systems(("int8", "int8"), ("fp32", "fp32")), [*pair("int8", 792), *pair("fp32", 800)])
     assert [verdict.unmet for verdict in verdicts] == [(), ()]
 
 
 def test_a_number_that_was_given_goes_first():
-    (verdict,) = judge(lineup(("a", "fp32"), reference=90.0), pair("a", 890))
+    (verdict,) = judge(systems(("a", "fp32"), reference=90.0), pair("a", 890))
     assert verdict.reference == "99 % of 90.00 % (given with --reference-accuracy)"
     assert len(verdict.unmet) == 1
 
 
 def test_without_another_reference_it_is_mlperfs():
-    (verdict,) = judge(lineup(("a", "int8")), pair("a", 757))
+    (verdict,) = judge(systems(("a", "int8")), pair("a", 757))
     assert verdict.reference == "99 % of 76.46 % (MLPerf's own ResNet-50 in FP32)"
     assert verdict.unmet == ()
 
 
 def test_a_run_without_its_accuracy_has_no_verdict():
-    assert judge(lineup(("a", "int8")), pair("a", 757)[:1]) == ()
+    assert judge(systems(("a", "int8")), pair("a", 757)[:1]) == ()
 
 
 def test_everything_that_lacks_is_listed():
     tests = pair("a", 500, logged("singlestream-valid"))
-    (verdict,) = judge(lineup(("a", "int8"), model=card(num_classes=10), images=360), tests)
+    (verdict,) = judge(systems(("a", "int8"), model=card(num_classes=10), images=360), tests)
     assert [line.split()[0] for line in verdict.unmet] == [
         "min_duration_ms",
         "performance_sample_count",
@@ -183,15 +183,15 @@ def test_everything_that_lacks_is_listed():
 
 
 def test_rules_without_labels_or_reference_are_refused_beforehand():
-    require_reference(lineup(("a", "int8")))
-    require_reference(lineup(("a", "int8"), model=card(weights="mine.pth"), reference=70.0))
-    require_reference(lineup(("a", "fp32"), model=card(weights="mine.pth")))
+    require_reference(systems(("a", "int8")))
+    require_reference(systems(("a", "int8"), model=card(weights="mine.pth"), reference=70.0))
+    require_reference(systems(("a", "fp32"), model=card(weights="mine.pth")))
     with pytest.raises(SpecError, match="accuracy of the FP32 model"):
-        require_reference(lineup(("a", "int8"), model=card(weights="mine.pth")))
+        require_reference(systems(("a", "int8"), model=card(weights="mine.pth")))
     with pytest.raises(DataError, match="no labels"):
-        require_reference(lineup(("a", "int8"), labels=None))
+        require_reference(systems(("a", "int8"), labels=None))
     with pytest.raises(SpecError, match="labelled images"):
-        require_reference(Lineup((), (), card(), None, 76.0))
+        require_reference(Systems((), (), card(), None, 76.0))
 
 
 # --- requests
