@@ -11,7 +11,7 @@ setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[export,cpu,rtx,openvino,peers,bench,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[export,cpu,rtx,openvino,peers,cpp,parquet,ray,bench,dev]'
 	@touch $@
 
 # Train on real images, export, build FP32/FP16/INT8, compare with PyTorch, report.
