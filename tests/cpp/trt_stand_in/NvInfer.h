@@ -168,7 +168,7 @@ class IRuntime {
   ICudaEngine* deserializeCudaEngine(const void* blob, std::size_t size) noexcept {
     if (!called(logger_, "deserializeCudaEngine")) return nullptr;
     std::istringstream words(std::string(static_cast<const char*>(blob), size));
-    std::string magic, type;
+    std::string magic, type, comma;
     Network network{&logger_, DataType::kUINT8, 0, 0, {}};
     words >> magic >> type >> network.side >> network.classes;
     if (magic != "stand-in") {
@@ -176,7 +176,7 @@ class IRuntime {
       return nullptr;
     }
     if (type == "float32") network.type = DataType::kFLOAT;
-    for (int64_t least = 0, opt = 0, most = 0; words.ignore(1, ','), words >> least >> opt >> most;) {
+    for (int64_t least = 0, opt = 0, most = 0; words >> comma >> least >> opt >> most;) {
       network.profiles.push_back({least, opt, most});
     }
     return new ICudaEngine(network);

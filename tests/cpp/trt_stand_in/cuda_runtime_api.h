@@ -21,6 +21,7 @@ inline constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2,
 
 struct CUstream_st {
   int device = 0;
+  bool gone = false;
   std::deque<std::function<void()>> queued;
   std::size_t put = 0;   // operations ever put in
   std::size_t done = 0;  // operations ever run
@@ -45,6 +46,7 @@ struct World {
   std::map<std::string, int> live;          // kind -> how many exist
   std::map<const void*, std::size_t> memory;  // of the device's
   CUstream_st legacy;
+  std::deque<CUstream_st> streams;  // all there ever were: an event may outlive its stream
 };
 
 inline World& world() {
@@ -60,7 +62,9 @@ inline bool called(const std::string& name) {
 }
 
 inline CUstream_st& stream_of(cudaStream_t stream) {
-  return stream == nullptr || stream == cudaStreamLegacy ? world().legacy : *stream;
+  if (stream == nullptr || stream == cudaStreamLegacy) return world().legacy;
+  if (stream->gone) world().violations.emplace_back("a stream that is destroyed");
+  return *stream;
 }
 
 /// Run what is in a stream, up to a position.
@@ -71,6 +75,12 @@ inline void drain(CUstream_st& stream, std::size_t position) {
     operation();
     ++stream.done;
   }
+}
+
+/// Run everything there is.
+inline void drain_all() {
+  drain(world().legacy, world().legacy.put);
+  for (CUstream_st& stream : world().streams) drain(stream, stream.put);
 }
 
 inline void put(cudaStream_t stream, std::function<void()> operation) {
@@ -153,7 +163,7 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t nbyte
 
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
   if (!stand_in::called("cudaStreamCreateWithFlags") || flags != cudaStreamNonBlocking) return cudaErrorInvalidValue;
-  *stream = new CUstream_st;
+  *stream = &stand_in::world().streams.emplace_back();
   (*stream)->device = stand_in::world().device;
   ++stand_in::world().live["streams"];
   return cudaSuccess;
@@ -162,7 +172,7 @@ inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   stand_in::called("cudaStreamDestroy");
   stand_in::drain(*stream, stream->put);  // as CUDA: what is in it is still run
   --stand_in::world().live["streams"];
-  delete stream;
+  stream->gone = true;
   return cudaSuccess;
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {

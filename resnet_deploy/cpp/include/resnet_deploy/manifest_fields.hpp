@@ -133,7 +133,8 @@ inline void check_profiles(const std::vector<BatchRange>& profiles, const BatchR
 }
 
 /// trt_options.TrtOptions, with what each flavour takes.
-inline void check_trt(Fields fields, const std::string& backend) {
+inline void read_trt(Fields fields, Manifest& manifest) {
+  const std::string& backend = manifest.backend;
   const std::vector<std::string> targets = fields.texts("targets");
   const bool has_workspace = fields.find("workspace_bytes") != nullptr, has_level = fields.find("optimization_level") != nullptr;
   const std::int64_t workspace = has_workspace ? fields.integer("workspace_bytes") : 1;
@@ -144,6 +145,7 @@ inline void check_trt(Fields fields, const std::string& backend) {
   const bool version_compatible = fields.boolean("version_compatible", false);
   const bool strip_weights = fields.boolean("strip_weights", false), refittable = fields.boolean("refittable", false);
   fields.require_no_others();
+  manifest.strip_weights = strip_weights;
 
   const std::vector<std::string> known{"7.5", "8.0", "8.6", "8.9", "12.0", "12.1"};
   for (const std::string& target : targets) {
@@ -197,7 +199,7 @@ inline void read_spec(Fields fields, Manifest& manifest) {
   const BatchRange batch = fields.has("batch") ? read_range(fields.object("batch")) : BatchRange{1, 8, 64};
   std::vector<BatchRange> profiles;
   fields.each("profiles", [&](const Json& item, const std::string& path) { profiles.push_back(read_range({item, path})); });
-  if (fields.has("trt")) check_trt(fields.object("trt"), manifest.backend);
+  if (fields.has("trt")) read_trt(fields.object("trt"), manifest);
   const bool is_calibrated = fields.find("calibration") != nullptr;
   if (is_calibrated) check_calibration(fields.object("calibration"), manifest.precision);
   const bool has_drop = fields.find("max_drop") != nullptr;

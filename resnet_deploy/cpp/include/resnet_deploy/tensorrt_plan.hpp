@@ -4,6 +4,7 @@
 
 #include <NvInfer.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstdlib>
@@ -16,7 +17,6 @@
 #include "resnet_deploy/bundle.hpp"
 #include "resnet_deploy/cuda.hpp"
 #include "resnet_deploy/errors.hpp"
-#include "resnet_deploy/files.hpp"
 #include "resnet_deploy/manifest.hpp"
 #include "resnet_deploy/requirements.hpp"
 
@@ -138,8 +138,7 @@ class TensorRtEngine {
       throw Error(Code::unsupported, path_ + ": the plan was stripped of its weights, and only Python puts them back",
                   "build it without --strip-weights");
     }
-    InputFile file(bundle.path, manifest.engine);
-    const std::string plan = file.read_all();
+    const std::string plan = bundle.read(manifest.engine);
     runtime_.reset(require_tensorrt(nvinfer1::createInferRuntime(tensorrt_log()), "createInferRuntime"));
     check_plan_header(*runtime_, plan, path_);
     // Plans that later versions may run hold code of the host's.
