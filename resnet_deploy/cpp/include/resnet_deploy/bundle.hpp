@@ -10,15 +10,15 @@
 
 namespace resnet_deploy {
 
-constexpr std::uint64_t kMaxManifestBytes = std::uint64_t{32} << 20;  ///< 100,000 classes fill a third of it.
-constexpr std::uint64_t kMaxFileBytes = std::uint64_t{4} << 30;       ///< ONNX files end at 2 GiB, and plans hold the same weights.
-
+inline constexpr std::uint64_t max_manifest_bytes = std::uint64_t{32} << 20;  ///< 100,000 classes fill a third of it.
+inline constexpr std::uint64_t max_file_bytes = std::uint64_t{4}
+                                                << 30;  ///< ONNX files end at 2 GiB, and plans hold the same weights.
 
 namespace detail {
 
-constexpr const char* kManifestName = "manifest.json";
-constexpr const char* kRebuild = "build the engine again with `resnet-deploy build`";
-constexpr const char* kGiveBundle = "give a folder that `resnet-deploy build` made";
+inline constexpr const char* manifest_name = "manifest.json";
+inline constexpr const char* rebuild = "build the engine again with `resnet-deploy build`";
+inline constexpr const char* give_bundle = "give a folder that `resnet-deploy build` made";
 
 /// Hold a manifest against its own digest, which is over its canonical JSON without the field `sha256`.
 inline std::string checked_digest(Json& json) {
@@ -43,7 +43,9 @@ struct Bundle {
 
   std::string file_path(const std::string& name) const { return path + '/' + name; }
 
-  /// Hold every file against the manifest. Throws Error (bundle) naming the first that is missing or was altered.
+  /// Hold every file against the manifest.
+  ///
+  /// Raises: Code::bundle, naming the first that is missing or was altered; Code::file where one cannot be read.
   void verify_files() const {
     for (const auto& [name, expected] : manifest.files) {
       if (open(name).sha256() != expected) refuse_altered(name);
@@ -53,7 +55,7 @@ struct Bundle {
   /// Read a file, and hold the very bytes that are returned against their digest, whatever becomes of the file.
   std::string read(const std::string& name) const {
     const auto expected = manifest.files.find(name);
-    if (expected == manifest.files.end()) throw Error(Code::bundle, path + " has no " + name, detail::kRebuild);
+    if (expected == manifest.files.end()) throw Error(Code::bundle, path + " has no " + name, detail::rebuild);
     std::string data = open(name).read_all();
     if (sha256(data) != expected->second) refuse_altered(name);
     return data;
@@ -62,18 +64,21 @@ struct Bundle {
  private:
   detail::InputFile open(const std::string& name) const {
     detail::InputFile file(path, name);
-    if (!file.is_open()) throw Error(Code::bundle, path + ": " + name + ' ' + file.absence(), detail::kRebuild);
-    if (file.size() > kMaxFileBytes) throw Error(Code::bundle, path + ": " + name + " is larger than 4 GiB", detail::kRebuild);
+    if (!file.is_open()) throw Error(Code::bundle, path + ": " + name + ' ' + file.absence(), detail::rebuild);
+    if (file.size() > max_file_bytes)
+      throw Error(Code::bundle, path + ": " + name + " is larger than 4 GiB", detail::rebuild);
     return file;
   }
 
   [[noreturn]] void refuse_altered(const std::string& name) const {
     const std::string reason = " was altered: its SHA-256 differs from files." + name + " in the manifest";
-    throw Error(Code::bundle, path + ": " + name + reason, detail::kRebuild);
+    throw Error(Code::bundle, path + ": " + name + reason, detail::rebuild);
   }
 };
 
-/// Make a Bundle of the text of a manifest. Throws Error (bundle) naming what is at fault, without the path.
+/// Make a Bundle of the text of a manifest.
+///
+/// Raises: Code::bundle, naming what is at fault without the path.
 inline Bundle bundle_from_text(const std::string& path, const std::string& text) {
   Json json = parse_json(text);
   Manifest manifest = manifest_from_json(json);
@@ -82,22 +87,23 @@ inline Bundle bundle_from_text(const std::string& path, const std::string& text)
 
 /// Read a bundle's manifest.
 ///
-/// Throws Error: `file` if there is no bundle at `path` or it cannot be read; `bundle` if the manifest is damaged, was
-/// altered, or is of a later schema than this library knows.
+/// Raises:
+///   Code::file: There is no bundle at `path`, or it cannot be read.
+///   Code::bundle: The manifest is damaged, was altered, or is of a later schema than this library knows.
 inline Bundle open_bundle(const std::string& path) {
   // A zero byte would end the name that the system is given.
   if (path.find('\0') != std::string::npos || !detail::is_folder(path)) {
-    throw Error(Code::file, path + " is not an engine bundle", detail::kGiveBundle);
+    throw Error(Code::file, path + " is not an engine bundle", detail::give_bundle);
   }
-  const std::string where = path + ": " + detail::kManifestName;
-  detail::InputFile file(path, detail::kManifestName);
-  if (!file.is_open()) throw Error(Code::file, where + ' ' + file.absence(), detail::kGiveBundle);
-  if (file.size() > kMaxManifestBytes) throw Error(Code::bundle, where + " is larger than 32 MiB", detail::kRebuild);
+  const std::string where = path + ": " + detail::manifest_name;
+  detail::InputFile file(path, detail::manifest_name);
+  if (!file.is_open()) throw Error(Code::file, where + ' ' + file.absence(), detail::give_bundle);
+  if (file.size() > max_manifest_bytes) throw Error(Code::bundle, where + " is larger than 32 MiB", detail::rebuild);
   try {
     return bundle_from_text(path, file.read_all());
   } catch (const Error& error) {
     if (error.code() != Code::bundle) throw;
-    throw Error(Code::bundle, where + ": " + error.what(), error.hint().empty() ? detail::kRebuild : error.hint());
+    throw Error(Code::bundle, where + ": " + error.what(), error.hint().empty() ? detail::rebuild : error.hint());
   }
 }
 

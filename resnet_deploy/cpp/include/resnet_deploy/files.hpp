@@ -8,8 +8,8 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
-#include <system_error>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -29,7 +29,7 @@ class InputFile {
   /// A link is not followed: where it leads may change, and may lie outside the folder. A FIFO is not waited for.
   InputFile(const std::string& folder, const std::string& name)
       : path_(folder + '/' + name), handle_(::open(path_.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)) {
-    struct stat status {};
+    struct stat status{};
     if (handle_ < 0) {
       const int error = errno;
       if (error == EACCES || error == EPERM || error == EMFILE || error == ENFILE || error == EIO) {
@@ -98,7 +98,7 @@ class InputFile {
 };
 
 inline bool is_folder(const std::string& path) {
-  struct stat status {};
+  struct stat status{};
   if (::stat(path.c_str(), &status) == 0) return S_ISDIR(status.st_mode);
   if (errno == ENOENT || errno == ENOTDIR) return false;
   throw Error(Code::file, path + ": " + system_reason(errno), "check the path");

@@ -20,12 +20,14 @@ struct Golden {
   std::vector<float> logits;          ///< (count, num_classes)
 };
 
-/// Read a bundle's golden vectors. Throws Error (bundle) if they were altered or do not fit the manifest.
+/// Read a bundle's golden vectors.
+///
+/// Raises: Code::bundle, if they were altered or do not fit the manifest.
 inline Golden read_golden(const Bundle& bundle) {
   const Manifest& manifest = bundle.manifest;
   const std::string data = bundle.read("golden.npz");
   const auto refuse = [&](const std::string& reason) {
-    throw Error(Code::bundle, bundle.path + ": golden.npz: " + reason, detail::kRebuild);
+    throw Error(Code::bundle, bundle.path + ": golden.npz: " + reason, detail::rebuild);
   };
   std::map<std::string, ArrayView> arrays;
   try {
@@ -43,7 +45,8 @@ inline Golden read_golden(const Bundle& bundle) {
       images.shape != (is_uint8 ? Shape{count, side, side, 3} : Shape{count, 3, side, side})) {
     refuse("its images do not fit card.preprocess");
   }
-  if (logits.type != ArrayType::float32 || logits.shape != Shape{count, static_cast<std::size_t>(manifest.num_classes)}) {
+  if (logits.type != ArrayType::float32 ||
+      logits.shape != Shape{count, static_cast<std::size_t>(manifest.num_classes)}) {
     refuse("its logits do not fit card.num_classes");
   }
   Golden golden;

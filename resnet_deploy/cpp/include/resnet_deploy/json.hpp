@@ -18,8 +18,8 @@ using Json = nlohmann::json;  ///< Objects keep their keys in the order of their
 
 namespace detail {
 
-constexpr std::size_t kMaxJsonDepth = 64;           // a manifest has 5
-constexpr std::size_t kMaxJsonValues = 1'000'000;  // 100,000 classes with a label and a folder each are 200,000
+inline constexpr std::size_t max_json_depth = 64;          // a manifest has 5
+inline constexpr std::size_t max_json_values = 1'000'000;  // 100,000 classes with a label and a folder each are 200,000
 
 /// Builds the tree while nlohmann-json reads, and stops it at the first thing that is refused.
 class JsonBuilder {
@@ -67,14 +67,14 @@ class JsonBuilder {
   }
 
   bool add(Json value) {
-    if (++values_ > kMaxJsonValues) return refuse("it has more than a million values");
+    if (++values_ > max_json_values) return refuse("it has more than a million values");
     put(std::move(value));
     return true;
   }
 
   bool open(Json value) {
-    if (open_.size() >= kMaxJsonDepth) return refuse("it is nested too deeply");
-    if (++values_ > kMaxJsonValues) return refuse("it has more than a million values");
+    if (open_.size() >= max_json_depth) return refuse("it is nested too deeply");
+    if (++values_ > max_json_values) return refuse("it has more than a million values");
     open_.push_back(put(std::move(value)));  // stays where it is: its own container does not grow while it is open
     return true;
   }
@@ -90,17 +90,17 @@ class JsonBuilder {
 };
 
 inline void write_text(const std::string& text, std::string& out) {
-  static constexpr const char* kHex = "0123456789abcdef";
-  static constexpr const char kShort[] = "btn\0fr";  // the letters of \b \t \n, none, \f \r: codes 8 to 13
+  static constexpr const char* hex = "0123456789abcdef";
+  static constexpr const char letters[] = "btn\0fr";  // the letters of \b \t \n, none, \f \r: codes 8 to 13
   out += '"';
   for (const char c : text) {
     const auto code = static_cast<unsigned char>(c);
     if (c == '"' || c == '\\') {
       out += {'\\', c};
-    } else if (code >= 8 && code <= 13 && kShort[code - 8] != '\0') {
-      out += {'\\', kShort[code - 8]};
+    } else if (code >= 8 && code <= 13 && letters[code - 8] != '\0') {
+      out += {'\\', letters[code - 8]};
     } else if (code < 0x20) {
-      out += {'\\', 'u', '0', '0', kHex[code >> 4], kHex[code & 15]};
+      out += {'\\', 'u', '0', '0', hex[code >> 4], hex[code & 15]};
     } else {
       out += c;
     }
@@ -164,14 +164,26 @@ inline void write_object(const Json& object, std::string& out) {
 
 inline void write_json(const Json& value, std::string& out) {
   switch (value.type()) {
-    case Json::value_t::object: return write_object(value, out);
-    case Json::value_t::array: return write_array(value, out);
-    case Json::value_t::string: return write_text(value.get_ref<const std::string&>(), out);
-    case Json::value_t::boolean: out += value.get<bool>() ? "true" : "false"; return;
-    case Json::value_t::number_integer: out += std::to_string(value.get<std::int64_t>()); return;
-    case Json::value_t::number_unsigned: out += std::to_string(value.get<std::uint64_t>()); return;
-    case Json::value_t::number_float: return write_number(value.get<double>(), out);
-    default: out += "null"; return;
+    case Json::value_t::object:
+      return write_object(value, out);
+    case Json::value_t::array:
+      return write_array(value, out);
+    case Json::value_t::string:
+      return write_text(value.get_ref<const std::string&>(), out);
+    case Json::value_t::boolean:
+      out += value.get<bool>() ? "true" : "false";
+      return;
+    case Json::value_t::number_integer:
+      out += std::to_string(value.get<std::int64_t>());
+      return;
+    case Json::value_t::number_unsigned:
+      out += std::to_string(value.get<std::uint64_t>());
+      return;
+    case Json::value_t::number_float:
+      return write_number(value.get<double>(), out);
+    default:
+      out += "null";
+      return;
   }
 }
 
@@ -180,7 +192,9 @@ inline void write_json(const Json& value, std::string& out) {
 /// Read one JSON value (RFC 8259).
 ///
 /// Stricter than msgspec, by which Python reads the same, in what may differ between readers: keys given twice,
-/// integers beyond 64 bits, more than 64 levels. Throws Error (bundle) with the reason.
+/// integers beyond 64 bits, more than 64 levels.
+///
+/// Raises: Code::bundle, with the reason.
 inline Json parse_json(const std::string& data) {
   // nlohmann-json takes a zero byte for the end, and skips a byte-order mark; msgspec refuses both.
   if (data.find('\0') != std::string::npos) throw Error(Code::bundle, "it has a zero byte");

@@ -14,11 +14,11 @@
 
 namespace resnet_deploy {
 
-constexpr int kSchemaVersion = 1;      ///< The latest that this library reads (bundle.SCHEMA_VERSION).
-constexpr int kMaxClasses = 100'000;   ///< specs.MAX_CLASSES
-constexpr int kMaxBatch = 1024;        ///< specs.MAX_BATCH
-constexpr int kMaxImageSize = 2048;    ///< contract.MAX_IMAGE_SIZE
-constexpr int kMaxResize = 8192;       ///< contract.MAX_RESIZE
+inline constexpr int schema_version = 1;     ///< The latest that this library reads (bundle.SCHEMA_VERSION).
+inline constexpr int max_classes = 100'000;  ///< specs.MAX_CLASSES
+inline constexpr int max_batch = 1024;       ///< specs.MAX_BATCH
+inline constexpr int max_image_size = 2048;  ///< contract.MAX_IMAGE_SIZE
+inline constexpr int max_resize = 8192;      ///< contract.MAX_RESIZE
 
 namespace detail {
 
@@ -29,7 +29,8 @@ inline void require_at_most(const std::string& what, std::int64_t value, std::in
 inline std::array<double, 3> read_channels(Fields& fields, const char* name, std::array<double, 3> fallback) {
   if (!fields.has(name)) return fallback;
   std::vector<double> values;
-  fields.each(name, [&](const Json& item, const std::string& path) { values.push_back(Fields::as_number(item, path)); });
+  fields.each(name,
+              [&](const Json& item, const std::string& path) { values.push_back(Fields::as_number(item, path)); });
   if (values.size() != 3) refuse(fields.path(name) + " has " + std::to_string(values.size()) + " values, not 3");
   return {values[0], values[1], values[2]};
 }
@@ -38,11 +39,11 @@ inline std::array<double, 3> read_channels(Fields& fields, const char* name, std
 inline Preprocess read_preprocess(Fields fields) {
   Preprocess found;
   const std::int64_t image_size = fields.integer("image_size", 224), resize = fields.integer("resize", 256);
-  static const std::vector<std::string> kInterpolations{"nearest", "bilinear", "bicubic", "area"};  // as the enum
+  static const std::vector<std::string> interpolations{"nearest", "bilinear", "bicubic", "area"};  // as the enum
   if (fields.has("interpolation")) {
-    const std::string name = fields.choice("interpolation", kInterpolations);
-    const auto place = std::find(kInterpolations.begin(), kInterpolations.end(), name);
-    found.interpolation = static_cast<Interpolation>(place - kInterpolations.begin());
+    const std::string name = fields.choice("interpolation", interpolations);
+    const auto place = std::find(interpolations.begin(), interpolations.end(), name);
+    found.interpolation = static_cast<Interpolation>(place - interpolations.begin());
   }
   found.mean = read_channels(fields, "mean", found.mean);
   found.std = read_channels(fields, "std", found.std);
@@ -51,11 +52,13 @@ inline Preprocess read_preprocess(Fields fields) {
   const std::string layout = fields.has("layout") ? fields.choice("layout", {"NHWC", "NCHW"}) : "NHWC";
   fields.require_no_others();
 
-  if (image_size < 1) refuse(fields.path("image_size") + ": image size " + std::to_string(image_size) + " is not positive");
-  require_at_most(fields.path("image_size") + ": image size", image_size, kMaxImageSize);
-  require_at_most(fields.path("resize") + ": resize", resize, kMaxResize);
+  if (image_size < 1)
+    refuse(fields.path("image_size") + ": image size " + std::to_string(image_size) + " is not positive");
+  require_at_most(fields.path("image_size") + ": image size", image_size, max_image_size);
+  require_at_most(fields.path("resize") + ": resize", resize, max_resize);
   if (resize < image_size) {
-    refuse(fields.path("resize") + ": resize " + std::to_string(resize) + " is smaller than the crop " + std::to_string(image_size));
+    refuse(fields.path("resize") + ": resize " + std::to_string(resize) + " is smaller than the crop " +
+           std::to_string(image_size));
   }
   for (const double value : found.std) {
     if (!(value > 0) || std::isinf(value)) refuse(fields.path("std") + " has a value that is not positive");
@@ -82,7 +85,7 @@ inline void read_card(Fields fields, Manifest& manifest) {
   manifest.architecture = fields.text("architecture");
   const std::int64_t classes = fields.integer("num_classes");
   if (classes < 1) refuse(fields.path("num_classes") + ": " + std::to_string(classes) + " classes");
-  require_at_most(fields.path("num_classes") + ": number of classes", classes, kMaxClasses);
+  require_at_most(fields.path("num_classes") + ": number of classes", classes, max_classes);
   manifest.num_classes = static_cast<int>(classes);
   fields.text("weights");
   fields.text("weights_sha256");
@@ -91,9 +94,11 @@ inline void read_card(Fields fields, Manifest& manifest) {
   const std::vector<std::string> folders = fields.texts("folders");
   manifest.preprocess = read_preprocess(fields.object("preprocess"));
   fields.require_no_others();
-  for (const auto& [name, count] : {std::pair{"labels", manifest.labels.size()}, std::pair{"folders", folders.size()}}) {
+  for (const auto& [name, count] :
+       {std::pair{"labels", manifest.labels.size()}, std::pair{"folders", folders.size()}}) {
     if (count > 0 && count != static_cast<std::size_t>(classes)) {
-      refuse(std::to_string(count) + ' ' + fields.path(name) + " for a model of " + std::to_string(classes) + " classes");
+      refuse(std::to_string(count) + ' ' + fields.path(name) + " for a model of " + std::to_string(classes) +
+             " classes");
     }
   }
 }
@@ -111,7 +116,7 @@ inline BatchRange read_range(Fields fields) {
     refuse(fields.path() + ": batch range " + std::to_string(range.min) + ':' + std::to_string(range.opt) + ':' +
            std::to_string(range.max) + " is not ordered");
   }
-  require_at_most(fields.path() + ": batch size", range.max, kMaxBatch);
+  require_at_most(fields.path() + ": batch size", range.max, max_batch);
   return range;
 }
 
@@ -136,7 +141,8 @@ inline void check_profiles(const std::vector<BatchRange>& profiles, const BatchR
 inline void read_trt(Fields fields, Manifest& manifest) {
   const std::string& backend = manifest.backend;
   const std::vector<std::string> targets = fields.texts("targets");
-  const bool has_workspace = fields.find("workspace_bytes") != nullptr, has_level = fields.find("optimization_level") != nullptr;
+  const bool has_workspace = fields.find("workspace_bytes") != nullptr,
+             has_level = fields.find("optimization_level") != nullptr;
   const std::int64_t workspace = has_workspace ? fields.integer("workspace_bytes") : 1;
   const std::int64_t level = has_level ? fields.integer("optimization_level") : 0;
   const bool has_cache = !fields.text("timing_cache", "").empty();
@@ -154,9 +160,13 @@ inline void read_trt(Fields fields, Manifest& manifest) {
     }
     if (std::count(targets.begin(), targets.end(), target) > 1) refuse(fields.path("targets") + " repeat themselves");
   }
-  if (workspace < 1) refuse(fields.path("workspace_bytes") + ": a workspace of " + std::to_string(workspace) + " bytes");
-  if (level < 0 || level > 5) refuse(fields.path("optimization_level") + ": optimization level " + std::to_string(level));
-  if (strip_weights && refittable) refuse(fields.path() + ": an engine is either stripped (strip_weights) or refittable");
+  if (workspace < 1)
+    refuse(fields.path("workspace_bytes") + ": a workspace of " + std::to_string(workspace) + " bytes");
+  if (level < 0 || level > 5)
+    refuse(fields.path("optimization_level") + ": optimization level " + std::to_string(level));
+  manifest.strip_weights = strip_weights;
+  if (strip_weights && refittable)
+    refuse(fields.path() + ": an engine is either stripped (strip_weights) or refittable");
   const bool is_trt = backend == "tensorrt", is_rtx = backend == "tensorrt-rtx";
   const struct {
     const char* name;
@@ -172,7 +182,8 @@ inline void read_trt(Fields fields, Manifest& manifest) {
       {"refittable", refittable, is_trt},
   };
   for (const auto& option : options) {
-    if (option.is_given && !option.is_taken) refuse(fields.path(option.name) + ": " + backend.substr(0, 80) + " has no such option");
+    if (option.is_given && !option.is_taken)
+      refuse(fields.path(option.name) + ": " + backend.substr(0, 80) + " has no such option");
   }
 }
 
@@ -188,7 +199,8 @@ inline void check_calibration(Fields fields, const std::string& precision) {
   if (!(percentile > 50 && percentile <= 100)) refuse(fields.path("percentile") + ": percentile is not in (50, 100]");
   if (images < 1) refuse(fields.path("max_images") + ": " + std::to_string(images) + " calibration images");
   if (precision == "fp8" && (method == "entropy" || method == "mse")) {
-    refuse(fields.path("method") + ": " + method + " chooses ranges for the even steps of integers, which FP8 does not have");
+    refuse(fields.path("method") + ": " + method +
+           " chooses ranges for the even steps of integers, which FP8 does not have");
   }
 }
 
@@ -198,7 +210,8 @@ inline void read_spec(Fields fields, Manifest& manifest) {
   manifest.precision = fields.choice("precision", {"fp32", "fp16", "bf16", "int8", "fp8"});
   const BatchRange batch = fields.has("batch") ? read_range(fields.object("batch")) : BatchRange{1, 8, 64};
   std::vector<BatchRange> profiles;
-  fields.each("profiles", [&](const Json& item, const std::string& path) { profiles.push_back(read_range({item, path})); });
+  fields.each("profiles",
+              [&](const Json& item, const std::string& path) { profiles.push_back(read_range({item, path})); });
   if (fields.has("trt")) read_trt(fields.object("trt"), manifest);
   const bool is_calibrated = fields.find("calibration") != nullptr;
   if (is_calibrated) check_calibration(fields.object("calibration"), manifest.precision);
@@ -211,9 +224,12 @@ inline void read_spec(Fields fields, Manifest& manifest) {
   }
   if (!profiles.empty()) check_profiles(profiles, batch, fields.path("profiles"));
   const bool is_quantized = manifest.precision == "int8" || manifest.precision == "fp8";
-  if (is_calibrated && !is_quantized) refuse(fields.path("precision") + ": " + manifest.precision + " takes no calibration data");
-  if (!is_calibrated && is_quantized) refuse(fields.path("precision") + ": " + manifest.precision + " needs calibration data");
-  if (has_drop && manifest.precision != "int8") refuse(fields.path("max_drop") + ": " + manifest.precision + " takes no limit of accuracy");
+  if (is_calibrated && !is_quantized)
+    refuse(fields.path("precision") + ": " + manifest.precision + " takes no calibration data");
+  if (!is_calibrated && is_quantized)
+    refuse(fields.path("precision") + ": " + manifest.precision + " needs calibration data");
+  if (has_drop && manifest.precision != "int8")
+    refuse(fields.path("max_drop") + ": " + manifest.precision + " takes no limit of accuracy");
   if (!(drop >= 0 && drop <= 100)) refuse(fields.path("max_drop") + ": a drop of points that is not in 0..100");
   manifest.batch_min = static_cast<int>(batch.min);
   manifest.batch_opt = static_cast<int>(batch.opt);
@@ -274,22 +290,26 @@ inline void check_history(Fields& fields) {
 
 /// A name that stays inside the bundle.
 inline void check_name(const std::string& name) {
-  if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos || name.find('\0') != std::string::npos) {
+  if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos ||
+      name.find('\0') != std::string::npos) {
     refuse("it names '" + name.substr(0, 80) + "', which is not a file of the bundle");
   }
 }
 
 }  // namespace detail
 
-/// Make a Manifest of its JSON. Throws Error (bundle) naming the first field that is at fault.
+/// Make a Manifest of its JSON.
+///
+/// Raises: Code::bundle, naming the first field that is at fault.
 inline Manifest manifest_from_json(const Json& json) {
   Manifest manifest;
   detail::Fields fields(json, "");
   const std::int64_t version = fields.integer("schema_version");
-  if (version > kSchemaVersion) {
-    throw Error(Code::bundle,
-                "schema_version is " + std::to_string(version) + ", this version reads up to " + std::to_string(kSchemaVersion),
-                "upgrade resnet-deploy, or build the engine again");
+  if (version > schema_version) {
+    throw Error(
+        Code::bundle,
+        "schema_version is " + std::to_string(version) + ", this version reads up to " + std::to_string(schema_version),
+        "upgrade resnet-deploy, or build the engine again");
   }
   manifest.name = fields.text("name");
   detail::read_card(fields.object("card"), manifest);
@@ -304,7 +324,8 @@ inline Manifest manifest_from_json(const Json& json) {
   fields.texts("notes");
   detail::check_name(manifest.engine);
   for (const auto& file : manifest.files) detail::check_name(file.first);
-  if (manifest.files.count(manifest.engine) == 0) detail::refuse("it has no digest for " + manifest.engine.substr(0, 80));
+  if (manifest.files.count(manifest.engine) == 0)
+    detail::refuse("it has no digest for " + manifest.engine.substr(0, 80));
   return manifest;
 }
 

@@ -59,11 +59,11 @@ class Bytes {
 
 /// Where the central directory ends; a comment of up to 64 KiB may follow.
 inline std::size_t find_end(const Bytes& file) {
-  constexpr std::size_t kRecord = 22, kMaxComment = 65535;
-  if (file.size() < kRecord) refuse_archive("it is no archive");
-  const std::size_t last = file.size() - kRecord, first = last > kMaxComment ? last - kMaxComment : 0;
+  constexpr std::size_t record = 22, max_comment = 65535;
+  if (file.size() < record) refuse_archive("it is no archive");
+  const std::size_t last = file.size() - record, first = last > max_comment ? last - max_comment : 0;
   for (std::size_t offset = last + 1; offset-- > first;) {
-    if (file.u32(offset) == 0x06054b50 && offset + kRecord + file.u16(offset + 20) == file.size()) return offset;
+    if (file.u32(offset) == 0x06054b50 && offset + record + file.u16(offset + 20) == file.size()) return offset;
   }
   refuse_archive("it is no archive");
 }
@@ -86,7 +86,8 @@ class HeaderText {
   explicit HeaderText(std::string text) : text_(std::move(text)) {}
 
   void expect(const char* token) {
-    if (text_.compare(place_, std::strlen(token), token) != 0) refuse_archive("an array's header is not as NumPy writes it");
+    if (text_.compare(place_, std::strlen(token), token) != 0)
+      refuse_archive("an array's header is not as NumPy writes it");
     place_ += std::strlen(token);
   }
   bool take(const char* token) {
@@ -151,7 +152,9 @@ inline ArrayView read_npy(const Bytes& file) {
 
 }  // namespace detail
 
-/// Find the arrays in an archive, by name; views into `size` bytes at `data`. Throws Error (bundle) with the reason.
+/// Find the arrays in an archive, by name; views into `size` bytes at `data`.
+///
+/// Raises: Code::bundle, with the reason.
 inline std::map<std::string, ArrayView> read_npz(const char* data, std::size_t size) {
   const detail::Bytes file(data, size);
   const std::size_t end = detail::find_end(file);
