@@ -151,6 +151,7 @@ inline void read_trt(Fields fields, Manifest& manifest) {
   const bool version_compatible = fields.boolean("version_compatible", false);
   const bool strip_weights = fields.boolean("strip_weights", false), refittable = fields.boolean("refittable", false);
   fields.require_no_others();
+  manifest.strip_weights = strip_weights;
 
   const std::vector<std::string> known{"7.5", "8.0", "8.6", "8.9", "12.0", "12.1"};
   for (const std::string& target : targets) {
