@@ -70,7 +70,8 @@ int run(const std::string& bundle, const std::string& what) {
   const Engine engine = Engine::open(bundle);
   if (what == "--golden") return replay_golden(bundle, engine);
   const Picture picture = read_ppm(what);
-  for (const resnet_deploy::Prediction& one : engine.classify({picture.pixels()}, 5).front()) {
+  const auto best = engine.classify({picture.pixels()}, 5);  // a list for each picture
+  for (const resnet_deploy::Prediction& one : best.front()) {
     std::printf("%6.2f%%  %s\n", one.probability * 100, one.label.c_str());
   }
   return 0;
