@@ -1,7 +1,7 @@
 // The C interface on top of Engine: handles, sizes, and no exception that crosses.
 #include "resnet_deploy.h"
 
-#include <cmath>
+#include <cstdio>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -224,7 +224,9 @@ resnet_deploy_code resnet_deploy_check_golden(resnet_deploy_engine engine, doubl
       opened->engine.infer(images, count, logits);
     });
     if (*worst > tolerance) {
-      throw Error(Code::accuracy, "a logit differs by " + std::to_string(*worst) + " from the bundle's golden vectors",
+      char difference[32];
+      std::snprintf(difference, sizeof difference, "%.3g", *worst);
+      throw Error(Code::accuracy, std::string("a logit differs by ") + difference + " from the bundle's golden vectors",
                   "build the engine on this machine, or allow for another order of summation");
     }
   });
