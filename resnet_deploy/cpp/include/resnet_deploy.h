@@ -34,7 +34,7 @@ extern "C" {
 /* What went wrong; the numbers never change, and later versions may add some. */
 typedef enum {
   RESNET_DEPLOY_OK = 0,
-  RESNET_DEPLOY_ARGUMENT = 1,    /* The caller's arguments make no sense, an engine is not open, or memory is too small. */
+  RESNET_DEPLOY_ARGUMENT = 1,    /* The caller's arguments make no sense, or an engine is not open. */
   RESNET_DEPLOY_FILE = 2,        /* Something is missing or cannot be read. */
   RESNET_DEPLOY_BUNDLE = 3,      /* The bundle is damaged, was altered, or does not fit this machine. */
   RESNET_DEPLOY_DATA = 4,        /* An image cannot be preprocessed. */
@@ -136,8 +136,8 @@ RESNET_DEPLOY_API resnet_deploy_code resnet_deploy_preprocess(resnet_deploy_engi
 
 /* Replay the few inputs that the bundle keeps, and hold the logits against those that were kept with them.
  *
- * tolerance: The largest absolute difference of a logit that will do. 0 holds where the engine was built; another CPU or
- *            GPU may sum up in another order.
+ * tolerance: The largest absolute difference of a logit that will do: 1e-5 for FP32 on the machine that built it. Another
+ *            number of threads, another CPU or GPU may sum up in another order.
  * worst:     Where the largest difference goes, also when it is beyond the tolerance: RESNET_DEPLOY_ACCURACY then.
  */
 RESNET_DEPLOY_API resnet_deploy_code resnet_deploy_check_golden(resnet_deploy_engine engine, double tolerance,
