@@ -2,9 +2,9 @@
 
     python benchmarks/cpp_throughput.py ENGINE... [-o RECORD.json] [--batches 1,8] [--threads 0] [--rounds 20]
 
-ENGINE is an OpenVINO bundle whose input is uint8. Each side is a process of its own that opens the engine once; they take
-turns in every round, and the one that begins changes from round to round. Both call their engine on prepared images in
-host memory. Builds the C++ side with CMake, in release mode, in a temporary folder.
+ENGINE is an OpenVINO bundle whose input is uint8. Each side is a process of its own that opens the engine once; they
+take turns in every round, and the one that begins changes from round to round. Both call their engine on prepared
+images in host memory. Builds the C++ side with CMake, in release mode, in a temporary folder.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 // The C++ side of cpp_throughput.py: opens an engine, and takes a turn for each line "BATCH SECONDS" on standard input.
 //
-// Calls are made until so many seconds have passed, on images of the program's own; what each took is answered as a JSON
-// array of seconds, in one line.
+// Calls are made until so many seconds have passed, on images of the program's own; what each took is answered as a
+// JSON array of seconds, in one line.
 #include <chrono>
 #include <cstdio>
 #include <iostream>
