@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from core_factory import CPP, ROOT
 
-for library in ("torch", "onnx", "onnxruntime", "openvino"):
-    pytest.importorskip(library, reason=f"{library} is needed to export, build and run")
+for library in ("torch", "onnx", "onnxruntime", "openvino", "nlohmann_json"):
+    pytest.importorskip(library, reason=f"{library} is needed to export, build or run")
 
 from PIL import Image  # noqa: E402
 
