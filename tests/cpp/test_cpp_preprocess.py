@@ -109,6 +109,11 @@ def test_black_and_white_stay_as_they_are(driver, interpolation, value):
     assert (driver.preprocess(plain, contract(interpolation, image_size=30, resize=32)) == value).all()
 
 
+def test_huge_blocks_equal_python(driver):
+    pixels = noise(2903, 2903) | 0xF0  # a sum beyond 2^31
+    assert_equal(driver, pixels, contract("area", image_size=1, resize=1))
+
+
 def test_photographs_and_digits_equal_python_to_the_bit(driver):
     datasets = pytest.importorskip("sklearn.datasets")
     photographs = datasets.load_sample_images().images  # a temple and a flower, 640x427
