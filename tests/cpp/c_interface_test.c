@@ -1,5 +1,5 @@
-/* The C interface by a program in C: c_interface_test BUNDLE ALTERED-GOLDEN BAD_ALLOC EXCEPTION NUMBER MISSING, paths of
- * bundles that the stub engine opens, and of none. */
+/* The C interface by a program in C: c_interface_test BUNDLE ALTERED-GOLDEN BAD_ALLOC EXCEPTION NUMBER MISSING, paths
+ * of bundles that the stub engine opens, and of none. */
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -8,12 +8,12 @@
 
 #include "resnet_deploy.h"
 
-#define CHECK(holds)                                                                             \
-  do {                                                                                           \
-    if (!(holds)) {                                                                              \
+#define CHECK(holds)                                                                               \
+  do {                                                                                             \
+    if (!(holds)) {                                                                                \
       fprintf(stderr, "%s:%d: %s | %s\n", __FILE__, __LINE__, #holds, resnet_deploy_last_error()); \
-      exit(1);                                                                                   \
-    }                                                                                            \
+      exit(1);                                                                                     \
+    }                                                                                              \
   } while (0)
 
 enum { SIDE = 4, CLASSES = 3, IMAGE_BYTES = SIDE * SIDE * 3 };

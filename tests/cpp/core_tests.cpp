@@ -2,6 +2,8 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
+#include <cstdlib>
+#include <fstream>
 #include <limits>
 #include <string>
 #include <vector>
@@ -76,14 +78,46 @@ TEST_CASE("SHA-256 does not depend on the pieces") {
   const std::string data(300, 'a');
   for (const std::size_t piece : std::vector<std::size_t>{1, 7, 55, 63, 64, 65, 128, 300}) {
     Sha256 digest;
-    for (std::size_t i = 0; i < data.size(); i += piece) digest.update(data.data() + i, std::min(piece, data.size() - i));
+    for (std::size_t i = 0; i < data.size(); i += piece)
+      digest.update(data.data() + i, std::min(piece, data.size() - i));
     CHECK(digest.hex() == sha256(data));
   }
   CHECK(sha256(data) != sha256(data + "a"));
 }
 
+#if RESNET_DEPLOY_SHA_INSTRUCTIONS
+TEST_CASE("SHA-256 by instructions is SHA-256" * doctest::skip(!detail::has_sha_instructions())) {
+  detail::Sha256State plain{}, by_instructions{};
+  std::vector<std::uint8_t> block(64);
+  std::uint32_t state = 1;
+  for (int i = 0; i < 1000; ++i) {
+    for (std::uint8_t& byte : block) byte = static_cast<std::uint8_t>((state = state * 1664525 + 1013904223) >> 24);
+    detail::sha256_compress_plain(plain, block.data());
+    detail::sha256_compress_x86(by_instructions, block.data());
+    REQUIRE(plain == by_instructions);
+  }
+  block[63] ^= 1;
+  detail::sha256_compress_plain(plain, block.data());
+  CHECK(plain != by_instructions);
+}
+#endif
+
+TEST_CASE("a file is read as long as it was when it was opened, or shorter") {
+  const char* given = std::getenv("TMPDIR");
+  const std::string folder = given != nullptr ? given : "/tmp", path = folder + "/changing";
+  const auto write = [&](const std::string& text) { std::ofstream(path, std::ios::binary) << text; };
+  write("0123456789");
+  detail::InputFile grown(folder, "changing"), cut(folder, "changing"), digested(folder, "changing");
+  write("0123456789 and more");
+  CHECK(grown.read_all() == "0123456789");
+  CHECK(digested.sha256() == sha256("0123456789"));
+  write("012");
+  CHECK(cut.read_all() == "012");
+}
+
 TEST_CASE("JSON is written in the order of keys, with the shortest numbers") {
-  const Json json = parse_json(R"( {"b": [1e2, 0.1, -0, -0.0, 1e16, 123456.5e10, 0.00001, 1e-6], "a": "\u007f\u0001\/\"é"} )");
+  const Json json =
+      parse_json(R"( {"b": [1e2, 0.1, -0, -0.0, 1e16, 123456.5e10, 0.00001, 1e-6], "a": "\u007f\u0001\/\"é"} )");
   CHECK(canonical_json(json) ==
         "{\"a\":\"\x7f\\u0001/\\\"é\",\"b\":[100.0,0.1,0,-0.0,1e16,1234565000000000.0,0.00001,1e-6]}");
 }
@@ -151,10 +185,13 @@ TEST_CASE("arrays of other kinds are refused, with the reason") {
   CHECK(header("{'descr': '|u1', 'fortran_order': False, 'shape': (8,), }") == "");
   CHECK(header("{'descr': '|u1', 'fortran_order': False, 'shape': (), }", 1) == "");
   CHECK(header("{'descr': '|u1', 'fortran_order': False, 'shape': (9,), }") == "an array is cut short");
-  CHECK(header("{'descr': '|u1', 'fortran_order': False, 'shape': (7,), }") == "an array is not as long as its shape says");
+  CHECK(header("{'descr': '|u1', 'fortran_order': False, 'shape': (7,), }") ==
+        "an array is not as long as its shape says");
   CHECK(header("{'descr': '|u1', 'fortran_order': False, 'shape': (0, 4294967296), }", 0) == "");
-  CHECK(header("{'descr': '|u1', 'fortran_order': False, 'shape': (4294967296, 4294967296), }") == "an array is cut short");
-  CHECK(header("{'descr': '|u1', 'fortran_order': False, 'shape': (-8,), }") == "an array's shape is not as NumPy writes it");
+  CHECK(header("{'descr': '|u1', 'fortran_order': False, 'shape': (4294967296, 4294967296), }") ==
+        "an array is cut short");
+  CHECK(header("{'descr': '|u1', 'fortran_order': False, 'shape': (-8,), }") ==
+        "an array's shape is not as NumPy writes it");
   CHECK(header("{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999,), }") ==
         "an array's shape is not as NumPy writes it");
   CHECK(header("{'descr': '|u1', 'fortran_order': False, 'shape': (1, 1, 1, 1, 1, 1, 1, 1, 1), }") ==

@@ -40,7 +40,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     } else if (data[0] == 'm') {
       const Manifest manifest = manifest_from_json(read_twice(rest));
       // What memory is taken by must have been held to its bounds.
-      if (manifest.preprocess.nbytes() > std::size_t{12} * 2048 * 2048 || manifest.num_classes > max_classes) std::abort();
+      if (manifest.preprocess.nbytes() > std::size_t{12} * 2048 * 2048 || manifest.num_classes > max_classes)
+        std::abort();
       if (manifest.batch_min < 1 || manifest.batch_max > max_batch) std::abort();
     } else {
       for (const auto& named : read_npz(rest.data(), rest.size())) touch(named.second);

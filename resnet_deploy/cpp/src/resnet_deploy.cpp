@@ -24,7 +24,8 @@ using resnet_deploy::Error;
 
 /// An engine with the text that is handed out of it.
 struct Open {
-  Open(std::string folder, Engine opened) : path(std::move(folder)), engine(std::move(opened)), device(engine.device()) {
+  Open(std::string folder, Engine opened)
+      : path(std::move(folder)), engine(std::move(opened)), device(engine.device()) {
     const resnet_deploy::Manifest& manifest = engine.manifest();
     labels = manifest.labels;
     for (int index = 0; labels.size() < static_cast<std::size_t>(manifest.num_classes); ++index) {
@@ -111,7 +112,8 @@ void require_logits(const Open& opened, int32_t count, const float* logits, uint
   require(count >= 0, "a negative number of images", "give none or more");
   const uint64_t needed = static_cast<uint64_t>(count) * static_cast<uint64_t>(opened.engine.manifest().num_classes);
   require(logits != nullptr || needed == 0, "logits is NULL");
-  require(logits_count >= needed, "there is too little room for the logits", "give room for count * num_classes floats");
+  require(logits_count >= needed, "there is too little room for the logits",
+          "give room for count * num_classes floats");
 }
 
 resnet_deploy::Pixels pixels_from(const resnet_deploy_pixels& picture) {
@@ -202,13 +204,14 @@ resnet_deploy_code resnet_deploy_infer_pixels(resnet_deploy_engine engine, const
   });
 }
 
-resnet_deploy_code resnet_deploy_preprocess(resnet_deploy_engine engine, const resnet_deploy_pixels* picture,
-                                            void* out, uint64_t out_bytes) {
+resnet_deploy_code resnet_deploy_preprocess(resnet_deploy_engine engine, const resnet_deploy_pixels* picture, void* out,
+                                            uint64_t out_bytes) {
   return guarded([&] {
     const auto opened = handles().find(engine);
     const resnet_deploy::Preprocess& contract = opened->engine.manifest().preprocess;
     require(picture != nullptr && out != nullptr, "picture or out is NULL");
-    require(out_bytes >= contract.nbytes(), "there is too little room for the image", "give room for image_bytes bytes");
+    require(out_bytes >= contract.nbytes(), "there is too little room for the image",
+            "give room for image_bytes bytes");
     resnet_deploy::preprocess(pixels_from(*picture), contract, out);
   });
 }
@@ -220,9 +223,8 @@ resnet_deploy_code resnet_deploy_check_golden(resnet_deploy_engine engine, doubl
     const auto opened = handles().find(engine);
     // By the manifest that the engine was opened with: files that were exchanged since are refused.
     const auto golden = resnet_deploy::read_golden({opened->path, opened->engine.manifest(), {}});
-    *worst = resnet_deploy::replay(golden, [&](const void* images, int count, float* logits) {
-      opened->engine.infer(images, count, logits);
-    });
+    *worst = resnet_deploy::replay(
+        golden, [&](const void* images, int count, float* logits) { opened->engine.infer(images, count, logits); });
     if (*worst > tolerance) {
       char difference[32];
       std::snprintf(difference, sizeof difference, "%.3g", *worst);

@@ -1,7 +1,7 @@
 // An Engine for tests of the C interface: it opens bundles as the real one does, and sums instead of inferring.
 //
-// The logit of a class is the sum of those bytes of an image whose position, modulo the number of classes, is the class.
-// A bundle by the name of an accident has it when it is run.
+// The logit of a class is the sum of those bytes of an image whose position, modulo the number of classes, is the
+// class. A bundle by the name of an accident has it when it is run.
 #pragma once
 
 #include <new>
