@@ -31,6 +31,7 @@ COMMANDS: Final = (
     "verify",
     "inspect",
     "predict",
+    "package",
     "run",
     "report",
     "doctor",
