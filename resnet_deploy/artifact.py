@@ -184,7 +184,8 @@ def atomic_folder(path: Path, *, staging: Path | None = None) -> Iterator[Path]:
             yield temporary
             with translate_os_errors(path):
                 for file in temporary.rglob("*"):
-                    _flush(file)
+                    if not file.is_symlink():  # which may lead nowhere
+                        _flush(file)
                 _make_readable(temporary)
                 _flush(temporary)
                 _move_into_place(temporary, target)
