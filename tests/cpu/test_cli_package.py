@@ -1,7 +1,9 @@
 """`package --triton`: what it writes is read back as Triton reads it, and answers as the engine does."""
 
+import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +19,9 @@ from command_line import assert_refused, files
 pytest.importorskip("onnxruntime", reason="the engines are ONNX Runtime's")
 pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="Triton's schema is in its client")
 
+from google.protobuf import json_format
 from triton_stand_in import RefusedError, Server
+from tritonclient.utils import triton_to_np_dtype
 
 from resnet_deploy.bundle import open_bundle
 from resnet_deploy.engine import load
@@ -173,6 +177,54 @@ def test_an_ensemble_without_its_models_is_caught(float_engines, package):
     repository = package(float_engines["1:8:16"])
     shutil.rmtree(repository / "net_preprocess")
     assert "net_preprocess, which is not there" in Server(repository).refused["net_ensemble"]
+
+
+# --- the client of the documentation
+
+
+class Client:
+    """Triton's client, but for the way to the server: its requests are its own."""
+
+    def __init__(self, server):
+        self.server = server
+
+    def get_model_config(self, name):
+        """As the HTTP protocol has it: the configuration as JSON."""
+        config = self.server.models[name].config
+        return json.loads(json_format.MessageToJson(config, preserving_proto_field_name=True))
+
+    def infer(self, name, inputs, outputs):
+        """Answer with classes, as strings."""
+        (given,), (asked,) = inputs, outputs
+        request = given._get_tensor()
+        array = np.frombuffer(given._get_binary_data(), triton_to_np_dtype(request["datatype"]))
+        feed = {request["name"]: array.reshape(request["shape"])}
+        count = asked._get_tensor()["parameters"]["classification"]
+        found = self.server.classify(name, feed, count)
+        return type("Answer", (), {"as_numpy": lambda _, output: np.char.encode(found, "utf-8").astype(object)})()
+
+
+def test_the_client_of_the_documentation(deployment, float_engines, package, tmp_path, draw_image, monkeypatch, capsys):
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/triton.md").read_text(), re.DOTALL)
+    paths = [tmp_path / f"{seed}.png" for seed in range(3)]
+    for seed, path in enumerate(paths):
+        draw_image(path, seed)
+    for engine, names in (
+        (deployment.engines["int8"], ["net"]),
+        (float_engines["1:8:16"], ["net", "net_ensemble"]),
+    ):
+        server = Server(package(engine))
+        monkeypatch.setattr("tritonclient.http.InferenceServerClient", lambda _, server=server: Client(server))
+        with load(engine) as loaded:
+            expected = [[one.label for one in row] for row in loaded.classify(paths, 3)]
+        for name in names:
+            monkeypatch.setattr(sys, "argv", ["client.py", name, *map(str, paths)])
+            capsys.readouterr()
+            exec(compile(snippet, "docs/triton.md", "exec"), {})
+            lines = capsys.readouterr().out.splitlines()
+            found = [[line.strip() for line in lines[start + 1 : start + 4]] for start in (0, 4, 8)]
+            assert found == expected
+        shutil.rmtree(tmp_path / "models")
 
 
 # --- versions
@@ -423,6 +475,22 @@ def test_who_reads_meanwhile_sees_whole_models(deployment, package, tmp_path):
     assert broken == []
     assert (polls[0], polls[-1]) == (1, 4)
     assert Server(repository).models["net"].version == 4
+
+
+def test_two_at_once_get_numbers_of_their_own(deployment, package, invoke, tmp_path):
+    """Who comes while another packages waits, and sees what that one has added."""
+    aside = package(deployment.engines["fp32"]).rename(tmp_path / "aside")
+    repository = tmp_path / "models"
+    repository.mkdir()
+    handle = os.open(repository, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    second = threading.Thread(target=package, args=[deployment.engines["int8"]])
+    second.start()
+    second.join(0.5)  # were it not to wait, it would be done
+    (aside / "net").rename(repository / "net")
+    os.close(handle)
+    second.join()
+    assert Server(repository).models["net"].version == 2
 
 
 WITHOUT_EXTRAS = """
