@@ -260,14 +260,27 @@ def test_another_engine_is_the_next_version(deployment, package):
     assert_same_logits(server.infer("net", {"images": images})["logits"], logits)
 
 
+def test_an_older_version_is_copied_where_there_are_no_links(deployment, package, monkeypatch):
+    repository = package(deployment.engines["fp32"])
+    old = (repository / "net/1/model.onnx").read_bytes()
+
+    def refuse(*paths, **how):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", refuse)
+    package(deployment.engines["int8"])
+    assert (repository / "net/1/model.onnx").read_bytes() == old
+    assert Server(repository).models["net"].version == 2
+
+
 def test_other_options_change_the_configuration_and_no_version(deployment, package, invoke, tmp_path):
     engine = deployment.engines["fp32"]
     package(engine)
-    inode = (tmp_path / "models/net/1/model.onnx").read_bytes()
+    before = (tmp_path / "models/net/1/model.onnx").read_bytes()
     done = invoke("package", engine, "--triton", tmp_path / "models", "--name", "net", "--instances", "2")
     assert "net/: version 1, rewritten" in done.output
     assert "count: 2" in (tmp_path / "models/net/config.pbtxt").read_text()
-    assert (tmp_path / "models/net/1/model.onnx").read_bytes() == inode
+    assert (tmp_path / "models/net/1/model.onnx").read_bytes() == before
     assert not (tmp_path / "models/net/2").exists()
 
 

@@ -134,7 +134,9 @@ def test_openvino_takes_the_batch_as_a_dimension():
     assert list(config.model_warmup[0].inputs["images"].dims) == [1, 8, 8, 3]
     assert config.parameters["INFERENCE_NUM_THREADS"].string_value == "3"
     assert config.parameters["PERFORMANCE_HINT"].string_value == "LATENCY"
-    assert any("combines no requests" in note for note in notes(manifest))
+    requests, precision = notes(manifest)
+    assert "combines no requests" in requests
+    assert "BF16" in precision
     with pytest.raises(SpecError, match="openvino engines, whose requests Triton does not combine"):
         engine_config(manifest, max_delay_us=100)
 

@@ -172,4 +172,7 @@ def notes(manifest: Manifest) -> tuple[str, ...]:
         said.append("needs a CPU with an INT8 dot product (VNNI or its kin): elsewhere its INT8 saturates, unnoticed")
     if manifest.spec.backend == "openvino":
         said.append("Triton's OpenVINO backend combines no requests: clients send batches, the batch dimension first")
+        said.append(
+            "a CPU with BF16 instructions may compute in BF16 there: Triton cannot tell OpenVINO to keep to FP32"
+        )
     return tuple(said)
