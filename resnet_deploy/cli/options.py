@@ -30,6 +30,9 @@ THREADS: Final = click.IntRange(0, MAX_THREADS)
 ONE_PER_CORE: Final = "[default: one per physical core, within a container's quota]"  # environment.compute_threads
 
 
+json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+
+
 def numbers(kind: type[int] | type[float], count: int | None = None) -> Callable[..., Any]:
     """Make the callback of an option that takes comma-separated numbers, such as ``1,8,32``."""
 
