@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from resnet_deploy.bench_spec import SCOPES, BenchSpec
+from resnet_deploy.cli.completion import several_of
 from resnet_deploy.cli.options import (
     ENGINES,
     ONE_PER_CORE,
@@ -61,6 +62,7 @@ def way_options(function: Any) -> Any:
             click.option(
                 "--scopes",
                 callback=names,
+                shell_complete=several_of(SCOPES),
                 default="host",
                 show_default=True,
                 metavar="NAME,...",
