@@ -19,7 +19,7 @@ def offered(*words):
     }
     code = "import sys; from resnet_deploy.cli import main; main(prog_name='resnet-deploy')"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    return [line.split(",", 1)[1] for line in done.stdout.splitlines()]
+    return [line.split(",", 1)[1] for line in done.stdout.split()]
 
 
 def test_commands_and_options():
