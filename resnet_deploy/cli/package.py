@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from resnet_deploy.cli.options import PATH, THREADS, numbers
+from resnet_deploy.cli.output import print_json
 
 if TYPE_CHECKING:
     from resnet_deploy.pipeline.packaging import Packaged
@@ -47,7 +48,7 @@ def package(engine: Path, repository: Path, as_json: bool, **values: Any) -> Non
     from resnet_deploy.bundle import open_bundle
     from resnet_deploy.cli.terminal import TerminalProgress
     from resnet_deploy.integrations.triton.hosts import Serving
-    from resnet_deploy.pipeline.packaging import package_for_triton, to_json
+    from resnet_deploy.pipeline.packaging import package_for_triton
 
     version, name, gpus = (values.pop(key) for key in ("version", "name", "gpus"))
     given = open_bundle(engine).manifest.name if name is None else name
@@ -55,7 +56,7 @@ def package(engine: Path, repository: Path, as_json: bool, **values: Any) -> Non
     with TerminalProgress().task("packaging"):
         packaged = package_for_triton(engine, repository, serving, version)
     if as_json:
-        click.echo(to_json(packaged))
+        print_json(packaged)
     else:
         describe(packaged)
 

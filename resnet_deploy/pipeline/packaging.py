@@ -88,11 +88,6 @@ def package_for_triton(engine: Path, repository: Path, serving: Serving, version
     return Packaged(str(repository), bundle.manifest.name, models, notes(bundle.manifest))
 
 
-def to_json(packaged: Packaged) -> str:
-    """Serialize what was packaged."""
-    return msgspec.json.format(msgspec.json.encode(packaged), indent=2).decode()
-
-
 @contextlib.contextmanager
 def _held(repository: Path) -> Iterator[None]:
     """Keep others out who would choose the same number meanwhile; on a file system without locks, nobody is."""

@@ -205,7 +205,7 @@ class Client:
 
 
 def test_the_client_of_the_documentation(deployment, float_engines, package, tmp_path, draw_image, monkeypatch, capsys):
-    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/triton.md").read_text(), re.DOTALL)
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/how-to/triton.md").read_text(), re.DOTALL)
     paths = [tmp_path / f"{seed}.png" for seed in range(3)]
     for seed, path in enumerate(paths):
         draw_image(path, seed)
