@@ -79,11 +79,10 @@ def package_for_triton(engine: Path, repository: Path, serving: Serving, version
     folders = model_folders(_contents(bundle), serving)
     with artifact.writable_folder(repository), _held(repository):
         versions = []
-        for folder in folders:
+        for folder in folders:  # every refusal comes before anything is written
             existing = _versions_of_ours(repository / folder.name, folder)
             is_engine = folder.name == serving.name
             versions.append(_choose(repository / folder.name, folder, existing, version) if is_engine else 1)
-        # All of this before anything is written.
         models = tuple(_place(repository, folder, number) for folder, number in zip(folders, versions, strict=True))
     return Packaged(str(repository), bundle.manifest.name, models, notes(bundle.manifest))
 
