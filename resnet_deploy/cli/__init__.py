@@ -32,6 +32,7 @@ COMMANDS: Final = (
     "verify",
     "inspect",
     "predict",
+    "package",
     "run",
     "report",
     "doctor",
