@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := demo
 
-.PHONY: setup demo bench check test test-gpu bench-gpu clean
+.PHONY: setup demo bench check test docs test-gpu bench-gpu clean
 
 setup: $(VENV)/.installed
 
@@ -42,6 +42,10 @@ check: setup
 # A process for each core, a file of tests at a time; threads that wait leave their core to the others.
 test: check
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# Into build/docs; a link that leads nowhere is an error.
+docs: setup
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs build/docs
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info

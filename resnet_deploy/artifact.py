@@ -159,27 +159,33 @@ def _move_together(temporaries: Sequence[Path], paths: Sequence[Path]) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, *, staging: Path | None = None) -> Iterator[Path]:
     """Hand out a temporary folder that takes the place of ``path`` when the block ends well, and vanishes otherwise.
 
     Where ``path`` is a link, what it leads to is replaced and the link stays.
+
+    Args:
+        path: The folder.
+        staging: Where the temporary is made, on the same file system; beside ``path`` by default.
 
     Raises:
         FileError: If the parent is not writable, the disk is full, or ``path`` is a file.
     """
     target = _final(path)
+    staged = target if staging is None else _final(staging) / target.name
     with translate_os_errors(path):
         if target.exists() and not target.is_dir():
             raise FileError(f"{path} is not a folder", hint="give a folder, or a name that is not taken")
     with _folder_of(target, path):
         with translate_os_errors(path):
-            _remove_abandoned(target)
-            temporary, lock = _make_locked(target, _make_folder)
+            _remove_abandoned(staged)
+            temporary, lock = _make_locked(staged, _make_folder)
         try:
             yield temporary
             with translate_os_errors(path):
                 for file in temporary.rglob("*"):
-                    _flush(file)
+                    if not file.is_symlink():  # which may lead nowhere
+                        _flush(file)
                 _make_readable(temporary)
                 _flush(temporary)
                 _move_into_place(temporary, target)

@@ -103,7 +103,7 @@ class Engine:
         return np.concatenate([self._infer(self.prepare(pictures[start : start + size])) for start in starts])
 
     def prepare(self, images: "Sequence[Picture]") -> "Array":
-        """Decode and preprocess files or Pillow images by the engine's input contract: (N, *contract shape)."""
+        """Decode and preprocess files or Pillow images by the input contract; (N, H, W, 3) uint8 by default."""
         from resnet_deploy.images import batch_from_images
 
         return batch_from_images(_pictures(images), self.manifest.card.preprocess)

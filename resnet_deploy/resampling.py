@@ -85,7 +85,8 @@ def _scale(source: int, target: int) -> float:
 def _block_means(pixels: Pixels, across: int, down: int) -> Pixels:
     height, width, channels = pixels.shape
     blocks = pixels.reshape(height // down, down, width // across, across, channels)
-    sums = blocks.sum(axis=(1, 3), dtype=np.int32)
+    # OpenCV's sums are of 32 bits, and overflow; no mean of so large blocks could be compared with it.
+    sums = blocks.sum(axis=(1, 3), dtype=np.int32 if 255 * across * down < 1 << 31 else np.int64)
     if (across, down) == (2, 2):
         means: Pixels = ((sums + 2) >> 2).astype(np.uint8)
         return means

@@ -5,11 +5,13 @@ reached.
 """
 
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +117,9 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     packed = {name for name in names if not name.split("/")[0].endswith(".dist-info")}
     page = (f"report/{name}" for name in ("template.html", "page.css", "page.js"))
     data = {f"resnet_deploy/{name}" for name in ("py.typed", "data/imagenet_classes.tsv", *page)}
-    assert packed == modules | data
+    runtime = {path.relative_to(ROOT).as_posix() for path in (ROOT / "resnet_deploy/cpp").rglob("*") if path.is_file()}
+    assert len(runtime) > 20
+    assert packed == modules | data | runtime
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
@@ -152,6 +156,28 @@ def test_command_line_works_without_any_extra(installed):
         'hint: pip install "resnet-deploy[export,cpu]"',
     ]
     assert list(installed.folder.iterdir()) == []
+
+
+def test_cmake_builds_the_example_from_the_wheel(installed, tmp_path):
+    for tool in ("cmake", "g++"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+    for library in ("openvino", "nlohmann_json"):
+        if importlib.util.find_spec(library) is None:
+            pytest.skip(f"{library} is not installed")
+    done = installed("--cmake-dir")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Path(done.stdout.strip()).is_relative_to(installed.python.parents[1])
+    options = (
+        f"-Dresnet-deploy_DIR={done.stdout.strip()}",
+        f"-DRESNET_DEPLOY_SITE_PACKAGES={sysconfig.get_path('purelib')}",
+        "-DCMAKE_BUILD_TYPE=Debug",  # takes a third of the time
+    )
+    for command in (["cmake", "-S", ROOT / "examples/cpp", "-B", tmp_path, *options], ["cmake", "--build", tmp_path]):
+        made = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=False)
+        assert made.returncode == 0, made.stdout + made.stderr
+    used = subprocess.run([tmp_path / "classify"], capture_output=True, text=True, check=False)
+    assert (used.returncode, used.stderr) == (2, "usage: classify BUNDLE (PICTURE.ppm | --golden)\n")
 
 
 @pytest.fixture(scope="module")

@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from resnet_deploy.bench_spec import SCOPES, BenchSpec
+from resnet_deploy.cli.completion import several_of
 from resnet_deploy.cli.options import (
     ENGINES,
     ONE_PER_CORE,
     PATH,
     PATH_OR_WORD,
     THREADS,
+    json_option,
     names,
     numbers,
     refuse_idle,
     skip_corrupt_option,
 )
+from resnet_deploy.cli.output import print_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +62,7 @@ def way_options(function: Any) -> Any:
             click.option(
                 "--scopes",
                 callback=names,
+                shell_complete=several_of(SCOPES),
                 default="host",
                 show_default=True,
                 metavar="NAME,...",
@@ -136,7 +140,8 @@ def bench_spec(values: dict[str, Any]) -> BenchSpec:
 @click.option("--work", type=PATH, metavar="DIR", help="Where a suite's model and engines go.  [default: the cache]")
 @click.option("-o", "--output", type=PATH, default=RESULTS, show_default=True, help="Folder for record and report.")
 @click.option("--no-html", is_flag=True, help="Write no HTML report.")
-def bench(suite: Path | None, output: Path, no_html: bool, **values: Any) -> None:
+@json_option
+def bench(suite: Path | None, output: Path, no_html: bool, as_json: bool, **values: Any) -> None:
     """Compare PyTorch and engines of one model (all in engines/ by default), side by side.
 
     \b
@@ -154,7 +159,7 @@ def bench(suite: Path | None, output: Path, no_html: bool, **values: Any) -> Non
     measure = _suite(suite, values) if suite is not None else _comparison(values)
     # The folder first: where there is no writing, nobody should wait for measurements to learn it.
     with artifact.writable_folder(output):
-        present(measure(), output, html=not no_html)
+        present(measure(), output, html=not no_html, as_json=as_json)
 
 
 def _comparison(values: dict[str, Any]) -> "Callable[[], BenchRecord]":
@@ -197,23 +202,27 @@ def require_html() -> None:
         ) from error
 
 
-def present(record: "BenchRecord", folder: Path, *, html: bool) -> None:
-    """Save the record and its report, then print the table: whatever fails, the others are had."""
+def present(record: "BenchRecord", folder: Path, *, html: bool, as_json: bool = False) -> None:
+    """Save the record and its report, then print the figures: whatever fails, the others are had."""
     from resnet_deploy.cli.terminal import stdout_console
     from resnet_deploy.pipeline.benchmarking import save
+    from resnet_deploy.report.data import bench_data
     from resnet_deploy.report.table import print_table
 
-    written: list[str] = []
+    written: dict[str, str] = {}
     try:
         path = save(record, folder)
-        written.append(f"raw samples: {path}")
+        written["raw samples"] = str(path)
         if html:
             write_html(record, path.with_suffix(".html"))
-            written.append(f"report: {path.with_suffix('.html')}")
+            written["report"] = str(path.with_suffix(".html"))
     finally:
-        print_table(record, stdout_console())
-        for line in written:
-            click.echo(line)
+        if as_json:
+            print_json({**bench_data(record), "record": written.get("raw samples"), "page": written.get("report")})
+        else:
+            print_table(record, stdout_console())
+            for what, where in written.items():
+                click.echo(f"{what}: {where}")
 
 
 def write_html(record: "BenchRecord", path: Path) -> None:

@@ -11,6 +11,7 @@ from resnet_deploy.cli.options import (
     ENGINES,
     PATH,
     PATH_OR_WORD,
+    backend_option,
     calibration_options,
     calibration_spec,
     refuse_idle,
@@ -42,7 +43,7 @@ DEFAULT_MODEL: Final = ENGINES / "resnet50.onnx"
 @click.option("--bf16", is_flag=True, help="Build in BF16; TensorRT only.")
 @click.option("--int8", is_flag=True, help="Build in INT8; needs --calib.")
 @click.option("--fp8", is_flag=True, help="Build in FP8; needs --calib; TensorRT only.")
-@click.option("--backend", default="auto", show_default=True, help="auto, or one that `doctor` lists.")
+@backend_option
 @click.option(
     "--batch",
     "batches",

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from resnet_deploy.cli.options import PATH, refuse_idle
+from resnet_deploy.cli.options import PATH, json_option, refuse_idle
+from resnet_deploy.cli.output import print_json
 from resnet_deploy.errors import RegressionError, SpecError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     help="Fail, too, where the runs could not have shown a slowdown as large as --tolerance.",
 )
 @click.option("--anyway", is_flag=True, help="Compare runs of unlike machines, libraries, models or images too.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@json_option
 def compare(old: Path, new: Path, as_json: bool, require_certainty: bool, **values: Any) -> None:
     """Say what got better or worse between two runs of `bench`, and fail on a regression.
 
@@ -84,7 +85,7 @@ def compare(old: Path, new: Path, as_json: bool, require_certainty: bool, **valu
     if as_json:
         found = msgspec.to_builtins(comparison)
         found |= {"regressions": comparison.regressions, "uncertain": comparison.uncertain}
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
+        print_json(found)
     else:
         print_comparison(comparison, stdout_console())
     _fail_on_what_was_found(comparison, require_certainty=require_certainty)

@@ -14,6 +14,8 @@ import msgspec
 
 from resnet_deploy.backends import BACKENDS
 from resnet_deploy.capabilities import BackendStatus, Capability, backend_status
+from resnet_deploy.cli.options import json_option
+from resnet_deploy.cli.output import print_json
 from resnet_deploy.driver import GpuProbe
 from resnet_deploy.environment import LIBRARIES, Cpu, Environment, collect
 
@@ -37,7 +39,7 @@ class Diagnosis(msgspec.Struct, frozen=True):
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@json_option
 def doctor(as_json: bool) -> None:
     """Report what this machine can build and run.
 
@@ -48,7 +50,7 @@ def doctor(as_json: bool) -> None:
     statuses = tuple(backend_status(backend, environment, import_failure=import_failure) for backend in BACKENDS)
     diagnosis = Diagnosis(environment, statuses)
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(diagnosis), indent=2).decode())
+        print_json(diagnosis)
         return
     from rich.console import Console
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from resnet_deploy.cli.options import ENGINES, ONE_PER_CORE, PATH, THREADS, skip_corrupt_option
+from resnet_deploy.cli.options import ENGINES, ONE_PER_CORE, PATH, THREADS, json_option, skip_corrupt_option
+from resnet_deploy.cli.output import print_json
 
 if TYPE_CHECKING:
     from resnet_deploy.bench.evaluation_records import EvaluationRecord
@@ -45,7 +46,8 @@ RESULTS = Path("benchmarks/results")
     show_default=True,
     help="Go on with what an interrupted evaluation left in -o, if anything, or drop it.",
 )
-def evaluate(engines: tuple[Path, ...], output: Path, resume: bool, **values: Any) -> None:
+@json_option
+def evaluate(engines: tuple[Path, ...], output: Path, resume: bool, as_json: bool, **values: Any) -> None:
     """Count the right answers of engines of one model (all in engines/ by default) on a whole data set.
 
     Every image is decoded once and shown to all. What is done is kept in -o as it goes, so that the same command goes
@@ -74,14 +76,19 @@ def evaluate(engines: tuple[Path, ...], output: Path, resume: bool, **values: An
         except (KeyboardInterrupt, SystemExit):  # the latter is what SIGTERM becomes
             click.echo("the same command goes on from here", err=True)
             raise
-    present(record, output)
+    present(record, output, as_json=as_json)
 
 
-def present(record: "EvaluationRecord", folder: Path) -> None:
-    """Print the table, and where the record lies."""
+def present(record: "EvaluationRecord", folder: Path, *, as_json: bool) -> None:
+    """Print the figures, and where the record lies."""
     from resnet_deploy.cli.terminal import stdout_console
     from resnet_deploy.pipeline.evaluating import record_path
+    from resnet_deploy.report.data import evaluation_data
     from resnet_deploy.report.evaluation_table import print_evaluation
 
+    path = record_path(record, folder)
+    if as_json:
+        print_json({**evaluation_data(record), "record": str(path)})
+        return
     print_evaluation(record, stdout_console())
-    click.echo(f"answers: {record_path(record, folder)}")
+    click.echo(f"answers: {path}")

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from resnet_deploy.cli.options import PATH, refuse_idle
+from resnet_deploy.cli.options import PATH, json_option, refuse_idle
 from resnet_deploy.errors import LintError, SpecError
 
 
@@ -21,7 +21,7 @@ from resnet_deploy.errors import LintError, SpecError
     metavar="FILE",
     help="With --outliers, list activations too: from what `calibrate` wrote, or an engine's observations.safetensors.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@json_option
 def inspect(path: Path, observed: Path | None, as_json: bool, **shown: bool) -> None:
     """Say what an engine or an exported model is, without running it.
 

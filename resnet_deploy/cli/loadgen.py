@@ -8,7 +8,7 @@ import click
 
 from resnet_deploy.bench.loadgen_spec import COALESCING, OFFICIAL_LATENCY_S, SCENARIOS, LoadgenSpec, PeakSpec
 from resnet_deploy.cli.bench import RESULTS
-from resnet_deploy.cli.options import ENGINES, ONE_PER_CORE, PATH, THREADS, refuse_idle
+from resnet_deploy.cli.options import ENGINES, ONE_PER_CORE, PATH, THREADS, json_option, refuse_idle
 from resnet_deploy.errors import LoadgenError, RulesError, SpecError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _duration(ctx: click.Context, param: click.Parameter, value: str) -> float:
     help="With --find-max-qps: bound on the 99th percentile.",
 )
 @click.option("-o", "--output", type=PATH, default=RESULTS, show_default=True, help="Folder for record and logs.")
-@click.option("--json", "as_json", is_flag=True, help="Print the record.")
+@json_option
 def loadgen(engines: tuple[Path, ...], output: Path, as_json: bool, find_max_qps: bool, **values: Any) -> None:
     """Test engines with MLCommons' LoadGen, in MLPerf's scenarios.
 

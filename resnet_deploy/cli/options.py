@@ -7,6 +7,7 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
+from resnet_deploy.cli.completion import ARCHITECTURES, builders, one_of
 from resnet_deploy.contract import CONTRACTS, MLPERF_MEAN, MLPERF_STD
 from resnet_deploy.errors import SpecError
 from resnet_deploy.specs import CALIBRATION_DEVICES, CALIBRATION_METHODS, MAX_THREADS, CalibrationSpec, ExportSpec
@@ -28,6 +29,16 @@ PATH: Final = _PathType(path_type=Path)
 PATH_OR_WORD: Final = _PathType(path_type=str)
 THREADS: Final = click.IntRange(0, MAX_THREADS)
 ONE_PER_CORE: Final = "[default: one per physical core, within a container's quota]"  # environment.compute_threads
+
+
+backend_option: Final = click.option(
+    "--backend",
+    default="auto",
+    shell_complete=one_of(("auto", *builders())),
+    show_default=True,
+    help="auto, or one that `doctor` lists.",
+)
+json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 
 
 def numbers(kind: type[int] | type[float], count: int | None = None) -> Callable[..., Any]:
@@ -59,6 +70,7 @@ def export_options(function: Any) -> Any:
             click.option(
                 "--arch",
                 default="resnet50",
+                shell_complete=one_of(ARCHITECTURES),
                 show_default=True,
                 help="resnet18 to resnet152; plain18, plain34 without shortcuts.",
             ),

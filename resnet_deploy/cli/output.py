@@ -1,8 +1,17 @@
-"""Standard output that is closed, full, or cannot show a character: none of it is worth a traceback."""
+"""Standard output: JSON on it; and that it is closed, full, or cannot show a character is not worth a traceback."""
 
 import io
 import os
 import sys
+from typing import Any
+
+import click
+import msgspec
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on standard output; what is not a finite number is null."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=1).decode())
 
 
 def replace_what_cannot_be_shown() -> None:

@@ -7,6 +7,7 @@ import click
 
 from resnet_deploy import environment
 from resnet_deploy.cli.build import default_model
+from resnet_deploy.cli.completion import builders, several_of
 from resnet_deploy.cli.options import (
     CALIBRATION_PARAMETERS,
     ENGINES,
@@ -30,8 +31,21 @@ FLEET: Final = ENGINES / "fleet"
 
 @click.command()
 @click.argument("model", type=PATH, required=False)
-@click.option("--precisions", default="fp16", show_default=True, metavar="NAME,...", help="The preferred first.")
-@click.option("--backends", default="tensorrt-rtx,onnxruntime", show_default=True, metavar="NAME,...")
+@click.option(
+    "--precisions",
+    default="fp16",
+    shell_complete=several_of(PRECISIONS),
+    show_default=True,
+    metavar="NAME,...",
+    help="The preferred first.",
+)
+@click.option(
+    "--backends",
+    default="tensorrt-rtx,onnxruntime",
+    shell_complete=several_of(builders()),
+    show_default=True,
+    metavar="NAME,...",
+)
 @click.option("--targets", metavar="SM,...", help="GPU generations; an engine for each (TensorRT-RTX).")
 @click.option("--batch", default="1:8:64", show_default=True, metavar="MIN:OPT:MAX", help="Batch sizes to accept.")
 @click.option(

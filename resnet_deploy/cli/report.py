@@ -1,17 +1,26 @@
 """``resnet-deploy report``."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from resnet_deploy.cli.bench import require_html, write_html
-from resnet_deploy.cli.options import PATH, refuse_idle
+from resnet_deploy.cli.options import PATH, json_option, refuse_idle
+from resnet_deploy.cli.output import print_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Record = TypeVar("Record")
 
 
 @click.command()
 @click.argument("record", type=PATH)
 @click.option("--html", type=PATH, metavar="FILE", help="Write the HTML report there too.")
-def report(record: Path, html: Path | None) -> None:
+@json_option
+def report(record: Path, html: Path | None, as_json: bool) -> None:
     """Print the table of a record of `bench`, `evaluate` or `loadgen`; draw the page of one of `bench` again.
 
     \b
@@ -20,7 +29,7 @@ def report(record: Path, html: Path | None) -> None:
     """
     from resnet_deploy.bench import evaluation_records, loadgen_records, record_files
     from resnet_deploy.bench.records import read_record
-    from resnet_deploy.cli.terminal import stdout_console
+    from resnet_deploy.report import data
     from resnet_deploy.report.evaluation_table import print_evaluation
     from resnet_deploy.report.loadgen_table import print_loadgen
     from resnet_deploy.report.table import print_table
@@ -31,16 +40,30 @@ def report(record: Path, html: Path | None) -> None:
     if kind != record_files.BENCH:
         refuse_idle(f"a record of `{kind}`", "html", hint="drop it: such a record has a table alone")
     if kind == evaluation_records.FORMAT.kind:
-        print_evaluation(evaluation_records.read_evaluation(record), stdout_console())
+        evaluation = evaluation_records.read_evaluation(record)
+        _show(evaluation, print_evaluation, data.evaluation_data, as_json=as_json)
         return
     if kind == loadgen_records.FORMAT.kind:
-        print_loadgen(loadgen_records.read_loadgen_record(record), stdout_console())
+        loadgen = loadgen_records.read_loadgen_record(record)
+        _show(loadgen, print_loadgen, lambda whole: whole, as_json=as_json)
         return
     loaded = read_record(record)
     try:
         if html is not None:
             write_html(loaded, html)
     finally:  # the table is seen though the page cannot be written, and the page written though the table is not seen
-        print_table(loaded, stdout_console())
-    if html is not None:
+        _show(loaded, print_table, data.bench_data, as_json=as_json)
+    if html is not None and not as_json:
         click.echo(f"report: {html}")
+
+
+def _show(
+    record: Record, print_record: "Callable[[Record, Console], None]", data: Callable[[Record], Any], *, as_json: bool
+) -> None:
+    """Print a record, for a person or for a program."""
+    from resnet_deploy.cli.terminal import stdout_console
+
+    if as_json:
+        print_json(data(record))
+    else:
+        print_record(record, stdout_console())

@@ -12,6 +12,7 @@ from resnet_deploy.cli.options import (
     ENGINES,
     PATH,
     PATH_OR_WORD,
+    backend_option,
     calibration_options,
     calibration_spec,
     export_options,
@@ -25,7 +26,7 @@ _BUILT: Final[tuple[Precision, ...]] = ("fp32", "fp16", "int8")  # what every ba
 
 @click.command()
 @export_options
-@click.option("--backend", default="auto", show_default=True, help="auto, or one that `doctor` lists.")
+@backend_option
 @click.option("--batch", default="1:8:64", show_default=True, metavar="MIN:OPT:MAX", help="Batch sizes to accept.")
 @click.option("--calib", type=PATH_OR_WORD, required=True, metavar="DIR", help="Real images to calibrate INT8 on.")
 @calibration_options

@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from resnet_deploy.cli.options import ONE_PER_CORE, PATH, THREADS, refuse_idle, skip_corrupt_option
+from resnet_deploy.cli.options import ONE_PER_CORE, PATH, THREADS, json_option, refuse_idle, skip_corrupt_option
+from resnet_deploy.cli.output import print_json
 
 
 @click.command()
@@ -20,7 +21,8 @@ from resnet_deploy.cli.options import ONE_PER_CORE, PATH, THREADS, refuse_idle, 
 @click.option("--min-sqnr", type=float, metavar="DB", help="Fail where a rung's logits keep less.")
 @click.option("--max-drop", type=float, metavar="POINTS", help="Fail where a rung loses more top-1.")
 @click.option("--threads", type=THREADS, default=0, help=f"CPU threads.  {ONE_PER_CORE}")
-def verify(engine: Path, no_pytorch: bool, threads: int, **values: Any) -> None:
+@json_option
+def verify(engine: Path, no_pytorch: bool, as_json: bool, threads: int, **values: Any) -> None:
     """Find where an engine departs from its PyTorch model: form by form, then layer by layer.
 
     \b
@@ -32,6 +34,7 @@ def verify(engine: Path, no_pytorch: bool, threads: int, **values: Any) -> None:
     from resnet_deploy.parity import Limits
     from resnet_deploy.pipeline.verifying import VerifyInputs
     from resnet_deploy.pipeline.verifying import verify as run_verify
+    from resnet_deploy.report.data import ladder_data
     from resnet_deploy.report.ladder import print_ladder
 
     if values["data"] is None:
@@ -39,5 +42,8 @@ def verify(engine: Path, no_pytorch: bool, threads: int, **values: Any) -> None:
     limits = Limits(values.pop("min_sqnr"), values.pop("max_drop"))
     inputs = VerifyInputs(engine, pytorch=not no_pytorch, limits=limits, **values)
     ladder = run_verify(inputs, threads=threads, progress=TerminalProgress())
-    print_ladder(ladder, stdout_console())
+    if as_json:
+        print_json(ladder_data(ladder))
+    else:
+        print_ladder(ladder, stdout_console())
     limits.require(ladder)

@@ -16,7 +16,7 @@
 
 namespace {
 
-constexpr std::int64_t most_pixels = 1 << 16;
+constexpr std::int64_t most_pixels = 1 << 13;
 
 // Numbers out of the input, zeros when it is exhausted.
 class Input {

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import cpp_preprocess
 import msgspec
 import numpy as np
 import pytest
@@ -106,6 +107,11 @@ def test_black_and_white_stay_as_they_are(driver, interpolation, value):
     assert_equal(driver, stripes, contract(interpolation, image_size=100, resize=120))
     plain = np.full((90, 70, 3), value, np.uint8)
     assert (driver.preprocess(plain, contract(interpolation, image_size=30, resize=32)) == value).all()
+
+
+def test_huge_blocks_equal_python(driver):
+    pixels = noise(2903, 2903) | 0xF0  # a sum beyond 2^31
+    assert_equal(driver, pixels, contract("area", image_size=1, resize=1))
 
 
 def test_photographs_and_digits_equal_python_to_the_bit(driver):
@@ -276,3 +282,16 @@ def test_nothing_is_read_or_written_beyond_its_end(tmp_path):
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "500 rounds\n"
+
+
+def test_the_benchmark_compares_what_is_equal(driver, monkeypatch):
+    monkeypatch.setattr(cpp_preprocess, "ROUND_S", 0.001)
+    case = cpp_preprocess.measure(driver, "bilinear", (300, 280), rounds=2)
+    assert {way: len(rates) for way, rates in case.rates.items()} == {"pillow": 2, "cpp": 2, "cpp, other sizes": 2}
+    # By hand: 300x280 to 274x256 takes 2 * 300/274 and 2 * 280/256 taps; the crop needs 224 columns of 247.19 rows.
+    whole = 274 * 280 * 600 / 274 + 274 * 256 * 2.1875
+    cropped = 224 * 247.1875 * 600 / 274 + 224 * 224 * 2.1875
+    assert case.products == (round(whole), round(cropped))
+    monkeypatch.setattr(cpp_preprocess, "preprocess_image", lambda image, spec: python_of(noise(300, 280, 1), spec))
+    with pytest.raises(AssertionError, match="not equal"):
+        cpp_preprocess.measure(driver, "bilinear", (300, 280), rounds=2)

@@ -162,7 +162,7 @@ TEST_CASE("threads share the runners, and none touches another's") {  // the thr
       void infer(const void* images, int batch, float* logits) override {
         CHECK(!busy.exchange(true));
         ++running;
-        for (int i = 0; i < batch; ++i) logits[i * kClasses] = float{static_cast<const unsigned char*>(images)[i * kValues]};
+        for (int i = 0; i < batch; ++i) logits[i * kClasses] = static_cast<const unsigned char*>(images)[i * kValues];
         ++calls;  // no atomic: one thread at a time, handed over by the engine's lock
         --running;
         busy = false;
@@ -187,7 +187,7 @@ TEST_CASE("threads share the runners, and none touches another's") {  // the thr
         std::vector<float> logits(9 * kClasses);
         for (int call = 0; call < 200; ++call) {
           engine.infer(images.data(), 9, logits.data());
-          for (int i = 0; i < 9; ++i) wrong += logits[static_cast<std::size_t>(i * kClasses)] != i + 1;
+          for (int i = 0; i < 9; ++i) wrong += static_cast<int>(logits[static_cast<std::size_t>(i * kClasses)]) != i + 1;
         }
       });
     }

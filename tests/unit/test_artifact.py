@@ -355,6 +355,25 @@ def test_old_content_survives_a_killed_process(tmp_path, kind):
     assert names(tmp_path) == ["target"]
 
 
+def test_a_folder_may_be_made_elsewhere(tmp_path):
+    """Where whoever looks beside the target would take it for one."""
+    (tmp_path / "looked-at").mkdir()
+    target = tmp_path / "looked-at/net"
+    for word in ("first", "second"):
+        with artifact.atomic_folder(target, staging=tmp_path) as temporary:
+            assert temporary.parent == tmp_path
+            assert names(target.parent) == (["net"] if word == "second" else [])
+            (temporary / "engine").write_text(word)
+            (temporary / "link").symlink_to("nowhere")
+        assert (target / "engine").read_text() == word
+        assert (target / "link").readlink() == Path("nowhere")
+        assert names(tmp_path) == ["looked-at"]
+    (tmp_path / ".net.abcdefgh.tmp").mkdir()  # left by somebody who was killed
+    with artifact.atomic_folder(target, staging=tmp_path):
+        pass
+    assert names(tmp_path) == ["looked-at"]
+
+
 def test_two_at_once_leave_each_other_alone(tmp_path):
     with artifact.atomic_folder(tmp_path / "net") as first:
         (first / "engine").write_text("first")

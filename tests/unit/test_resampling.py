@@ -72,6 +72,11 @@ def test_halves_of_the_block_rules_differ():
     assert resize_area(np.repeat(block, 2, axis=1), (1, 1), whole((1, 1))).item() == 0  # 4 over 8, to even
 
 
+def test_sums_of_huge_blocks_do_not_overflow():
+    white = np.full((2903, 2903, 3), 255, np.uint8)  # of which the sum is beyond 2^31, and a mean by OpenCV nonsense
+    assert resize_area(white, (1, 1), Window(0, 0, 1, 1)).tolist() == [[[255, 255, 255]]]
+
+
 @pytest.mark.parametrize("size", [(500, 375), (512, 768), (60, 90), (256, 300)], ids=str)
 def test_a_window_is_that_part_of_the_whole(size):
     target = resized_size(size, 256)

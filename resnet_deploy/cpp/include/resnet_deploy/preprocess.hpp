@@ -3,8 +3,9 @@
 // Pixels come as the decoder delivers them. An EXIF orientation is not applied here: torchvision's rule ignores it, and
 // MLPerf's (interpolation `area`) applies it before anything else, which `upright` in orientation.hpp does.
 //
-// The result is the same under -O0 to -O3, any -march and any -ffp-contract; -ffast-math is refused (lanes.hpp).
-// Floating point must round to the nearest, as it does unless a program changes it.
+// The result is the same under -O0 to -O3, any -march and any -ffp-contract; -ffast-math is refused (lanes.hpp). Its
+// parts are too where the compiler tells of them; clang does not, so leave out -funsafe-math-optimizations there as
+// well. Floating point must round to the nearest, as it does unless a program changes it.
 #pragma once
 
 #include <algorithm>

@@ -1,0 +1,233 @@
+"""An engine bundle into a Triton model repository, whole or not at all.
+
+Triton may read the repository at any time, and takes every folder in it for a model, hidden ones too. So a model is
+made beside the repository and renamed into it; a new version of a model that is there already is added to a copy (of
+links) of its folder, which is then exchanged for the old one in one step.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+import numpy as np
+
+from resnet_deploy import artifact
+from resnet_deploy.bundle import GOLDEN, MANIFEST, Bundle, open_bundle
+from resnet_deploy.errors import BundleError, FileError, SpecError
+from resnet_deploy.integrations.triton.config import LABELS, WARMUP, Contents
+from resnet_deploy.integrations.triton.folders import CONFIG, INTERFACE, ModelFolder, model_folders, origin
+from resnet_deploy.integrations.triton.hosts import Serving, notes
+
+State = Literal["new", "new version", "rewritten", "unchanged"]
+_OTHER_NAME: Final = "choose another --name, or remove the folder first"
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model of the repository: its name, the version that was asked for, and what became of it."""
+
+    name: str
+    version: int
+    state: State
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """What a repository holds of an engine.
+
+    Attributes:
+        repository: The repository.
+        bundle: Name of the engine's bundle.
+        models: The engine's own, and those that were made around it, in the order in which they were written.
+        notes: What a server must be or have, one line each.
+    """
+
+    repository: str
+    bundle: str
+    models: tuple[PackagedModel, ...]
+    notes: tuple[str, ...]
+
+
+def package_for_triton(engine: Path, repository: Path, serving: Serving, version: int | None = None) -> Packaged:
+    """Add an engine to a model repository, or make one.
+
+    The engine becomes version 1 of a new model, or the next of one that is there; a bundle that is the newest version
+    already is left as it is, or gets its configuration written anew. Models of others are not touched, nor
+    configurations that were edited.
+
+    Args:
+        engine: The bundle.
+        repository: The folder that Triton reads.
+        serving: How it is to be served.
+        version: Number of the version; by default the next.
+
+    Raises:
+        BackendError: If Triton cannot run the engine, or ONNX is missing to write the normalisation with.
+        BundleError: If the bundle is damaged, or holds no golden inputs.
+        FileError: If a model of that name is there and is not ours, was edited, or takes other inputs; or if the
+            folder cannot be written.
+        SpecError: If something was asked for that the engine, or Triton, cannot do, or the version is no new one.
+    """
+    bundle = open_bundle(engine)
+    bundle.verify_files()
+    folders = model_folders(_contents(bundle), serving)
+    with artifact.writable_folder(repository), _held(repository):
+        versions = []
+        for folder in folders:  # every refusal comes before anything is written
+            existing = _versions_of_ours(repository / folder.name, folder)
+            is_engine = folder.name == serving.name
+            versions.append(_choose(repository / folder.name, folder, existing, version) if is_engine else 1)
+        models = tuple(_place(repository, folder, number) for folder, number in zip(folders, versions, strict=True))
+    return Packaged(str(repository), bundle.manifest.name, models, notes(bundle.manifest))
+
+
+@contextlib.contextmanager
+def _held(repository: Path) -> Iterator[None]:
+    """Keep others out who would choose the same number meanwhile; on a file system without locks, nobody is."""
+    with artifact.translate_os_errors(repository):
+        handle = os.open(repository, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _contents(bundle: Bundle) -> Contents:
+    if GOLDEN not in bundle.manifest.files:
+        hint = "build the engine again with `resnet-deploy build`"
+        raise BundleError(f"{bundle.path} holds no golden inputs to warm a server up with", hint=hint)
+    with np.load(bundle.golden_path) as golden:
+        images = golden["images"]
+    return Contents(bundle.manifest, artifact.read_bytes(bundle.manifest_path), bundle.engine_path, images)
+
+
+def _versions_of_ours(target: Path, folder: ModelFolder) -> list[int]:
+    """List the versions of the model at ``target``, in order; none where there is nothing.
+
+    Raises:
+        FileError: If what is there is not ours, was edited, or has another interface than ``folder``.
+    """
+    if not artifact.exists(target):
+        return []
+    config = target / CONFIG
+    found = origin(artifact.read_bytes(config)) if artifact.is_file(config) else "foreign"
+    if found == "foreign":
+        raise FileError(f"{target} is there, and was not made by `resnet-deploy package`", hint=_OTHER_NAME)
+    if found == "edited":
+        hint = f"give what was edited as options, and remove {config.parent} first; or choose another --name"
+        raise FileError(f"{config} was edited since it was made", hint=hint)
+    # As Triton reads them: numbers that do not begin with 0.
+    names = [path.name for path in artifact.list_folder(target) if artifact.is_folder(path)]
+    versions = sorted(int(name) for name in names if name.isascii() and name.isdigit() and not name.startswith("0"))
+    if versions:
+        _require_same_interface(target / str(versions[-1]) / INTERFACE, folder)
+    return versions
+
+
+def _require_same_interface(file: Path, folder: ModelFolder) -> None:
+    wanted = folder.version_files[INTERFACE]
+    assert isinstance(wanted, bytes)
+    written = artifact.read_bytes(file) if artifact.is_file(file) else b"{}"
+    if written == wanted:
+        return
+    new = msgspec.json.decode(wanted, type=dict[str, object])
+    try:
+        old = msgspec.json.decode(written, type=dict[str, object])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        old = {}
+    differing = ", ".join(name for name in new if old.get(name) != new[name])
+    raise FileError(
+        f"{file.parent.parent} has another interface ({differing or 'its file was edited'}), "
+        "and versions of a model share theirs",
+        hint=_OTHER_NAME,
+    )
+
+
+def _choose(target: Path, folder: ModelFolder, existing: list[int], asked: int | None) -> int:
+    """Choose the number: that of the newest version if it is this very bundle, else the next, or what was asked for."""
+    newest = existing[-1] if existing else 0
+    is_there = bool(existing) and _holds(target / str(newest) / MANIFEST, folder.version_files[MANIFEST])
+    if asked is None or (is_there and asked == newest):
+        return newest if is_there else newest + 1
+    if asked < 1:
+        raise SpecError(f"version {asked}", hint="give --version a number from 1")
+    if asked <= newest:
+        hint = f"give --version {newest + 1} or more, or leave it out"
+        raise SpecError(f"{target} is at version {newest}, and Triton would not serve {asked}", hint=hint)
+    return asked
+
+
+def _place(repository: Path, folder: ModelFolder, version: int) -> PackagedModel:
+    """Write a model, unless it is there as it is to be."""
+    target = repository / folder.name
+    wanted = _files(folder, version)
+    is_new, is_next = not artifact.exists(target), not artifact.exists(target / str(version))
+    if not is_new and all(_holds(target / path, content) for path, content in wanted.items()):
+        return PackagedModel(folder.name, version, "unchanged")
+    with (
+        artifact.atomic_folder(target, staging=_staging(repository)) as temporary,
+        artifact.translate_os_errors(target),
+    ):
+        # First: Triton loads no model from a folder that has another name than the model.
+        (temporary / CONFIG).write_bytes(folder.config)
+        if not is_new:
+            _link_others(target, temporary, version)
+        for path, content in wanted.items():
+            _write(temporary / path, content)
+    return PackagedModel(folder.name, version, "new" if is_new else "new version" if is_next else "rewritten")
+
+
+def _files(folder: ModelFolder, version: int) -> dict[str, bytes | Path]:
+    """List what is written, by path in the model's folder."""
+    inside = {f"{version}/{name}": content for name, content in folder.version_files.items()}
+    return {CONFIG: folder.config, **folder.files, **inside}
+
+
+def _holds(path: Path, content: bytes | Path) -> bool:
+    if not artifact.is_file(path):
+        return False
+    digest = artifact.sha256_bytes(content) if isinstance(content, bytes) else artifact.sha256_file(content)
+    return artifact.sha256_file(path) == digest
+
+
+def _staging(repository: Path) -> Path:
+    """Say where to make a model: beside the repository, or in it where it is a file system of its own."""
+    root = Path(os.path.realpath(repository))
+    with artifact.translate_os_errors(root):
+        is_mounted = root.stat().st_dev != root.parent.stat().st_dev
+    return root if is_mounted or not os.access(root.parent, os.W_OK | os.X_OK) else root.parent
+
+
+def _link_others(target: Path, temporary: Path, version: int) -> None:
+    """Take over everything but what is written anew, without a copy where links can be had."""
+    anew = {CONFIG, LABELS, WARMUP, str(version)}
+
+    def passed_over(folder: str, names: list[str]) -> set[str]:
+        return anew.intersection(names) if Path(folder) == target else set()
+
+    shutil.copytree(
+        target, temporary, symlinks=True, ignore=passed_over, copy_function=_link_or_copy, dirs_exist_ok=True
+    )
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _write(path: Path, content: bytes | Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        shutil.copyfile(content, path)
