@@ -10,7 +10,7 @@ from rich.table import Table
 
 def print_table(record: Record, console: Console) -> None:
     """Print a row for each arm: means over the seeds, and the least and the largest of them."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("arm\n")
     for title in (
         "loss, last epoch\nnats",
@@ -33,6 +33,7 @@ def print_table(record: Record, console: Console) -> None:
             f"{mean(run.seconds for run in runs):.0f}",
         )
     console.print(table)
+    console.print()
     console.print(conditions(record), highlight=False, soft_wrap=True)
 
 

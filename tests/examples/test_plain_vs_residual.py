@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "plain_vs_residu
 
 import curves
 import gradients
+import page
 import results
 import run as command
 import table
@@ -286,9 +287,9 @@ def test_every_arm_is_in_every_plot(arms):
     for draw in (curves.draw_losses, curves.draw_errors, curves.draw_gradients, curves.draw_likeness):
         named = [trace.name for trace in draw(record).data if trace.showlegend]
         assert sorted(named) == sorted(arms), draw
-    page = curves.render_page(record)
-    assert all(f'"name":"{arm}"' in page for arm in arms)
-    assert "http" not in page.split("<body>")[1]
+    html = curves.render_page(record)
+    assert all(html.count(f'"name":"{arm}"') >= 4 for arm in arms)
+    assert "src=" not in html.split("<body>")[1]
 
 
 def test_bold_curves_are_means_over_seeds():
@@ -296,6 +297,29 @@ def test_bold_curves_are_means_over_seeds():
     bold = [trace for trace in curves.draw_losses(record).data if trace.line.width > 1]
     assert len(bold) == 1
     assert bold[0].y[0] == pytest.approx(2.0 - 0.01 / 2)
+
+
+# --- the page
+
+
+def test_the_table_replaces_the_one_in_the_page(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("before\n<!-- measured -->\nold\n<!-- /measured -->\nafter\n")
+    record = record_of(made_up("plain18", 0), made_up("plain18", 1), made_up("resnet18"))
+    for _ in range(2):  # the second time changes nothing
+        page.fill_page(path, record)
+        text = path.read_text()
+        assert text == f"before\n<!-- measured -->\n{page.fenced(record)}<!-- /measured -->\nafter\n"
+    assert "12.5 (12.5 to 12.5)" in text
+    assert "over 1 to 2 seed(s)" in text
+
+
+def test_a_page_without_a_place_is_refused(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("nothing")
+    with pytest.raises(FileError, match="0 places"):
+        page.fill_page(path, record_of(made_up("plain18")))
+    assert path.read_text() == "nothing"
 
 
 # --- the command
