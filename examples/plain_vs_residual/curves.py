@@ -48,15 +48,18 @@ def render_page(record: Record) -> str:
         Section("Relative gradients", GRADIENTS, draw_gradients(record)),
         Section("Shattering, before training", LIKENESS, draw_likeness(record)),
     )
-    body = "".join(
-        f"<h2>{part.title}</h2><p>{part.text}</p>{part.figure.to_html(full_html=False, include_plotlyjs=False)}"
-        for part in sections
-    )
+    body = "".join(f"<h2>{part.title}</h2><p>{part.text}</p>{embed(part.figure)}" for part in sections)
     head = "<meta charset='utf-8'><title>Plain against residual</title>"
     style = "<style>body{font:16px system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}</style>"
     intro = "<h1>Plain networks against residual ones</h1><p>" + conditions(record).replace("\n", "<br>") + "</p>"
     script = f"<script>{get_plotlyjs()}</script>"
     return f"<!doctype html><html lang='en'><head>{head}{style}{script}</head><body>{intro}{body}</body></html>\n"
+
+
+def embed(figure: go.Figure) -> str:
+    """Write a figure as a part of a page that has the library already."""
+    html: str = figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False})
+    return html
 
 
 def draw_losses(record: Record) -> go.Figure:
@@ -69,7 +72,7 @@ def draw_losses(record: Record) -> go.Figure:
         for run, values in zip(runs, losses, strict=True):
             add_line(figure, panel, arm, values, run.seed)
         add_line(figure, panel, arm, mean_of([running_mean(values, half_epoch) for values in losses]))
-    figure.update_yaxes(type="log")
+    figure.update_yaxes(type="log", dtick=1)
     return figure
 
 
@@ -92,7 +95,7 @@ def draw_gradients(record: Record) -> go.Figure:
     for arm in record.arms:
         for panel, step in ((1, 0), (2, -1)):
             add_line(figure, panel, arm, mean_of([relative_gradients(run, step) for run in record.of(arm)]))
-    figure.update_yaxes(type="log", exponentformat="power")
+    figure.update_yaxes(type="log", dtick=1)
     return figure
 
 
@@ -125,6 +128,7 @@ def add_line(figure: go.Figure, panel: int, arm: str, values: Curve, seed: int |
     figure.add_scatter(
         x=np.arange(1, 1 + len(values)),
         y=values,
+        mode="lines",
         name=arm,
         legendgroup=arm,
         showlegend=not thin and arm not in named,
@@ -132,7 +136,7 @@ def add_line(figure: go.Figure, panel: int, arm: str, values: Curve, seed: int |
         line={
             "color": PLAIN_COLOUR if is_plain(arm) else RESIDUAL_COLOUR,
             "width": 1 if thin else 3,
-            "dash": "dot" if arm.endswith("18") else "solid",
+            "dash": "dot" if arm.endswith("18") and not thin else "solid",
         },
         hovertemplate=f"{arm}{f', seed {seed}' if thin else ''}<br>%{{x}}: %{{y:.3g}}<extra></extra>",
         row=1,
