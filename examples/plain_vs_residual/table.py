@@ -7,19 +7,21 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+HEADER = (
+    "loss\nnats",
+    "training\nerror %",
+    "held-out\nerror %",
+    "gradient\ngrowth",
+    "neighbours'\ncorrelation",
+    "time\ns",
+)
+
 
 def print_table(record: Record, console: Console) -> None:
-    """Print a row for each arm: means over the seeds, and the least and the largest of them."""
+    """Print a row for each arm: means over the seeds, and below them the least and the largest."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("arm\n")
-    for title in (
-        "loss, last epoch\nnats",
-        "training error\n%",
-        "held-out error\n%",
-        "gradient growth\nper layer, at first",
-        "correlation\nof neighbours",
-        "time\ns",
-    ):
+    for title in HEADER:
         table.add_column(title, justify="right")
     for arm in record.arms:
         runs = record.of(arm)
@@ -40,22 +42,21 @@ def print_table(record: Record, console: Console) -> None:
 def conditions(record: Record) -> str:
     """Say what the figures rest on."""
     recipe, here = record.recipe, record.environment
-    seeds = sorted({len(record.of(arm)) for arm in record.arms})
-    counts = " to ".join(map(str, seeds))
+    counts = sorted({len(record.of(arm)) for arm in record.arms})
+    seeds = " to ".join(map(str, counts)) + (" seed" if counts == [1] else " seeds, below them least to largest")
     torch = next((library.version for library in here.libraries if library.name == "torch"), "?")
     return (
-        f"Means over {counts} seed(s) (least to largest); {recipe.epochs} epochs, batch {recipe.batch}, "
-        f"rate {recipe.rate:g}, a tenth of it for the last third.\n"
+        f"Means over {seeds}; {recipe.epochs} epochs, batch {recipe.batch}, rate {recipe.rate:g}, at last a tenth.\n"
         f"{here.cpu.model}, {here.cpu.cores} cores, PyTorch {torch}."
     )
 
 
 def spread(values: list[float], form: str) -> str:
-    """Write a mean, and the range where there are several values."""
+    """Write a mean, and below it the range where there are several values."""
     text = form.format(mean(values))
     if len(values) == 1:
         return text
-    return f"{text} ({form.format(min(values))} to {form.format(max(values))})"
+    return f"{text}\n{form.format(min(values))} to {form.format(max(values))}"
 
 
 def last_loss(run: Run, epochs: int) -> float:

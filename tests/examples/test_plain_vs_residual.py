@@ -310,8 +310,8 @@ def test_the_table_replaces_the_one_in_the_page(tmp_path):
         page.fill_page(path, record)
         text = path.read_text()
         assert text == f"before\n<!-- measured -->\n{page.fenced(record)}<!-- /measured -->\nafter\n"
-    assert "12.5 (12.5 to 12.5)" in text
-    assert "over 1 to 2 seed(s)" in text
+    assert "1.740 to 1.750" in text  # losses of the last of two epochs: (1.8 + 1.7) / 2, and a hundredth less
+    assert "over 1 to 2 seeds, below them least to largest" in text
 
 
 def test_a_page_without_a_place_is_refused(tmp_path):
