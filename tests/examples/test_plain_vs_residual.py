@@ -110,6 +110,32 @@ def test_twins_are_measured_at_the_same_layers(pair, count):
     assert len(chains[0]) == count  # with the classifier: 18 and 34
 
 
+def deepened(shallow, deep, *, identity=True):
+    """Copy the weights of a plain-18 into a plain-34; the other blocks compute the identity, or stay as they are."""
+    state = shallow.state_dict()
+    deep.load_state_dict({name: state.get(name, value) for name, value in deep.state_dict().items()})
+    blocks = dict(shallow.named_modules())
+    added = [part for name, part in deep.named_modules() if isinstance(part, Block) and name not in blocks]
+    assert len(added) == 8
+    for block in added if identity else []:
+        for conv, norm in ((block.conv1, block.bn1), (block.conv2, block.bn2)):
+            nn.init.dirac_(conv.weight)
+            nn.init.constant_(norm.weight, (1 + norm.eps) ** 0.5)  # of a variance kept as 1
+    return deep.eval()
+
+
+@pytest.mark.parametrize("identity", [True, False])
+def test_the_deeper_plain_network_contains_the_shallower_one(few, identity):
+    shallow, deep = (twins.make_arm(arm, seed=0) for arm in ("plain18", "plain34"))
+    training.settle(shallow, few.train.images)
+    shallow.eval()
+    with torch.no_grad():
+        wanted = shallow(few.held_out.images)
+        found = deepened(shallow, deep, identity=identity)(few.held_out.images)
+    # Sixteen layers that round each of their numbers a few times, at 6e-8 each.
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4) == identity
+
+
 def test_arms_come_in_pairs():
     assert twins.DEPTHS == (18, 34)
     assert twins.arms_of((18, 34)) == ("plain18", "resnet18", "plain34", "resnet34")
