@@ -18,13 +18,13 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         epochs: Passes over the training images, each in another order, the same for all arms of a seed.
         batch: Images in a step.
-        rate: The rate of learning at first.
+        rate: The rate of learning at first; of 0.001, 0.002, 0.005 and 0.01 the one that plain-34 does best at.
         momentum, weight_decay: As in the paper.
     """
 
     epochs: int = 6
     batch: int = 64
-    rate: float = 0.005
+    rate: float = 0.002
     momentum: float = 0.9
     weight_decay: float = 1e-4
 

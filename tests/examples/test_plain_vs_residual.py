@@ -348,6 +348,13 @@ def test_a_page_without_a_place_is_refused(tmp_path):
     assert path.read_text() == "nothing"
 
 
+def test_the_readme_has_figures_of_every_arm():
+    (shown,) = page.PLACE.findall(page.PAGE.read_text())
+    assert [line.split()[0] for line in shown.splitlines() if line.startswith(("plain", "resnet"))] == list(
+        twins.arms_of(twins.DEPTHS)
+    )
+
+
 # --- the command
 
 
