@@ -112,8 +112,8 @@ class _Crew:
             return self._bury(worker)
         if isinstance(said, UserError):
             raise said
+        self._false_starts = 0
         if said == READY:
-            self._false_starts = 0
             outcome = None
         else:
             outcome = said if isinstance(said, ShardDone) else self._note_failure(said.number, said.reason)
