@@ -20,17 +20,15 @@ from command_line import assert_refused, files
 pytest.importorskip("onnxruntime", reason="the engines are ONNX Runtime's")
 pytest.importorskip("pyarrow", reason="scores are Parquet tables")
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from scoring_images import assert_each_once, draw_pictures, errors, lay_out, parts, scores
 
 import resnet_deploy
-from resnet_deploy.integrations.pyarrow import readable
 from resnet_deploy.pipeline import scoring_workers
 from resnet_deploy.pipeline.scoring import ScoringWay
 
 ROOT = Path(__file__).parents[2]
-DIFFERENT = 12
 # Kernels may round differently at another batch size, as they do where bad images move the others: a few units in the
 # last place of logits, which is far below this.
 TOLERANCE = 1e-5
@@ -38,27 +36,13 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A few small JPEGs that differ."""
-    folder, draw = tmp_path_factory.mktemp("pictures"), np.random.default_rng(11)
-    for number in range(DIFFERENT):
-        coarse = Image.fromarray(draw.integers(0, 256, (5, 5, 3), np.uint8))
-        coarse.resize((44, 36), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=90)
-    return sorted(folder.iterdir())
+    return draw_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture
 def fill(pictures, tmp_path):
-    """Lay out images in two folders, so that base names occur twice: (count) -> folder."""
-
-    def make(count, name="photos"):
-        folder = tmp_path / name
-        for number in range(count):
-            path = folder / "ab"[number % 2] / f"{number // 2:04}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.link(pictures[number % DIFFERENT], path)
-        return folder
-
-    return make
+    """Lay out images: (count) -> folder."""
+    return lambda count, name="photos": lay_out(pictures, tmp_path / name, count)
 
 
 @pytest.fixture
@@ -115,35 +99,6 @@ def wait_until(condition, process=None, seconds=120):
         assert process is None or process.poll() is None, process.stderr.read()
         time.sleep(0.005)
     return value
-
-
-def parts(out):
-    return sorted(path.name for path in out.glob("part-*.parquet"))
-
-
-def scores(out):
-    """All rows of scores, as whoever reads the folder finds them."""
-    return pq.read_table(out)
-
-
-def errors(out):
-    """Path -> error of every bad image."""
-    tables = [pq.read_table(path) for path in sorted((out / "_errors").glob("*.parquet"))]
-    rows = pa.concat_tables(tables).to_pylist() if tables else []
-    assert len({row["path"] for row in rows}) == len(rows)
-    return {row["path"]: row["error"] for row in rows}
-
-
-def assert_each_once(out, source, bad=()):
-    """Every image has one row in one of the tables, in the order of the names; and nothing half-written lies about."""
-    names = sorted(str(path.relative_to(source)) for path in source.rglob("*.jpg"))
-    assert len(names) > 0
-    wrong = errors(out)
-    assert set(wrong) == {readable(name) for name in bad}
-    assert scores(out)["path"].to_pylist() == [readable(name) for name in names if name not in bad]
-    assert list(out.rglob(".*")) == []
-    record = json.loads((out / "_scoring.json").read_text())
-    assert (record["scored"], record["bad"]) == (len(names) - len(bad), len(bad))
 
 
 # --- what is written
