@@ -11,12 +11,13 @@ import importlib
 import logging
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from resnet_deploy.errors import BackendError
 
@@ -54,7 +55,8 @@ def connected(address: str | None) -> Iterator[None]:
     """
     ray = _import("ray")
     if ray.is_initialized():
-        yield
+        with _quiet():
+            yield
         return
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
@@ -70,9 +72,15 @@ def connected(address: str | None) -> Iterator[None]:
     if in_main:
         signal.signal(signal.SIGTERM, handler)  # of which Ray has one of its own
     try:
-        yield
+        with _quiet():
+            yield
     finally:
         ray.shutdown()
+
+
+def _quiet() -> contextlib.redirect_stdout[TextIO]:
+    """Send what Ray prints, such as that a worker died, to standard error: standard output is for answers."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 def node_cpus() -> tuple[int, ...]:
