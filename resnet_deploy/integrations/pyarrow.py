@@ -186,8 +186,13 @@ class RemoteFolder:
             parent, _, last = path.rpartition("/")
             self._files.create_dir(parent, recursive=True)
             temporary = f"{parent}/.{last}.{uuid.uuid4().hex}.tmp"
-            self._put(temporary, data)
-            self._files.move(temporary, path)
+            try:
+                self._put(temporary, data)
+                self._files.move(temporary, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    self._files.delete_file(temporary)
+                raise
 
     def remove(self, name: str) -> None:
         """Remove a file below, if it is there."""

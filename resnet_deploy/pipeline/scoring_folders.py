@@ -88,7 +88,8 @@ class LocalFolder:
     def names(self, below: str) -> list[str]:
         """List the files directly in a folder below; none where it is not there."""
         folder = self.path / below
-        return [path.name for path in artifact.list_folder(folder)] if artifact.is_folder(folder) else []
+        listed = artifact.list_folder(folder) if artifact.is_folder(folder) else []
+        return [path.name for path in listed if artifact.is_file(path)]
 
     def tensor(self, name: str, spec: "Preprocess") -> "Array":
         """Read and preprocess one image."""

@@ -13,7 +13,7 @@ from resnet_deploy.errors import SpecError
 from resnet_deploy.pipeline.scoring_shard import Shard
 from resnet_deploy.specs import MAX_THREADS, require_at_most
 
-_CORES_PER_WORKER: Final = 4  # one Python process keeps about so many decoding threads busy
+_CORES_PER_WORKER: Final = 4  # a compromise: every worker has the engine in its memory once more
 
 
 @dataclass(frozen=True)
