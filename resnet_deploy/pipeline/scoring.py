@@ -131,6 +131,8 @@ def _run(
         else:
             new.append(outcome)
             output.done[outcome.number] = outcome
+    failed |= dict.fromkeys(output.drop_unseen(), "in so far as its file is not to be seen here: is --out shared?")
+    new = [one for one in new if one.number in output.done]
     session = msgspec.structs.replace(
         session,
         shards=len(new),

@@ -108,6 +108,14 @@ class ScoringOutput:
         """Numbers of the shards that are not done."""
         return [number for number in range(self.shards) if number not in self.done]
 
+    def drop_unseen(self) -> list[int]:
+        """Take what is not to be seen here for not done: a machine has another folder of that name. Say which."""
+        files = set(self._folder.names(""))
+        unseen = [number for number in self.done if part_name(number) not in files]
+        for number in unseen:
+            del self.done[number]
+        return unseen
+
     def keep(self, session: ScoringSession) -> ScoringRecord:
         """Write the record, with the counts of what is done and the present session as the last."""
         record = ScoringRecord(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -332,6 +333,22 @@ def test_a_shard_that_kills_is_named_after_the_rest_is_done(invoke, line, fill, 
     monkeypatch.undo()
     assert invoke(*line(source, "--shard-size", 4, "--workers", 2)).exit_code == 0
     assert_each_once(out, source)
+
+
+def test_what_a_worker_wrote_elsewhere_is_not_done(invoke, line, fill, tmp_path, monkeypatch):
+    """As on a cluster whose machines do not share the folder."""
+    source, elsewhere = fill(8), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    def score(task, shards, workers):
+        return scoring_workers.score_in_processes(replace(task, output=str(elsewhere)), shards, workers)
+
+    monkeypatch.setattr("resnet_deploy.cli.predict.way", lambda values: contextlib.nullcontext(ScoringWay(score=score)))
+    result = invoke(*line(source, "--shard-size", 4))
+    assert result.exit_code == 1, result.output
+    assert "2 of 2 shards are not scored" in result.stderr
+    assert "is --out shared?" in result.stderr
+    assert len(parts(elsewhere)) == 2
 
 
 def test_workers_that_never_start_are_an_error(invoke, line, fill, monkeypatch):
