@@ -20,7 +20,7 @@ _OF_SCORING: Final = ("shard_size", "logits", "workers", "with_ray", "ray_addres
 
 
 @click.command()
-@click.argument("images", nargs=-1, required=True, type=PATH_OR_WORD, metavar="IMAGE... | FOLDER")
+@click.argument("images", nargs=-1, required=True, type=PATH_OR_WORD)
 @click.option("--engine", type=PATH, help="The bundle.  [default: the one in engines/]")
 @click.option("--top", type=int, default=5, show_default=True, help="Classes to name per image.")
 @click.option(
@@ -29,7 +29,9 @@ _OF_SCORING: Final = ("shard_size", "logits", "workers", "with_ray", "ray_addres
     default=0,
     help=f"CPU threads of each engine.  {ONE_PER_CORE}; --workers share them",
 )
-@click.option("--out", type=PATH_OR_WORD, metavar="DIR", help="Score all images below FOLDER into Parquet files here.")
+@click.option(
+    "--out", type=PATH_OR_WORD, metavar="DIR", help="Score all images below one folder into Parquet files here."
+)
 @click.option("--shard-size", type=int, default=4096, show_default=True, help="Images per file in --out.")
 @click.option("--logits", is_flag=True, help="Keep all logits in --out, too.")
 @click.option("--workers", type=THREADS, default=0, help="Engines at work.  [default: one per GPU or 4 cores]")

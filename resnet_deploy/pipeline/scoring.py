@@ -1,7 +1,8 @@
 """Scoring every image below a folder, shard by shard, going on with what is there already."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _TOLD: Final = 5  # failed shards that a message names
 
 # Scores shards in so many workers, and yields what became of each.
-ScoreShards: TypeAlias = Callable[[ScoringTask, Sequence[Shard], int], Iterator[Outcome]]
+ScoreShards: TypeAlias = Callable[[ScoringTask, Sequence[Shard], int], Generator[Outcome, None, None]]
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def score(places: ScoringPlaces, spec: ScoringSpec, way: ScoringWay, progress: "
 
 
 def _run(
-    output: ScoringOutput, session: ScoringSession, outcomes: Iterator[Outcome], progress: "Progress"
+    output: ScoringOutput, session: ScoringSession, outcomes: Generator[Outcome, None, None], progress: "Progress"
 ) -> ScoringRecord:
     """Have the missing shards scored, and keep count."""
     missing, before = output.missing, len(output.done)
@@ -125,12 +126,13 @@ def _run(
     begun = time.perf_counter()
     new: list[ShardDone] = []
     failed: dict[int, str] = {}
-    for outcome in progress.track(outcomes, f"scoring, {before:,} shards done before", len(missing)):
-        if isinstance(outcome, ShardFailed):
-            failed[outcome.number] = outcome.reason
-        else:
-            new.append(outcome)
-            output.done[outcome.number] = outcome
+    with contextlib.closing(outcomes):  # an interrupt may hit this loop: the workers are to end all the same
+        for outcome in progress.track(outcomes, f"scoring, {before:,} shards done before", len(missing)):
+            if isinstance(outcome, ShardFailed):
+                failed[outcome.number] = outcome.reason
+            else:
+                new.append(outcome)
+                output.done[outcome.number] = outcome
     failed |= dict.fromkeys(output.drop_unseen(), "in so far as its file is not to be seen here: is --out shared?")
     new = [one for one in new if one.number in output.done]
     session = msgspec.structs.replace(

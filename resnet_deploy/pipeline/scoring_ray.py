@@ -5,7 +5,7 @@ their names, what is done, and what is done again are the same whoever worked.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,7 @@ def ray_way(address: str | None) -> Iterator[ScoringWay]:
         yield ScoringWay("ray", score_with_ray, Machines(cores, ray.cluster_gpus()))
 
 
-def score_with_ray(task: ScoringTask, shards: Sequence[Shard], workers: int) -> Iterator[Outcome]:
+def score_with_ray(task: ScoringTask, shards: Sequence[Shard], workers: int) -> Generator[Outcome, None, None]:
     """Score shards on the cluster that is connected, and yield what became of each as it does.
 
     Raises:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -29,7 +29,7 @@ _PROGRAM: Final = (sys.executable, "-m", "resnet_deploy.pipeline.scoring_child")
 
 def score_in_processes(
     task: ScoringTask, shards: Sequence[Shard], workers: int, program: Sequence[str] = _PROGRAM
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Score shards, and yield what became of each as it does; when the iteration ends, so do the workers.
 
     Raises:
