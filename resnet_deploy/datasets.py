@@ -320,12 +320,17 @@ def find_images(root: Path) -> ImageDataset:
         is_folder = stat.S_ISDIR(root.stat().st_mode)
     except OSError as error:
         raise _file_error(root, error) from error
-    folder, names = (root, _image_names(root)) if is_folder else (root.parent, _single_name(root))
+    folder, names = (root, image_names(root)) if is_folder else (root.parent, _single_name(root))
     return ImageDataset(folder, tuple(folder / name for name in names))
 
 
-def _image_names(root: Path) -> list[str]:
-    """Sorted names of all images below ``root``, relative to it, with forward slashes."""
+def image_names(root: Path) -> list[str]:
+    """List all images below a folder: sorted names, relative to it, with forward slashes.
+
+    Raises:
+        FileError: If a folder cannot be read.
+        DataError: If there is no image.
+    """
 
     def refuse(error: OSError) -> None:
         raise _file_error(Path(error.filename), error) from error
@@ -336,21 +341,24 @@ def _image_names(root: Path) -> list[str]:
     for top in (root, *linked):
         for folder, folders, files in os.walk(top, onerror=refuse):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            relative = PurePosixPath(folder).relative_to(root)
-            names += [str(relative / file) for file in files if _is_image(file)]
+            relative = str(PurePosixPath(folder).relative_to(root))
+            below = "" if relative == "." else f"{relative}/"
+            names += [below + file for file in files if is_image_name(file)]
     if not names:
         raise DataError(f"{root}: no images", hint=f"recognised are {' '.join(sorted(IMAGE_SUFFIXES))}")
     return sorted(names)
 
 
 def _single_name(file: Path) -> list[str]:
-    if not _is_image(file.name):
+    if not is_image_name(file.name):
         raise DataError(f"{file}: not an image", hint=f"recognised are {' '.join(sorted(IMAGE_SUFFIXES))}")
     return [file.name]
 
 
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+def is_image_name(name: str) -> bool:
+    """Whether a file of that name is taken for an image: its suffix says so, and it is not hidden."""
+    stem, dot, suffix = name.rpartition(".")  # a path object would take most of the time of listing millions
+    return stem != "" and dot + suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
 def _visible_folders(root: Path) -> list[Path]:

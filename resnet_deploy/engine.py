@@ -17,7 +17,7 @@ from resnet_deploy.errors import BackendError, BundleError, FeedError, SpecError
 from resnet_deploy.fleet import FleetEngine, is_fleet, open_engine, read_fleet
 from resnet_deploy.runners import open_several, shares_requests
 from resnet_deploy.specs import MAX_THREADS, require_at_most
-from resnet_deploy.verify import best_classes
+from resnet_deploy.verify import best_classes, softmax
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,7 +114,7 @@ class Engine:
             raise SpecError(f"top {top} is not positive", hint="ask for at least one class")
         logits = self(images)
         card, ranked = self.manifest.card, best_classes(logits, top)
-        probabilities = _softmax(logits)
+        probabilities = softmax(logits)
         return [
             [Prediction(int(index), card.label(int(index)), float(row[index])) for index in best]
             for best, row in zip(ranked, probabilities, strict=True)
@@ -277,11 +277,3 @@ def _type_name(value: object) -> str:
 
 
 _ACCEPTED: Final = "give paths or Pillow images, or one NumPy array of prepared images (numpy.stack, tensor.numpy())"
-
-
-def _softmax(logits: "Array") -> "Array":
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=1, keepdims=True)
-    exponentials = np.exp(shifted)
-    normalised: Array = exponentials / exponentials.sum(axis=1, keepdims=True)
-    return normalised

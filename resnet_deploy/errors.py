@@ -19,6 +19,7 @@
     ├── SpeedError               a measured speed-up is below what was asked for
     ├── RegressionError          a run is slower than an earlier one, or answers worse
     ├── LoadgenError             a test by LoadGen did not come to its end
+    ├── ScoringError             some images were left without a row
     └── RulesError               a test by LoadGen is not what MLPerf's rules ask for
 
 Each carries a ``hint``: what to do next. The command line prints both, one line each, without a traceback; anything
@@ -106,6 +107,10 @@ class RegressionError(ResnetDeployError):
 
 class LoadgenError(ResnetDeployError):
     """A test by LoadGen did not come to its end, or found nothing."""
+
+
+class ScoringError(ResnetDeployError):
+    """Some images were left without a row: what had them died, again and again."""
 
 
 class RulesError(ResnetDeployError):

@@ -87,3 +87,12 @@ def best_classes(logits: "Array", count: int = 5) -> "NDArray[np.int64]":
         best[:, rank] = left.argmax(1)  # the first of equals
         left[rows, best[:, rank]] = -np.inf
     return best
+
+
+def softmax(logits: "Array") -> "NDArray[np.float64]":
+    """Turn logits, (N, classes), into probabilities that add up to 1 in each row."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    exponentials: NDArray[np.float64] = np.exp(shifted)
+    exponentials /= exponentials.sum(axis=1, keepdims=True)
+    return exponentials

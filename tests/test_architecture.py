@@ -28,6 +28,7 @@ SOURCES = sorted((ROOT / "resnet_deploy").rglob("*.py"))
 OPTIONAL = (
     *("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "nncf", "tensorrt"),
     *("tensorrt_rtx", "cuda", "pycuda", "plotly", "jinja2", "markupsafe", "safetensors", "google", "mlperf_loadgen"),
+    *("pyarrow", "ray"),
 )
 # Installed with the package, and still too slow to be imported before they are needed.
 SLOW = ("numpy", "PIL", "rich")

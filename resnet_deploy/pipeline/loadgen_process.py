@@ -13,10 +13,10 @@ from typing import Final
 
 import msgspec
 
-import resnet_deploy
 from resnet_deploy import artifact, errors
 from resnet_deploy.errors import LoadgenError, ResnetDeployError
 from resnet_deploy.pipeline.loadgen_child import ANSWER, ChildAnswer, ChildRequest
+from resnet_deploy.pipeline.processes import child_environment
 
 _PROGRAM: Final = (sys.executable, "-m", "resnet_deploy.pipeline.loadgen_child")
 _REQUEST: Final = "request.json"
@@ -63,7 +63,7 @@ def run_child(
                 pass_fds=(sender,),
                 start_new_session=True,
                 cwd=folder,  # LoadGen takes an audit.config that lies in the working folder
-                env=_environment(),
+                env=child_environment(),
             )
         finally:
             os.close(sender)
@@ -74,13 +74,6 @@ def run_child(
                 process.kill()
     question.unlink()
     return _answer(process.returncode, folder)
-
-
-def _environment() -> dict[str, str]:
-    """Let the process find this very package, wherever it works."""
-    package = str(Path(resnet_deploy.__file__).parents[1])
-    path = os.environ.get("PYTHONPATH")
-    return os.environ | {"PYTHONPATH": os.pathsep.join([package, path] if path else [package])}
 
 
 def _watch(process: "subprocess.Popen[bytes]", receiver: int, patience: Patience) -> None:

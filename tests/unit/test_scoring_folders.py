@@ -1,0 +1,105 @@
+"""Folders of images and scores: of this machine, and behind file systems of pyarrow's and fsspec's."""
+
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pyarrow", reason="it is what reads and writes by URI")
+
+from PIL import Image
+
+from resnet_deploy.contract import Preprocess
+from resnet_deploy.errors import BackendError, DataError, FileError, SpecError
+from resnet_deploy.integrations import pyarrow as adapter
+from resnet_deploy.pipeline.scoring_folders import LocalFolder, absolute, is_uri, open_folder
+
+SPEC = Preprocess(image_size=8, resize=8)
+
+
+def files(folder):
+    return sorted(folder.rglob("*"))
+
+
+def picture():
+    file = io.BytesIO()
+    Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(params=["path", "file", "memory"])
+def place(request, tmp_path):
+    """An empty folder, by path or URI."""
+    if request.param == "memory":
+        fsspec = pytest.importorskip("fsspec", reason="memory:// is its")
+        yield f"memory://{tmp_path.name}"
+        fsspec.filesystem("memory").store.clear()
+    else:
+        yield str(tmp_path / "x") if request.param == "path" else f"file://{tmp_path}/x"
+
+
+def test_what_is_written_is_there(place):
+    folder = open_folder(place)
+    assert folder.names("") == []
+    for name in ("one.png", "b/two.PNG", "b/c/three.png", "b/.four.png", ".hidden/five.png", "six.txt"):
+        folder.write(name, picture())
+    folder.require()
+    assert folder.image_names() == ["b/c/three.png", "b/two.PNG", "one.png"]
+    assert sorted(folder.names("")) == ["one.png", "six.txt"]
+    assert sorted(folder.names("b")) == [".four.png", "two.PNG"]
+    assert folder.names("nowhere") == []
+    assert folder.tensor("b/two.PNG", SPEC).shape == SPEC.shape
+    folder.write("six.txt", b"again")
+    with folder.open_file("six.txt") as file:
+        file.seek(1)
+        assert bytes(file.read()) == b"gain"
+    folder.remove("six.txt")
+    folder.remove("six.txt")
+    assert folder.names("") == ["one.png"]
+
+
+def test_what_is_missing_or_damaged(place):
+    folder = open_folder(place)
+    with pytest.raises(FileError):
+        folder.require()
+    with pytest.raises(FileError):
+        folder.image_names()
+    folder.write("bad.png", b"no image")
+    with pytest.raises(DataError, match="not an image"):
+        folder.tensor("bad.png", SPEC)
+    with pytest.raises(FileError) as raised:
+        folder.tensor("gone.png", SPEC)
+    assert isinstance(raised.value.__cause__, FileNotFoundError)
+    folder.remove("bad.png")
+    folder.write("notes.txt", b"")
+    with pytest.raises(DataError, match="no images"):
+        folder.image_names()
+
+
+def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path):
+    folder = adapter.RemoteFolder.open(f"file://{tmp_path}/x")
+    folder.write("name", b"old")
+    before = files(tmp_path)
+    with pytest.raises(TypeError):
+        folder.write("name", None)
+    assert (tmp_path / "x" / "name").read_bytes() == b"old"
+    assert files(tmp_path) == before
+
+
+def test_places():
+    assert is_uri("s3://bucket/x")
+    assert not is_uri("photos/s3:/x")
+    assert absolute("s3://bucket/x") == "s3://bucket/x"
+    assert absolute("x") == str(Path.cwd() / "x")
+    assert isinstance(open_folder("x"), LocalFolder)
+    with pytest.raises(SpecError, match="nonsense://x"):
+        open_folder("nonsense://x")
+
+
+def test_without_pyarrow_its_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.fs", None)
+    with pytest.raises(BackendError, match="pyarrow cannot be imported") as raised:
+        open_folder("file:///tmp")
+    assert raised.value.hint == 'install it with `pip install "resnet-deploy[parquet]"`'
