@@ -1,6 +1,6 @@
 """Many callers of one image each beside explicit batches: throughput, what a caller waits, and what a request costs.
 
-    python benchmarks/microbatching.py ENGINE... [--callers 64] [--delay 0.002] [--seconds 5] [--rounds 5] [-o RECORD.json]
+    python benchmarks/microbatching.py ENGINE... [--callers 64] [--delay 0.002] [--seconds 5] [--rounds 5] [-o FILE]
 
 Explicit batches in a loop are the bound, and take turns with callers in a closed loop: each submits one prepared image,
 waits for its answer, and submits the next. Requests are gathered into batches of as many images as there are callers,

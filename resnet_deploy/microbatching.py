@@ -102,11 +102,22 @@ class _Tray:
         self.logits: Array = np.empty((size, *logits.shape), logits.dtype)
         self.requests: list[_Request] = []
         self.first_deadline = math.inf
+        self._bytes = self.images.data.cast("B")
+        self._row_bytes = self.images[0].nbytes
 
     @property
     def used(self) -> int:
         """How many of its rows are taken."""
         return int(self.requests[-1].rows.stop) if self.requests else 0
+
+    def stage(self, start: int, rows: "Array") -> None:
+        """Copy images, C-contiguous, to the row ``start`` and after.
+
+        As bytes, for NumPy lets go of the interpreter while it copies: others then wait for the lock that this is
+        done under, and this one for the interpreter (64 callers, 150 kB each: a fifth of a request's processor time).
+        """
+        first = start * self._row_bytes
+        self._bytes[first : first + rows.nbytes] = rows.data.cast("B")
 
     def close_ranks(self, requests: list[_Request]) -> int:
         """Move the images of ``requests``, some of the tray's, together; say how many there are."""
@@ -212,6 +223,7 @@ class MicroBatcher:
         if not 1 <= len(rows) <= self._size:
             hint = "call the engine itself, which splits them" if len(rows) else "give at least one"
             raise FeedError(f"a request of {len(rows)} images, batches have 1 to {self._size}", hint=hint)
+        rows = np.ascontiguousarray(rows)
         request = _Request(Future(), slice(0, len(rows)), alone, deadline)
         with self._lock:
             self._require_open()
@@ -289,7 +301,7 @@ class MicroBatcher:
         if tray is None or tray.used + len(rows) > self._size:
             tray = self._spare.pop() if self._spare else _Tray(self._size, self.input, self._output)
         start, stop = tray.used, tray.used + len(rows)
-        tray.images[start:stop] = rows
+        tray.stage(start, rows)
         if not start or stop == self._size or request.deadline < tray.first_deadline:
             self._work.set()
         tray.first_deadline = min(tray.first_deadline, request.deadline)

@@ -134,6 +134,16 @@ def test_images_are_copied_when_they_are_accepted(held, fake):
     np.testing.assert_array_equal(future.result(LONG_S), [5, 10, -5])
 
 
+def test_images_in_any_memory_order(make):
+    batcher = make()
+    rows = several(1, 2, 3, 4)
+    for images, numbers in ((rows[::2], [1, 3]), (np.asfortranarray(rows), [1, 2, 3, 4]), (rows[::-1], [4, 3, 2, 1])):
+        np.testing.assert_array_equal(batcher.submit(images).result(LONG_S), answers(numbers))
+    read_only = image(7)
+    read_only.flags.writeable = False
+    np.testing.assert_array_equal(batcher.submit(read_only).result(LONG_S), [7, 14, -7])
+
+
 def test_what_waits_is_run_together_in_order(held, fake):
     batcher = held(size=4)
     futures = [batcher.submit(image(number)) for number in range(1, 11)]
