@@ -18,7 +18,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -26,6 +25,7 @@ import numpy as np
 
 from resnet_deploy.batching import check_images
 from resnet_deploy.errors import BusyError, DeadlineError, FeedError, SpecError
+from resnet_deploy.trays import Request, Tray
 
 if TYPE_CHECKING:
     from resnet_deploy.protocols import Array, TensorSpec
@@ -71,69 +71,6 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             hint = "lower max_batch, or build the engine with another --batch"
             raise SpecError(f"max_batch is {self.max_batch}, the engine takes {largest} at once", hint=hint)
         return min(self.max_batch or largest, self.max_waiting)
-
-
-@dataclass(eq=False, slots=True)
-class _Request:
-    """What is to be answered.
-
-    Attributes:
-        future: What the caller holds.
-        rows: Where its images lie in its tray.
-        alone: Whether it is one image, answered without an axis of batches.
-        deadline: When it is too late to start it, by the monotonic clock; infinite for never.
-        arrived: When it was accepted.
-        end: How many images were accepted up to and including it, of all requests ever.
-    """
-
-    future: "Future[Array]"
-    rows: slice
-    alone: bool
-    deadline: float
-    arrived: float = 0.0
-    end: int = 0
-
-
-class _Tray:
-    """The memory of one batch, and the requests whose images lie in it, first come first."""
-
-    def __init__(self, size: int, images: "TensorSpec", logits: "TensorSpec") -> None:
-        self.images: Array = np.empty((size, *images.shape), images.dtype)
-        self.logits: Array = np.empty((size, *logits.shape), logits.dtype)
-        self.requests: list[_Request] = []
-        self.first_deadline = math.inf
-        self._bytes = self.images.data.cast("B")
-        self._row_bytes = self.images[0].nbytes
-
-    @property
-    def used(self) -> int:
-        """How many of its rows are taken."""
-        return int(self.requests[-1].rows.stop) if self.requests else 0
-
-    def stage(self, start: int, rows: "Array") -> None:
-        """Copy images, C-contiguous, to the row ``start`` and after.
-
-        As bytes, for NumPy lets go of the interpreter while it copies: others then wait for the lock that this is
-        done under, and this one for the interpreter (64 callers, 150 kB each: a fifth of a request's processor time).
-        """
-        first = start * self._row_bytes
-        self._bytes[first : first + rows.nbytes] = rows.data.cast("B")
-
-    def close_ranks(self, requests: list[_Request]) -> int:
-        """Move the images of ``requests``, some of the tray's, together; say how many there are."""
-        used = 0
-        for request in requests:
-            rows = slice(used, used + request.rows.stop - request.rows.start)
-            if rows != request.rows:
-                self.images[rows] = self.images[request.rows]  # downwards and in order: over rows of no further use
-                request.rows = rows
-            used = rows.stop
-        return used
-
-    def clear(self) -> None:
-        """Forget its requests."""
-        self.requests.clear()
-        self.first_deadline = math.inf
 
 
 class _Signal:
@@ -191,9 +128,9 @@ class MicroBatcher:
         self._lock = threading.Lock()
         self._work = _Signal()  # there is a batch to begin, or to begin earlier
         self._in_line: deque[_Signal] = deque()  # of callers that wait for room, first come first
-        self._trays: deque[_Tray] = deque()  # none of them empty
-        self._spare: list[_Tray] = []
-        self._running: _Tray | None = None
+        self._trays: deque[Tray] = deque()  # none of them empty
+        self._spare: list[Tray] = []
+        self._running: Tray | None = None
         self._begun = 0  # images of batches that have begun, of all ever
         self._closed = self._dropping = False
         self._failure: BaseException | None = None
@@ -224,7 +161,7 @@ class MicroBatcher:
             hint = "call the engine itself, which splits them" if len(rows) else "give at least one"
             raise FeedError(f"a request of {len(rows)} images, batches have 1 to {self._size}", hint=hint)
         rows = np.ascontiguousarray(rows)
-        request = _Request(Future(), slice(0, len(rows)), alone, deadline)
+        request = Request(Future(), slice(0, len(rows)), alone, deadline)
         with self._lock:
             self._require_open()
             if not self._in_line and self._has_room(len(rows)):
@@ -268,7 +205,7 @@ class MicroBatcher:
         if self._closed:
             raise FeedError("the engine is closed", hint="load it again")
 
-    def _accept_in_turn(self, request: _Request, rows: "Array") -> None:
+    def _accept_in_turn(self, request: Request, rows: "Array") -> None:
         turn = _Signal()
         try:
             with self._lock:
@@ -280,7 +217,7 @@ class MicroBatcher:
                 self._in_line.remove(turn)
             raise
 
-    def _is_decided(self, turn: _Signal, request: _Request, rows: "Array") -> bool:
+    def _is_decided(self, turn: _Signal, request: Request, rows: "Array") -> bool:
         """Accept or refuse a request in line, as soon as it can be told which."""
         with self._lock:
             is_late = request.deadline <= time.monotonic()
@@ -296,10 +233,10 @@ class MicroBatcher:
             self._accept(request, rows)
             return True
 
-    def _accept(self, request: _Request, rows: "Array") -> None:
+    def _accept(self, request: Request, rows: "Array") -> None:
         tray = self._trays[-1] if self._trays else None
         if tray is None or tray.used + len(rows) > self._size:
-            tray = self._spare.pop() if self._spare else _Tray(self._size, self.input, self._output)
+            tray = self._spare.pop() if self._spare else Tray(self._size, self.input, self._output)
         start, stop = tray.used, tray.used + len(rows)
         tray.stage(start, rows)
         if not start or stop == self._size or request.deadline < tray.first_deadline:
@@ -319,7 +256,7 @@ class MicroBatcher:
         except BaseException as error:  # noqa: BLE001 - whatever it is, nobody may be left waiting
             self._fail(error)
 
-    def _next_tray(self) -> _Tray | None:
+    def _next_tray(self) -> Tray | None:
         """Wait for a batch and for its company; None when all is done and closed."""
         free_since = time.monotonic()
         while True:
@@ -341,7 +278,7 @@ class MicroBatcher:
         company = max(free_since, tray.requests[0].arrived) + delay
         return min(company, tray.first_deadline - delay) - time.monotonic()
 
-    def _begin(self) -> _Tray | None:
+    def _begin(self) -> Tray | None:
         if not self._trays:
             return None
         tray = self._running = self._trays.popleft()
@@ -350,7 +287,7 @@ class MicroBatcher:
             self._in_line[0].set()
         return tray
 
-    def _answer(self, tray: _Tray) -> None:
+    def _answer(self, tray: Tray) -> None:
         now = time.monotonic()
         requests = [request for request in tray.requests if self._begins(request, now)]
         if not requests:
@@ -366,7 +303,7 @@ class MicroBatcher:
                 logits = tray.logits[request.rows]
                 _deliver(request.future.set_result, (logits[0] if request.alone else logits).copy())
 
-    def _begins(self, request: _Request, now: float) -> bool:
+    def _begins(self, request: Request, now: float) -> bool:
         """Whether a request is to be run; from here on it cannot be cancelled."""
         if self._dropping:
             _deliver(Future.cancel, request.future)
@@ -380,7 +317,7 @@ class MicroBatcher:
             return False
         return True
 
-    def _put_away(self, tray: _Tray) -> None:
+    def _put_away(self, tray: Tray) -> None:
         tray.clear()
         with self._lock:
             self._running = None

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from resnet_deploy import microbatching
+from resnet_deploy import trays
 from resnet_deploy.errors import BusyError, DeadlineError, FeedError, SpecError
 from resnet_deploy.microbatching import Batching, MicroBatcher
 from resnet_deploy.protocols import TensorSpec
@@ -432,7 +432,7 @@ def test_everybody_hears_when_the_thread_dies(held, fake, monkeypatch):
     with ThreadPoolExecutor(1) as pool:
         blocked = pool.submit(batcher.submit, image(9))
         await_line(batcher, 1)
-        monkeypatch.setattr(microbatching._Tray, "close_ranks", die)
+        monkeypatch.setattr(trays.Tray, "close_ranks", die)
         monkeypatch.setattr(batcher, "_batching", Batching(max_waiting=2))  # no room comes: the line is still there
         fake.go.set()
         for future in futures[:3]:
