@@ -1,13 +1,14 @@
 """The memory of batches, and the requests that lie in it."""
 
 import math
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from resnet_deploy.protocols import Array, TensorSpec
 
 
