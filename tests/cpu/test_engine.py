@@ -17,7 +17,7 @@ from resnet_deploy.backends import find_backend
 from resnet_deploy.bundle import Bundle, Requirements, open_bundle
 from resnet_deploy.capabilities import backend_status
 from resnet_deploy.driver import Gpu, GpuProbe
-from resnet_deploy.engine import Engine, check_fits, load
+from resnet_deploy.engine import Engine, load
 from resnet_deploy.environment import Library
 from resnet_deploy.errors import (
     BackendError,
@@ -27,6 +27,7 @@ from resnet_deploy.errors import (
     FileError,
     SpecError,
 )
+from resnet_deploy.fitting import check_fits
 from resnet_deploy.images import batch_from_images
 
 
@@ -234,15 +235,8 @@ def test_pillow_images_give_the_logits_of_their_files(engine, pictures):
     np.testing.assert_array_equal(engine([str(pictures[0][0]), *opened[1:]]), expected)
 
 
-def tensor(images):
-    import torch
-
-    return torch.from_numpy(images)
-
-
 WRONG = {
     "list of arrays": (lambda images, path: list(images), "image 0 is of type numpy.ndarray"),
-    "tensor": (lambda images, path: tensor(images), "image 0 is of type torch.Tensor"),
     "bytes": (lambda images, path: path.read_bytes(), "image 0 is of type int"),
     "path and nothing": (lambda images, path: [path, None], "image 1 is of type NoneType"),
     "number": (lambda images, path: 3, "int where images are expected"),
