@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <numeric>
 #include <string>
@@ -29,10 +30,19 @@ stand_in::World& fresh_world() {
   return world;
 }
 
+/// Folders that are gone when the program ends.
+struct Folders {
+  ~Folders() {
+    for (const std::string& one : all) std::filesystem::remove_all(one);
+  }
+  std::vector<std::string> all;
+} folders;
+
 /// A bundle with `plan` in a folder of its own.
 Bundle bundle_of(const std::string& plan) {
   char folder[] = "/tmp/resnet-deploy-test-XXXXXX";
   REQUIRE(mkdtemp(folder) != nullptr);
+  folders.all.emplace_back(folder);
   Bundle bundle{folder, {}, ""};
   std::ofstream(std::string(folder) + "/model.plan") << plan;
   Manifest& manifest = bundle.manifest;
