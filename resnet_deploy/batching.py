@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from resnet_deploy.errors import FeedError
+from resnet_deploy.protocols import WritesInto
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from resnet_deploy.protocols import Array, Runner
+    from resnet_deploy.protocols import Array, Runner, TensorSpec
 
 
 class Shaped(Protocol):
@@ -24,6 +25,15 @@ class Shaped(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """In elements, the batch first."""
+        ...
+
+
+class TakesImages(Protocol):
+    """What says which images it takes: a runner, or what stands before one."""
+
+    @property
+    def input(self) -> "TensorSpec":
+        """Of one image."""
         ...
 
 
@@ -53,7 +63,7 @@ def check_batch(feed: "Shaped", runner: "Runner") -> None:
         )
 
 
-def check_images(images: "Shaped", runner: "Runner") -> None:
+def check_images(images: "Shaped", runner: "TakesImages") -> None:
     """Hold dtype and per-image shape of ``images`` against what ``runner`` accepts, for any number of them.
 
     Raises:
@@ -88,24 +98,62 @@ def run_once(runner: "Runner", feed: "Array") -> "Array":
     return runner.fetch()
 
 
-def infer(runner: "Runner", images: "Array") -> "Array":
+def run_into(runner: "Runner", feed: "Array", out: "Array") -> None:
+    """Take one batch through a runner's four steps; its first ``len(out)`` answers are written into ``out``.
+
+    By the backend itself where the runner is one that ``WritesInto``, else copied.
+    """
+    _begin(runner, feed, out)
+    _finish(runner, out)
+
+
+def _begin(runner: "Runner", feed: "Array", out: "Array") -> None:
+    runner.load(feed)
+    if len(out) == len(feed) and isinstance(runner, WritesInto):
+        runner.write_into(out)
+    runner.enqueue()
+
+
+def _finish(runner: "Runner", out: "Array") -> None:
+    runner.synchronize()
+    _keep(runner.fetch(), out)
+
+
+def _keep(answers: "Array", out: "Array") -> None:
+    if answers is not out:
+        out[...] = answers[: len(out)]
+
+
+def infer(runner: "Runner", images: "Array", out: "Array | None" = None) -> "Array":
     """Run any number of images, shape (N, *runner.input.shape); return logits (N, *runner.output.shape).
 
     Batches are as large as the runner takes; a remainder below its smallest is filled up with copies of the last image,
-    whose answers are dropped.
+    whose answers are dropped. Images that are not C-contiguous are copied a batch at a time.
+
+    Args:
+        runner: Takes the batches.
+        images: Any number.
+        out: Where the logits go, C-contiguous, of the runner's dtype; None takes fresh memory. After an error it may
+            hold the answers of the batches before.
 
     Raises:
         FeedError: If dtype or shape does not fit.
     """
     check_images(images, runner)
-    answers: list[Array] = [np.zeros((0, *runner.output.shape), runner.output.dtype)]
-    answers += run_each(runner, _batches(images, runner))
-    return np.concatenate(answers)[: len(images)]
+    logits = _fresh(images, runner) if out is None else out
+    parts, batches = _parts(logits, runner), _batches(images, runner)
+    if _loads_ahead(runner):
+        for part, answers in zip(parts, _run_ahead(runner, batches), strict=True):
+            _keep(answers, part)
+    else:
+        for part, batch in zip(parts, batches, strict=True):
+            run_into(runner, batch, part)
+    return logits
 
 
 def run_each(runner: "Runner", batches: "Iterable[Array]") -> "Iterator[Array]":
     """Yield the logits of each batch, in order, loading ahead where the runner can."""
-    if getattr(runner, "loads_ahead", False):  # one runner does: the protocol asks for less
+    if _loads_ahead(runner):
         yield from _run_ahead(runner, batches)
     else:
         for batch in batches:
@@ -119,7 +167,7 @@ def filled_up(batch: "Array", least: int) -> "Array":
     return np.ascontiguousarray(batch)
 
 
-def infer_in_turns(runners: "Sequence[Runner]", images: "Array") -> "Array":
+def infer_in_turns(runners: "Sequence[Runner]", images: "Array", out: "Array | None" = None) -> "Array":
     """Run any number of images as ``infer`` does, batch by batch on one runner after the other.
 
     From one thread: a runner's answers are fetched only when its turn comes again, so that as many batches are under
@@ -130,27 +178,35 @@ def infer_in_turns(runners: "Sequence[Runner]", images: "Array") -> "Array":
     """
     first = runners[0]
     check_images(images, first)
-    answers: list[Array] = [np.zeros((0, *first.output.shape), first.output.dtype)]
-    running: deque[Runner] = deque()
+    logits = _fresh(images, first) if out is None else out
+    running: deque[tuple[Runner, Array]] = deque()
     try:
-        for index, batch in enumerate(_batches(images, first)):
+        for index, (part, batch) in enumerate(zip(_parts(logits, first), _batches(images, first), strict=True)):
             if len(running) == len(runners):
-                answers.append(_finish(running.popleft()))
+                _finish(*running.popleft())
             runner = runners[index % len(runners)]
-            runner.load(batch)
-            runner.enqueue()
-            running.append(runner)
+            _begin(runner, batch, part)
+            running.append((runner, part))
         while running:
-            answers.append(_finish(running.popleft()))
+            _finish(*running.popleft())
     finally:
-        for runner in running:  # interrupted: what was begun reads its batch until it is done
+        for runner, _ in running:  # interrupted: what was begun reads its batch until it is done
             runner.synchronize()
-    return np.concatenate(answers)[: len(images)]
+    return logits
 
 
-def _finish(runner: "Runner") -> "Array":
-    runner.synchronize()
-    return runner.fetch()
+def _loads_ahead(runner: "Runner") -> bool:
+    return getattr(runner, "loads_ahead", False)  # one runner does: the protocol asks for less
+
+
+def _fresh(images: "Array", runner: "Runner") -> "Array":
+    return np.empty((len(images), *runner.output.shape), runner.output.dtype)
+
+
+def _parts(logits: "Array", runner: "Runner") -> "Iterator[Array]":
+    """Split logits as ``_batches`` splits images."""
+    for start in range(0, len(logits), runner.batch.max):
+        yield logits[start : start + runner.batch.max]
 
 
 def _batches(images: "Array", runner: "Runner") -> "Iterator[Array]":

@@ -1,34 +1,40 @@
 """The engine as an application holds it: images in, logits or labels out."""
 
+import math
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard, TypeVar, overload
 
 import numpy as np
 
 from resnet_deploy import environment
-from resnet_deploy.backends import find_backend
 from resnet_deploy.batching import infer, infer_in_turns
-from resnet_deploy.bundle import Bundle, Manifest, Requirements, open_bundle
-from resnet_deploy.capabilities import backend_status
+from resnet_deploy.bundle import Bundle, Manifest, open_bundle
 from resnet_deploy.device_arrays import is_on_device
-from resnet_deploy.errors import BackendError, BundleError, FeedError, SpecError
-from resnet_deploy.fleet import FleetEngine, is_fleet, open_engine, read_fleet
-from resnet_deploy.runners import open_several, shares_requests
+from resnet_deploy.errors import FeedError, SpecError
+from resnet_deploy.fitting import check_fits, choose_engine
+from resnet_deploy.fleet import is_fleet
+from resnet_deploy.host_arrays import require_apart, view_of_out, view_on_host
+from resnet_deploy.microbatching import Batching, MicroBatcher
+from resnet_deploy.runners import open_several, shares_requests, tensor_specs
 from resnet_deploy.specs import MAX_THREADS, require_at_most
 from resnet_deploy.verify import best_classes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from concurrent.futures import Future
 
     from PIL.Image import Image
 
     from resnet_deploy.device_arrays import DeviceArray, SupportsCuda
-    from resnet_deploy.environment import Environment
+    from resnet_deploy.host_arrays import SupportsDlpack
     from resnet_deploy.protocols import Array, Runner
 
     Picture: TypeAlias = str | Path | Image
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,17 +49,27 @@ class Prediction:
 class Engine:
     """A loaded engine bundle.
 
-    Calls from several threads are safe and take turns. Use it as a context manager, or call ``close``.
+    Safe to call from any number of threads: calls take turns, ``submit`` gathers what threads ask into batches. Use it
+    as a context manager, or call ``close``.
 
     Args:
         bundle: What the runners were opened from.
         runners: Owned by the engine from here on; batches of a long array are under way in all of them at once.
+        batching: How ``submit`` gathers images.
+
+    Raises:
+        SpecError: If ``batching`` asks for batches that are larger than the engine takes.
     """
 
-    def __init__(self, bundle: Bundle, *runners: "Runner") -> None:
+    def __init__(self, bundle: Bundle, *runners: "Runner", batching: Batching | None = None) -> None:
         self.bundle = bundle
         self._runners = runners
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the runners
+        self._batching = batching or Batching()
+        self._batch_size = self._batching.batch_for(self.manifest.spec.batch.max * max(len(runners), 1))
+        self._batcher: MicroBatcher | None = None
+        self._batcher_lock = threading.Lock()
+        self._closed = False
 
     @property
     def manifest(self) -> Manifest:
@@ -69,38 +85,102 @@ class Engine:
     def __call__(self, images: "Array | Sequence[Picture]") -> "Array": ...
 
     @overload
-    def __call__(
-        self, images: "SupportsCuda", *, stream: object = None, out: "SupportsCuda | None" = None
-    ) -> "DeviceArray": ...
+    def __call__(self, images: "Array | Sequence[Picture]", *, out: T) -> T: ...
 
-    def __call__(self, images: Any, *, stream: object = None, out: Any = None) -> "Array | DeviceArray":
+    @overload
+    def __call__(self, images: "DeviceArray", *, stream: object = None, out: None = None) -> "DeviceArray": ...
+
+    @overload
+    def __call__(
+        self, images: "SupportsDlpack | SupportsCuda", *, stream: object = None, out: object = None
+    ) -> Any: ...
+
+    def __call__(self, images: Any, *, stream: object = None, out: Any = None) -> Any:
         """Compute logits.
 
         Args:
             images: One array of prepared images, (N, H, W, 3) uint8 for the default input contract; or file paths and
-                Pillow images, which are decoded and preprocessed a batch at a time. Any N. An array on the GPU is run
-                where it is, without a copy, and may have as many images as the engine takes at once.
+                Pillow images, which are decoded and preprocessed a batch at a time. Any N. An array may be NumPy's, or
+                another library's (a tensor of PyTorch) in the host's memory: read where it is, without a copy, if it is
+                C-contiguous, and copied a batch at a time if it is not. An array on the GPU is run where it is,
+                without a copy, and may have as many images as the engine takes at once.
             stream: For an array on the GPU: the stream of PyTorch, CuPy or PyCUDA in whose order it is run; None is
                 the default stream.
-            out: For an array on the GPU: where the logits go; None takes fresh memory.
+            out: Where the logits go, (N, classes) float32, C-contiguous, beside the images: an array on the GPU for
+                one there, else a NumPy array or a tensor on the CPU. None takes fresh memory. ONNX Runtime on the CPU
+                writes into it itself; other backends' logits are copied into it, once from OpenVINO's memory, once
+                more on the way from a GPU. After an error it may hold a part of the answers.
 
         Returns:
-            Logits, (N, classes) float32, owned by the caller; on the GPU where the images are, ready on ``stream``.
+            ``out``, if given. Else logits, (N, classes) float32, owned by the caller: a NumPy array, whose memory
+            ``torch.from_numpy`` shares; or, for images on the GPU, a ``DeviceArray`` where they are, ready on
+            ``stream``.
 
         Raises:
             FeedError: If an array has the wrong dtype or shape, or ``images`` are anything else, or are on a GPU that
-                the engine does not run on.
+                the engine does not run on; if ``out`` does not fit or overlaps with them; or if the engine is closed.
             FileError, DataError: If a file is missing or is no image.
         """
         if is_on_device(images):
             return self._infer_on_device(images, stream, out)
-        if stream is not None or out is not None:
-            raise FeedError("stream and out are for arrays on the GPU", hint="give images there, or neither of the two")
-        if isinstance(images, np.ndarray):
-            return self._infer(images)
-        pictures, size = _pictures(images), self.manifest.spec.batch.max
-        starts = range(0, max(len(pictures), 1), size)  # no image is a batch of none: the logits have a shape too
-        return np.concatenate([self._infer(self.prepare(pictures[start : start + size])) for start in starts])
+        if stream is not None:
+            raise FeedError("a stream is for arrays on the GPU", hint="give images there, or no stream")
+        feed = None if _is_picture(images) else view_on_host(images)
+        pictures = _pictures(images) if feed is None else []
+        shape = (len(pictures) if feed is None else _count(feed), self.manifest.card.num_classes)
+        logits: Array = np.empty(shape, np.float32) if out is None else view_of_out(out, shape, "float32")
+        if feed is not None:
+            require_apart(logits, feed)
+            self._infer(feed, logits)
+        else:
+            size = self.manifest.spec.batch.max
+            for start in range(0, max(len(pictures), 1), size):  # none are looked at too: the engine may be closed
+                part = slice(start, start + size)
+                self._infer(self.prepare(pictures[part]), logits[part])
+        return logits if out is None else out
+
+    def submit(
+        self, images: "Picture | Array | SupportsDlpack", *, timeout_s: float | None = None, block: bool = True
+    ) -> "Future[Array]":
+        """Ask for the logits of one image, or of a few, to be run in a batch with those of other callers.
+
+        Files and Pillow images are decoded and preprocessed in the caller's thread, and so in as many as call.
+        Callbacks of the future run in the thread that makes batches, and keep the engine waiting: let them be short.
+        How batches are made is told to ``load``.
+
+        Args:
+            images: A path or a Pillow image; one prepared image, (H, W, 3) uint8 for the default input contract; or a
+                few, (n, H, W, 3), which are run together. Copied before this returns.
+            timeout_s: Seconds from now in which the engine has to begin; after that the request fails, when its turn
+                comes, and is not run. None for any time.
+            block: Whether to wait while too many images wait already, which slows callers down to the engine's pace
+                and loses nothing. False raises instead, as an event loop needs it, which must not be held up.
+
+        Returns:
+            A future of the logits, (classes,) float32, or (n, classes); owned by the caller. Cancelled before it is
+            begun, it is not run. Fails with DeadlineError, or with what the backend raised.
+
+        Raises:
+            FeedError: If the images do not fit the input contract or one batch, or the engine is closed.
+            FileError, DataError: If a file is missing or is no image.
+            BusyError: If too many images wait, and ``block`` is false.
+            DeadlineError: If there was no room in time.
+            SpecError: If ``timeout_s`` is not positive.
+        """
+        if timeout_s is not None and not timeout_s > 0:
+            raise SpecError(f"a timeout of {timeout_s} s", hint="give timeout_s in seconds, or None")
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        batcher = self._opened_batcher()
+        if _is_picture(images):
+            (image,) = self.prepare([images])
+            return batcher.submit(image, deadline=deadline, block=block)
+        feed = None if is_on_device(images) else view_on_host(images)
+        if feed is None:
+            hint = (
+                "give one path, one Pillow image, or an array in the host's memory; arrays on a GPU to engine(images)"
+            )
+            raise FeedError(f"a request of {_type_name(images)}", hint=hint)
+        return batcher.submit(feed, deadline=deadline, block=block)
 
     def prepare(self, images: "Sequence[Picture]") -> "Array":
         """Decode and preprocess files or Pillow images by the engine's input contract: (N, *contract shape)."""
@@ -108,7 +188,7 @@ class Engine:
 
         return batch_from_images(_pictures(images), self.manifest.card.preprocess)
 
-    def classify(self, images: "Array | Sequence[Picture]", top: int = 5) -> list[list[Prediction]]:
+    def classify(self, images: "Array | SupportsDlpack | Sequence[Picture]", top: int = 5) -> list[list[Prediction]]:
         """Name the ``top`` best classes of each image, best first (fewer where the model has fewer)."""
         if top < 1:
             raise SpecError(f"top {top} is not positive", hint="ask for at least one class")
@@ -120,10 +200,13 @@ class Engine:
             for best, row in zip(ranked, probabilities, strict=True)
         ]
 
-    def _infer(self, feed: "Array") -> "Array":
+    def _infer(self, feed: "Array", out: "Array") -> None:
         with self._lock:
             runners = self._opened()
-            return infer(runners[0], feed) if len(runners) == 1 else infer_in_turns(runners, feed)
+            if len(runners) == 1:
+                infer(runners[0], feed, out)
+            else:
+                infer_in_turns(runners, feed, out)
 
     def _infer_on_device(self, images: Any, stream: object, out: Any) -> "DeviceArray":
         with self._lock:
@@ -140,11 +223,28 @@ class Engine:
 
     def _opened(self) -> "tuple[Runner, ...]":
         if not self._runners:
-            raise FeedError("the engine is closed", hint="load it again")
+            raise _closed_error()
         return self._runners
 
-    def close(self) -> None:
-        """Release the runners; harmless when repeated."""
+    def _opened_batcher(self) -> MicroBatcher:
+        with self._batcher_lock:
+            if self._batcher is None:
+                if self._closed:
+                    raise _closed_error()
+                specs = tensor_specs(self.manifest.card)
+                self._batcher = MicroBatcher(self._infer, *specs, self._batch_size, self._batching)
+            return self._batcher
+
+    def close(self, *, drain: bool = True) -> None:
+        """Wait for the calls that are under way and release the runners; harmless when repeated.
+
+        Args:
+            drain: Whether what was submitted is answered first; False cancels what has not begun.
+        """
+        with self._batcher_lock:
+            self._closed = True
+        if self._batcher is not None:
+            self._batcher.close(drain=drain)
         with self._lock:
             for runner in self._runners:
                 runner.close()
@@ -157,7 +257,7 @@ class Engine:
         self.close()
 
 
-def load(path: str | Path, *, threads: int = 0, requests: int = 1) -> Engine:
+def load(path: str | Path, *, threads: int = 0, requests: int = 1, batching: Batching | None = None) -> Engine:
     """Open an engine bundle for inference.
 
     Args:
@@ -166,12 +266,14 @@ def load(path: str | Path, *, threads: int = 0, requests: int = 1) -> Engine:
         threads: CPU threads for all that runs at once; 0 takes every core this process may use.
         requests: Batches of a long array to run side by side (``openvino``): more images per second than one after the
             other on all threads, where there are several batches, and each takes longer.
+        batching: How ``Engine.submit`` gathers images; None for the defaults of ``Batching``.
 
     Raises:
         FileError: If there is no bundle.
         BundleError: If a file was altered or the bundle does not fit this machine; the message names the field.
         BackendError: If its backend is not installed.
-        SpecError: If ``threads`` or ``requests`` is out of range, or the backend runs one request at a time.
+        SpecError: If ``threads`` or ``requests`` is out of range, or the backend runs one request at a time, or
+            ``batching`` asks for larger batches than the engine takes.
     """
     if threads < 0:
         raise SpecError(f"{threads} threads", hint="give a positive number, or 0 for every core")
@@ -180,71 +282,31 @@ def load(path: str | Path, *, threads: int = 0, requests: int = 1) -> Engine:
     require_at_most("number of threads", threads, MAX_THREADS)
     require_at_most("number of requests", requests, MAX_THREADS)
     here = environment.collect()
-    bundle = _choose(Path(path), here) if is_fleet(Path(path)) else open_bundle(Path(path))
+    bundle = choose_engine(Path(path), here) if is_fleet(Path(path)) else open_bundle(Path(path))
     check_fits(bundle, here)
     bundle.verify_files()
     backend = bundle.manifest.spec.backend
     if requests > 1 and not shares_requests(backend):
         raise SpecError(f"{backend} runs one request at a time", hint="drop `requests`, or build for openvino")
     each = max(1, (threads or environment.compute_threads()) // requests)
-    return Engine(bundle, *open_several(bundle, each, requests))
+    batching = batching or Batching()
+    batching.batch_for(bundle.manifest.spec.batch.max * requests)  # before anything is opened
+    return Engine(bundle, *open_several(bundle, each, requests), batching=batching)
 
 
-def _choose(folder: Path, here: "Environment") -> Bundle:
-    """Take the first engine of a fleet whose backend runs here and whose requirements this machine meets.
-
-    Raises:
-        BundleError: With a reason for each, if there is none.
-    """
-    reasons = []
-    for engine in read_fleet(folder).engines:
-        reason = _reason_against(engine, here)
-        if not reason:
-            return open_engine(folder, engine)
-        reasons.append(f"{engine.folder}: {reason}")
-    hint = "build one on this machine"
-    raise BundleError(f"{folder} has no engine for this machine: {'; '.join(reasons)}", hint=hint)
+def _closed_error() -> FeedError:
+    return FeedError("the engine is closed", hint="load it again")
 
 
-def _reason_against(engine: FleetEngine, here: "Environment") -> str:
-    """Say why an engine does not run here, as far as the index tells; empty if it does."""
-    if misfit := _misfit(engine.requires, here):
-        return misfit[0]
-    try:
-        return backend_status(find_backend(engine.backend), here).run.reason
-    except BackendError as error:
-        return error.message
+def _count(feed: "Array") -> int:
+    """Say how many images an array has; one that has no such axis is refused where its shape is checked."""
+    return len(feed) if feed.ndim else 0
 
 
-def check_fits(bundle: Bundle, here: "Environment") -> None:
-    """Hold what the bundle requires against this machine, before a byte reaches the backend.
+def _is_picture(value: object) -> "TypeGuard[Picture]":
+    from PIL.Image import Image
 
-    Raises:
-        BundleError: Naming the first field that differs.
-    """
-    if misfit := _misfit(bundle.manifest.requires, here):
-        reason, hint = misfit
-        raise BundleError(f"{bundle.path}: {reason}", hint=hint)
-
-
-def _misfit(requires: Requirements, here: "Environment") -> tuple[str, str] | None:
-    """Name the first requirement that this machine does not meet, and what to do; None if it meets all."""
-    if requires.int8_dot_product and not here.cpu.has_vnni:
-        return (
-            "requires.int8_dot_product is true, and this CPU has none: its INT8 results would saturate",
-            "build the engine on this machine; it will then use 7-bit weights",
-        )
-    installed = {library.name: library.version for library in here.libraries}.get(requires.library)
-    if installed is not None and not requires.takes_version(installed):
-        later = ", or a later one of that major release" if requires.later_versions else ""
-        return (
-            f"requires.version is {requires.library} {requires.version}{later}, installed is {installed}",
-            f"install {requires.library}=={requires.version}, or build the engine again",
-        )
-    for gpu in here.gpu.gpus[:1]:
-        if unmet := requires.takes_gpu(gpu.compute_capability):
-            return f"{unmet}, {gpu.name} has {gpu.compute_capability}", "build the engine for this GPU"
-    return None
+    return isinstance(value, (str, Path, Image))
 
 
 def _pictures(images: Any) -> "list[Path | Image]":
@@ -258,7 +320,7 @@ def _pictures(images: Any) -> "list[Path | Image]":
     """
     from PIL.Image import Image
 
-    if isinstance(images, (str, Path, Image)):
+    if _is_picture(images):
         what = "image" if isinstance(images, Image) else "path"
         raise FeedError(f"one {what} where a sequence is expected", hint=f"write engine([{what}])")
     try:
@@ -266,7 +328,7 @@ def _pictures(images: Any) -> "list[Path | Image]":
     except TypeError:
         raise FeedError(f"{_type_name(images)} where images are expected", hint=_ACCEPTED) from None
     for position, image in enumerate(listed):
-        if not isinstance(image, (str, Path, Image)):
+        if not _is_picture(image):
             raise FeedError(f"image {position} is of type {_type_name(image)}", hint=_ACCEPTED)
     return [Path(image) if isinstance(image, str) else image for image in listed]
 

@@ -14,6 +14,8 @@
     │   └── BundleError          an engine bundle is damaged, altered, or not for this machine
     ├── BuildError               a backend's compiler failed
     ├── DeviceError              the GPU, its driver or the library that runs on it refused a call
+    ├── BusyError                too much is waiting for an engine already
+    ├── DeadlineError            an engine did not come to a request in the time that it was given
     ├── AccuracyError            a measured difference is beyond its tolerance
     ├── LintError                an engine is not what its precision is meant to become
     ├── SpeedError               a measured speed-up is below what was asked for
@@ -86,6 +88,14 @@ class BuildError(ResnetDeployError):
 
 class DeviceError(ResnetDeployError):
     """The GPU, its driver or the library that runs on it refused a call."""
+
+
+class BusyError(ResnetDeployError):
+    """Too much is waiting for an engine already; what was not accepted can be given again later."""
+
+
+class DeadlineError(ResnetDeployError):
+    """An engine did not come to a request in the time that it was given; it was not run."""
 
 
 class AccuracyError(ResnetDeployError):

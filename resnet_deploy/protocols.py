@@ -81,6 +81,19 @@ class Runner(Protocol):
         ...
 
 
+@runtime_checkable
+class WritesInto(Protocol):
+    """A runner whose backend can write the outputs where the caller wants them, without a copy."""
+
+    def write_into(self, out: "Array") -> None:
+        """Have the staged batch, and no later one, answered in ``out``, which ``fetch`` then returns.
+
+        Between ``load`` and ``enqueue``. ``out`` has shape (N, *output.shape) and the output's dtype, is C-contiguous
+        and writable, and is kept until the next ``load``.
+        """
+        ...
+
+
 class StepSeconds(NamedTuple):
     """What the steps of one call took, by the device's clock: to the device, there, and back."""
 

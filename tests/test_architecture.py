@@ -281,12 +281,17 @@ def test_a_manifest_is_shown_without_any_extra(without):
 
 def test_public_names_are_pinned():
     """What is listed here is a promise; anything else may move."""
-    assert resnet_deploy.__all__ == ["Engine", "__version__", "load"]
-    from resnet_deploy import engine, version
+    raised = ("Backend", "Bundle", "Busy", "Data", "Deadline", "Device", "Feed", "File", "ResnetDeploy", "Spec", "User")
+    names = {"Batching", "Engine", "Prediction", "__version__", "load", *(f"{name}Error" for name in raised)}
+    assert resnet_deploy.__all__ == sorted(names)
+    from resnet_deploy import engine, errors, microbatching, version
 
     assert resnet_deploy.Engine is engine.Engine
+    assert resnet_deploy.Prediction is engine.Prediction
     assert resnet_deploy.load is engine.load
+    assert resnet_deploy.Batching is microbatching.Batching
     assert resnet_deploy.__version__ == version.__version__
+    assert all(getattr(resnet_deploy, f"{name}Error") is getattr(errors, f"{name}Error") for name in raised)
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         resnet_deploy.lode  # noqa: B018
 

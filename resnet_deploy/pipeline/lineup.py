@@ -13,8 +13,8 @@ from resnet_deploy.bench.ways import Entrant, require_ways
 from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.bundle import Bundle
 from resnet_deploy.datasets import ImageDataset
-from resnet_deploy.engine import check_fits
 from resnet_deploy.errors import BackendError, BundleError, DeviceError, SpecError
+from resnet_deploy.fitting import check_fits
 from resnet_deploy.fleet import folders_beside
 from resnet_deploy.pipeline.callers import open_entrant
 from resnet_deploy.pipeline.diagnosing import read_search

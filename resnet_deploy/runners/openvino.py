@@ -50,6 +50,7 @@ class OpenVinoRunner:
         self.notes = _notes(self._compiled, requests)
         self._request: Any = self._compiled.create_infer_request()
         self._feed: Array = np.empty(0)
+        self._out: Array | None = None
 
     @classmethod
     def open(cls, bundle: "Bundle", threads: int) -> "OpenVinoRunner":
@@ -74,8 +75,16 @@ class OpenVinoRunner:
     def load(self, feed: "Array") -> None:
         """Stage one batch without copying it."""
         check_feed(feed, self)
-        self._feed = feed  # the tensor is a view of it
+        self._feed, self._out = feed, None  # the tensor is a view of the feed
         self._request.set_tensor(self.input.name, self._tensor(feed, shared_memory=True))
+
+    def write_into(self, out: "Array") -> None:
+        """Have the logits of the staged batch copied into ``out``, once.
+
+        A request can be given memory to write to, but must not outlive it: with 2026.4, a batch of another size after
+        that memory was freed corrupted the heap. What is the caller's is kept from it.
+        """
+        self._out = out
 
     def enqueue(self) -> None:
         """Start the batch; this returns before it is done."""
@@ -89,8 +98,11 @@ class OpenVinoRunner:
 
     def fetch(self) -> "Array":
         """Copy the logits: the request writes over its own with the next batch."""
-        logits: Array = np.array(self._request.get_tensor(self.output.name).data)
-        return logits
+        logits: Array = self._request.get_tensor(self.output.name).data
+        if self._out is None:
+            return np.array(logits)
+        np.copyto(self._out, logits)
+        return self._out
 
     def profile_layers(self, feed: "Array", calls: int) -> "list[LayerSeconds]":
         """Run ``calls`` calls of the model, compiled anew, under OpenVINO's profiler."""
@@ -99,7 +111,7 @@ class OpenVinoRunner:
 
     def close(self) -> None:
         """Release the request and the model."""
-        self._feed = np.empty(0)
+        self._feed, self._out = np.empty(0), None
         self._request = self._compiled = None
 
 

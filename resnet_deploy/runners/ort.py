@@ -1,6 +1,6 @@
 """ONNX Runtime on the CPU."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resnet_deploy.batching import check_feed
 from resnet_deploy.ort_session import open_session, profile_kernels
@@ -45,6 +45,8 @@ class OrtRunner:
         self.device: str = self._session.get_providers()[0]
         self._feed: dict[str, Array] = {}
         self._outputs: list[Array] = []
+        self._out: Array | None = None
+        self._binding: Any = None  # made when it is first needed
 
     @classmethod
     def open(cls, bundle: "Bundle", threads: int) -> "OrtRunner":
@@ -55,17 +57,34 @@ class OrtRunner:
     def load(self, feed: "Array") -> None:
         """Stage one batch without copying it."""
         check_feed(feed, self)
-        self._feed = {self.input.name: feed}
+        self._feed, self._out = {self.input.name: feed}, None
+
+    def write_into(self, out: "Array") -> None:
+        """Have ONNX Runtime write the logits of the staged batch into ``out``."""
+        self._out = out
 
     def enqueue(self) -> None:
         """Run the batch; on the CPU this returns when it is done."""
-        self._outputs = self._session.run([self.output.name], self._feed)
+        if self._out is None:
+            self._outputs = self._session.run([self.output.name], self._feed)
+        else:
+            self._run_into(self._out)
+
+    def _run_into(self, out: "Array") -> None:
+        """Run with input and output bound to the caller's memory."""
+        if self._binding is None:
+            self._binding = self._session.io_binding()
+        for name, feed in self._feed.items():
+            self._binding.bind_cpu_input(name, feed)
+        self._binding.bind_output(self.output.name, "cpu", 0, out.dtype, out.shape, out.ctypes.data)
+        self._session.run_with_iobinding(self._binding)
+        self._outputs = [out]
 
     def synchronize(self) -> None:
         """Return at once: ``enqueue`` has waited."""
 
     def fetch(self) -> "Array":
-        """Return the logits, in memory that ONNX Runtime gave away."""
+        """Return the logits, in memory that ONNX Runtime gave away, or where they were wanted."""
         return self._outputs[0]
 
     def profile_layers(self, feed: "Array", calls: int) -> "list[LayerSeconds]":
@@ -75,5 +94,5 @@ class OrtRunner:
 
     def close(self) -> None:
         """Release the session."""
-        self._feed, self._outputs = {}, []
-        self._session = None
+        self._feed, self._outputs, self._out = {}, [], None
+        self._session = self._binding = None

@@ -1,0 +1,358 @@
+"""Requests of many callers, gathered into batches.
+
+Every request is a ``concurrent.futures.Future``. Its images are copied into the memory of a batch by the caller's own
+thread, so that the next batch is whole when the engine has done one. One thread takes batches in the order in which
+requests came, and is the only one to answer.
+
+What may strike a caller at any moment (a KeyboardInterrupt, a cancellation) meets one of two states, for a request is
+accepted by a single append; whoever waits for it is woken before that, under the lock.
+"""
+
+import atexit
+import contextlib
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import numpy as np
+
+from resnet_deploy.batching import check_images
+from resnet_deploy.errors import BusyError, DeadlineError, FeedError, SpecError
+
+if TYPE_CHECKING:
+    from resnet_deploy.protocols import Array, TensorSpec
+
+_LOGGER: Final = logging.getLogger(__name__)
+_SPARE_TRAYS: Final = 2  # one is filled while one is run
+_LOOK_AGAIN_S: Final = 1.0  # an interrupt may take along what was to wake the next in line
+
+
+class Batching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How ``Engine.submit`` gathers images into batches.
+
+    Attributes:
+        max_batch: Images in one batch at most; None for as many as the engine takes at once.
+        max_delay_s: Seconds that a request waits for company at most, once the engine is free. A full batch goes at
+            once. More fills batches better where callers come one by one, and is what each of them pays.
+        max_waiting: Images that may wait, without those that are run; more are refused, or their callers blocked.
+
+    Raises:
+        SpecError: If one is out of range, or ``max_waiting`` holds no full batch.
+    """
+
+    max_batch: int | None = None
+    max_delay_s: float = 0.002
+    max_waiting: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.max_batch is not None and self.max_batch < 1:
+            raise SpecError(f"batches of at most {self.max_batch}", hint="give a positive max_batch, or None")
+        if not 0 <= self.max_delay_s <= threading.TIMEOUT_MAX:
+            raise SpecError(f"a delay of {self.max_delay_s} s", hint="give max_delay_s in seconds, such as 0.002")
+        if self.max_waiting < (self.max_batch or 1):
+            hint = "give a max_waiting of at least one batch"
+            raise SpecError(f"{self.max_waiting} images may wait, a batch has up to {self.max_batch or 1}", hint=hint)
+
+    def batch_for(self, largest: int) -> int:
+        """Settle the size of batches for an engine that takes ``largest`` images at once.
+
+        Raises:
+            SpecError: If more are asked for.
+        """
+        if self.max_batch is not None and self.max_batch > largest:
+            hint = "lower max_batch, or build the engine with another --batch"
+            raise SpecError(f"max_batch is {self.max_batch}, the engine takes {largest} at once", hint=hint)
+        return min(self.max_batch or largest, self.max_waiting)
+
+
+@dataclass(eq=False)
+class _Request:
+    """What is to be answered.
+
+    Attributes:
+        future: What the caller holds.
+        rows: Where its images lie in its tray.
+        alone: Whether it is one image, answered without an axis of batches.
+        arrived: When it was accepted, by the monotonic clock.
+        deadline: When it is too late to start it; infinite for never.
+        end: How many images were accepted up to and including it, of all requests ever.
+    """
+
+    __slots__ = ("alone", "arrived", "deadline", "end", "future", "rows")
+    future: "Future[Array]"
+    rows: slice
+    alone: bool
+    arrived: float
+    deadline: float
+    end: int
+
+
+class _Tray:
+    """The memory of one batch, and the requests whose images lie in it, first come first."""
+
+    def __init__(self, size: int, images: "TensorSpec", logits: "TensorSpec") -> None:
+        self.images: Array = np.empty((size, *images.shape), images.dtype)
+        self.logits: Array = np.empty((size, *logits.shape), logits.dtype)
+        self.requests: list[_Request] = []
+        self.first_deadline = math.inf
+
+    @property
+    def used(self) -> int:
+        """How many of its rows are taken."""
+        return int(self.requests[-1].rows.stop) if self.requests else 0
+
+    def close_ranks(self, requests: list[_Request]) -> int:
+        """Move the images of ``requests``, some of the tray's, together; say how many there are."""
+        used = 0
+        for request in requests:
+            rows = slice(used, used + request.rows.stop - request.rows.start)
+            if rows != request.rows:
+                self.images[rows] = self.images[request.rows]  # downwards and in order: over rows of no further use
+                request.rows = rows
+            used = rows.stop
+        return used
+
+    def clear(self) -> None:
+        """Forget its requests."""
+        self.requests.clear()
+        self.first_deadline = math.inf
+
+
+class MicroBatcher:
+    """Gathers requests into batches and answers each exactly once.
+
+    First come, first run. The images of a request stay together: one that does not fit into what is left of a batch
+    begins the next one. A request that was cancelled, or whose deadline has passed, when its batch begins is not run.
+
+    Args:
+        infer: Writes the logits of (n, *images.shape) into the (n, *logits.shape) that it is given next. Called from
+            one thread. What it raises is raised by every request of that batch.
+        images: Of one image.
+        logits: Of one image.
+        size: Images in a batch at most.
+        batching: The delay, and how many may wait.
+    """
+
+    def __init__(
+        self,
+        infer: "Callable[[Array, Array], object]",
+        images: "TensorSpec",
+        logits: "TensorSpec",
+        size: int,
+        batching: Batching,
+    ) -> None:
+        self.input = images
+        self._output, self._infer, self._size, self._batching = logits, infer, size, batching
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)  # there is a batch to begin, or to begin earlier
+        self._in_line: deque[threading.Condition] = deque()  # callers that wait for room, first come first
+        self._trays: deque[_Tray] = deque()  # none of them empty
+        self._spare: list[_Tray] = []
+        self._running: _Tray | None = None
+        self._begun = 0  # images of batches that have begun, of all ever
+        self._closed = self._dropping = False
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._serve, name="resnet-deploy batching", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)  # before daemons are stopped: what was accepted is answered then too
+
+    def submit(self, images: "Array", *, deadline: float = math.inf, block: bool = True) -> "Future[Array]":
+        """Accept one image, or several that are answered together; they are copied before this returns.
+
+        Args:
+            images: (*input.shape) or (n, *input.shape).
+            deadline: When it is too late to begin, by ``time.monotonic``.
+            block: Whether to wait while too many images wait already; callers get in first come, first served.
+
+        Returns:
+            Logits, (*logits.shape) or (n, *logits.shape), in memory of their own.
+
+        Raises:
+            FeedError: If dtype or shape does not fit, there are none or more than fit into a batch, or it is closed.
+            BusyError: If too many images wait, and ``block`` is false.
+            DeadlineError: If the deadline passes before there is room.
+        """
+        alone = images.ndim == len(self.input.shape)
+        rows = images[np.newaxis] if alone else images
+        check_images(rows, self)
+        if not 1 <= len(rows) <= self._size:
+            hint = "call the engine itself, which splits them" if len(rows) else "give at least one"
+            raise FeedError(f"a request of {len(rows)} images, batches have 1 to {self._size}", hint=hint)
+        future: Future[Array] = Future()
+        with self._lock:
+            self._require_open()
+            if self._in_line or not self._has_room(len(rows)):
+                if not block:
+                    hint = "try again later, shed load, or raise max_waiting"
+                    raise BusyError(f"{self._accepted - self._begun} images are waiting for the engine", hint=hint)
+                self._wait_for_room(len(rows), deadline)
+            self._accept(future, rows, alone=alone, deadline=deadline)
+        return future
+
+    def close(self, *, drain: bool = True) -> None:
+        """Refuse what comes from here on, answer what was accepted, and wait for that; harmless when repeated.
+
+        Args:
+            drain: False cancels what has not begun instead.
+
+        Raises:
+            FeedError: If called from a callback of a future, for which it would wait itself.
+        """
+        if threading.current_thread() is self._thread:
+            raise FeedError("closed from a callback of a request", hint="close from another thread")
+        with self._lock:
+            self._work.notify()
+            for turn in self._in_line:
+                turn.notify()
+            self._dropping |= not drain
+            self._closed = True
+        self._thread.join()
+        atexit.unregister(self.close)
+
+    @property
+    def _accepted(self) -> int:
+        """Images accepted, of all requests ever."""
+        return self._trays[-1].requests[-1].end if self._trays else self._begun
+
+    def _has_room(self, count: int) -> bool:
+        return self._accepted - self._begun + count <= self._batching.max_waiting
+
+    def _require_open(self) -> None:
+        if self._failure is not None:
+            raise RuntimeError("the thread that makes batches has failed") from self._failure
+        if self._closed:
+            raise FeedError("the engine is closed", hint="load it again")
+
+    def _wait_for_room(self, count: int, deadline: float) -> None:
+        turn = threading.Condition(self._lock)
+        self._in_line.append(turn)
+        try:
+            while self._in_line[0] is not turn or not self._has_room(count):
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise _too_late("there was room for it")
+                turn.wait(min(remaining, _LOOK_AGAIN_S))
+                self._require_open()
+        finally:
+            self._in_line.remove(turn)
+            if self._in_line:
+                self._in_line[0].notify()
+
+    def _accept(self, future: "Future[Array]", rows: "Array", *, alone: bool, deadline: float) -> None:
+        tray = self._trays[-1] if self._trays else None
+        if tray is None or tray.used + len(rows) > self._size:
+            tray = self._spare.pop() if self._spare else _Tray(self._size, self.input, self._output)
+        start, stop = tray.used, tray.used + len(rows)
+        tray.images[start:stop] = rows
+        if not start or stop == self._size or deadline < tray.first_deadline:
+            self._work.notify()
+        tray.first_deadline = min(tray.first_deadline, deadline)
+        end = self._accepted + len(rows)
+        tray.requests.append(_Request(future, slice(start, stop), alone, time.monotonic(), deadline, end))
+        if not start:
+            self._trays.append(tray)
+
+    def _serve(self) -> None:
+        """Take batches until closed; the one thread that answers."""
+        try:
+            while (tray := self._next_tray()) is not None:
+                self._answer(tray)
+                self._put_away(tray)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, nobody may be left waiting
+            self._fail(error)
+
+    def _next_tray(self) -> _Tray | None:
+        """Wait for a batch and for its company; None when all is done and closed."""
+        with self._lock:
+            free_since = time.monotonic()
+            while not self._trays:
+                if self._closed:
+                    return None
+                self._work.wait()
+            self._wait_for_company(self._trays[0], free_since)
+            tray = self._running = self._trays.popleft()
+            self._begun = tray.requests[-1].end
+            if self._in_line:
+                self._in_line[0].notify()
+            return tray
+
+    def _wait_for_company(self, tray: _Tray, free_since: float) -> None:
+        """Wait until the batch is full or has waited long enough; never within ``max_delay_s`` of a deadline in it."""
+        delay = self._batching.max_delay_s
+        since = max(free_since, tray.requests[0].arrived)
+        while not (self._closed or len(self._trays) > 1 or tray.used == self._size):
+            remaining = min(since + delay, tray.first_deadline - delay) - time.monotonic()
+            if remaining <= 0:
+                return
+            self._work.wait(remaining)
+
+    def _answer(self, tray: _Tray) -> None:
+        now = time.monotonic()
+        requests = [request for request in tray.requests if self._begins(request, now)]
+        if not requests:
+            return
+        count = tray.close_ranks(requests)
+        try:
+            self._infer(tray.images[:count], tray.logits[:count])
+        except BaseException as error:  # noqa: BLE001 - it is the callers' to handle
+            for request in requests:
+                _deliver(request.future.set_exception, error)
+        else:
+            for request in requests:
+                logits = tray.logits[request.rows]
+                _deliver(request.future.set_result, (logits[0] if request.alone else logits).copy())
+
+    def _begins(self, request: _Request, now: float) -> bool:
+        """Whether a request is to be run; from here on it cannot be cancelled."""
+        if self._dropping:
+            _deliver(Future.cancel, request.future)
+        try:
+            if not request.future.set_running_or_notify_cancel():
+                return False
+        except RuntimeError:  # whoever holds the future has answered it
+            return False
+        if request.deadline <= now:
+            _deliver(request.future.set_exception, _too_late("the engine came to it"))
+            return False
+        return True
+
+    def _put_away(self, tray: _Tray) -> None:
+        tray.clear()
+        with self._lock:
+            self._running = None
+            if len(self._spare) < _SPARE_TRAYS:
+                self._spare.append(tray)
+
+    def _fail(self, error: BaseException) -> None:
+        """Let every request that has no answer raise, and refuse others."""
+        with self._lock:
+            self._failure, self._closed = error, True
+            trays = [*([self._running] if self._running else []), *self._trays]
+            self._trays.clear()
+            for turn in self._in_line:
+                turn.notify()
+        failure = RuntimeError("the thread that makes batches has failed")
+        failure.__cause__ = error
+        for future in (request.future for tray in trays for request in tray.requests):
+            with contextlib.suppress(RuntimeError):  # it was answered, or somebody else has answered it
+                if future.running() or future.set_running_or_notify_cancel():
+                    _deliver(future.set_exception, failure)
+
+
+def _deliver(give: Callable[[Any], object], what: object) -> None:
+    """Give an answer; what callbacks of the future raise must not keep others from theirs."""
+    try:
+        give(what)
+    except BaseException:
+        _LOGGER.exception("a callback of a request failed")
+
+
+def _too_late(what: str) -> DeadlineError:
+    return DeadlineError(f"its deadline passed before {what}", hint="give it more time, or ask for less at once")
