@@ -253,11 +253,11 @@ def _decode_manifest(path: Path, data: bytes) -> Manifest:
             )
         manifest = msgspec.json.decode(data, type=Manifest)
         fields = msgspec.json.decode(data, type=dict[str, object])
-    except (msgspec.DecodeError, UnicodeDecodeError, SpecError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, SpecError) as error:
         raise BundleError(f"{path}: {MANIFEST} is damaged: {error}", hint=_REBUILD) from error
     for name in (manifest.engine, *manifest.files):
         # A manifest may come from anywhere: names must stay inside the bundle.
-        if name in ("", ".", "..") or Path(name).name != name:
+        if name in ("", ".", "..") or Path(name).name != name or "\0" in name:
             raise BundleError(f"{path}: {MANIFEST} names {name!r}, which is not a file of the bundle", hint=_REBUILD)
     if manifest.engine not in manifest.files:
         raise BundleError(f"{path}: {MANIFEST} has no digest for {manifest.engine}", hint=_REBUILD)

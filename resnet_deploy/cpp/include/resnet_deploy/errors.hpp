@@ -17,6 +17,7 @@ enum class Code : int {
   backend = 6,      ///< The backend refused the engine or a call.
   memory = 7,       ///< There is not enough memory.
   internal = 8,     ///< A mistake in this library.
+  accuracy = 9,     ///< Answers differ from those that the bundle keeps by more than is allowed.
 };
 
 /// One line that says what was wrong, and another that says what to do.

@@ -28,6 +28,7 @@ struct Manifest {
   std::string backend;    ///< Such as "openvino", "tensorrt", "tensorrt-rtx".
   std::string precision;  ///< Such as "int8".
   int batch_min = 1, batch_opt = 8, batch_max = 64;
+  bool strip_weights = false;                ///< Whether the plan lacks its weights (spec.trt.strip_weights).
   std::string engine;                        ///< File name of the engine inside the bundle.
   std::map<std::string, std::string> files;  ///< SHA-256 of every other file in the bundle, by name.
   Requirements requires_;
