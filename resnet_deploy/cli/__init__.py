@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -111,8 +112,23 @@ def _reported_errors() -> Iterator[None]:
         sys.exit(128 + signal.SIGINT)
 
 
+def _show_cmake_dir(ctx: click.Context, _: click.Parameter, asked: bool) -> None:  # noqa: FBT001 - click's own
+    """Print where CMake finds the C++ runtime, for ``-Dresnet-deploy_DIR=``, and exit."""
+    if asked:
+        click.echo(Path(__file__).resolve().parents[1] / "cpp" / "cmake")
+        ctx.exit()
+
+
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, "-V", "--version", prog_name="resnet-deploy")
+@click.option(
+    "--cmake-dir",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_cmake_dir,
+    help="Show the folder of the CMake package and exit.",
+)
 def main() -> None:
     """Take a PyTorch ResNet to production.
 
