@@ -62,9 +62,7 @@ class EngineModel(Model):  # type: ignore[misc]  # kserve is shipped without typ
         output = InferOutput(OUTPUT_NAME, list(logits.shape), "FP32")
         output.set_data_from_numpy(logits)  # kserve makes JSON of it where that was asked for
         binary, asked = request.use_binary_outputs, request.request_outputs
-        return InferResponse(
-            request.id or "", self.name, [output], use_binary_outputs=binary, requested_outputs=asked
-        )
+        return InferResponse(request.id or "", self.name, [output], use_binary_outputs=binary, requested_outputs=asked)
 
     def _logits(self, payload: object) -> NDArray[np.generic]:
         return self._engine(images_from_request(payload, self._engine.manifest.card))

@@ -1,6 +1,5 @@
 """One small model and its engines, and what every test of an example needs to start it."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +41,7 @@ def engines(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def noise():
-    """Draw pictures of smooth colour noise, which an untrained network tells apart: (count, height, width) uint8 RGB."""
+    """Draw smooth colour noise, which an untrained network tells apart: (count, height, width, 3) uint8."""
     from PIL import Image
 
     def draw(count, height=32, width=32, seed=0):
@@ -56,13 +55,10 @@ def noise():
 
 @pytest.fixture
 def example_path(monkeypatch):
-    """Make an example's modules importable for one test: (folder name)."""
+    """Make an example's modules importable for one test, and give its folder: (name)."""
 
     def add(name):
         monkeypatch.syspath_prepend(str(EXAMPLES / name))
-        loaded = set(sys.modules)
-        added.append(loaded)
         return EXAMPLES / name
 
-    added = []
     return add

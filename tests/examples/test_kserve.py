@@ -58,7 +58,10 @@ def start(engine, folder):
 
 def is_ready(server):
     try:
-        with httpclient.InferenceServerClient(server.http) as http, grpcclient.InferenceServerClient(server.grpc) as grpc:
+        with (
+            httpclient.InferenceServerClient(server.http) as http,
+            grpcclient.InferenceServerClient(server.grpc) as grpc,
+        ):
             return http.is_model_ready(NAME) and grpc.is_model_ready(NAME)
     except (OSError, InferenceServerException):
         return False
@@ -119,7 +122,9 @@ def test_metadata_is_that_of_the_bundle(http, grpc):
     metadata = http.get_model_metadata(NAME)
     assert (metadata["name"], metadata["inputs"], metadata["outputs"]) == (NAME, inputs, outputs)
     over_grpc = grpc.get_model_metadata(NAME)
-    assert [(one.name, one.datatype, list(one.shape)) for one in over_grpc.inputs] == [("images", "UINT8", [-1, 32, 32, 3])]
+    assert [(one.name, one.datatype, list(one.shape)) for one in over_grpc.inputs] == [
+        ("images", "UINT8", [-1, 32, 32, 3])
+    ]
     assert http.is_server_live()
     assert http.is_server_ready()
 
@@ -180,7 +185,10 @@ def test_files_over_grpc_are_decoded_by_the_contract(grpc, engine, noise, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": np.zeros((1, 16, 16, 3), np.uint8)}, r"has shape \(1, 16, 16, 3\), the engine takes \(N, 32, 32, 3\)"),
+        (
+            {"images": np.zeros((1, 16, 16, 3), np.uint8)},
+            r"has shape \(1, 16, 16, 3\), the engine takes \(N, 32, 32, 3\)",
+        ),
         ({"images": np.zeros((1, 32, 32, 3), np.float32), "datatype": "FP32"}, "datatype FP32, the model takes UINT8"),
         ({"images": np.zeros((0, 32, 32, 3), np.uint8)}, r"shape \(0, 32, 32, 3\): there is no image in it"),
         ({"name": "pixels"}, r"inputs \['pixels'\], the model takes \['images'\]"),
