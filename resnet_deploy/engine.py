@@ -52,6 +52,18 @@ class Engine:
     Safe to call from any number of threads: calls take turns, ``submit`` gathers what threads ask into batches. Use it
     as a context manager, or call ``close``.
 
+    >>> engine = load("engines/resnet50-int8")
+    >>> engine(["cat.jpg", "dog.jpg"]).shape
+    (2, 10)
+    >>> images = engine.prepare(["cat.jpg", "dog.jpg"])
+    >>> out = np.empty((2, 10), np.float32)
+    >>> engine(images, out=out) is out
+    True
+    >>> future = engine.submit("cat.jpg")
+    >>> future.result().shape
+    (10,)
+    >>> engine.close()
+
     Args:
         bundle: What the runners were opened from.
         runners: Owned by the engine from here on; batches of a long array are under way in all of them at once.

@@ -235,15 +235,8 @@ def test_pillow_images_give_the_logits_of_their_files(engine, pictures):
     np.testing.assert_array_equal(engine([str(pictures[0][0]), *opened[1:]]), expected)
 
 
-def tensor(images):
-    import torch
-
-    return torch.from_numpy(images)
-
-
 WRONG = {
     "list of arrays": (lambda images, path: list(images), "image 0 is of type numpy.ndarray"),
-    "tensor": (lambda images, path: tensor(images), "image 0 is of type torch.Tensor"),
     "bytes": (lambda images, path: path.read_bytes(), "image 0 is of type int"),
     "path and nothing": (lambda images, path: [path, None], "image 1 is of type NoneType"),
     "number": (lambda images, path: 3, "int where images are expected"),
