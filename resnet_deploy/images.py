@@ -202,7 +202,9 @@ def _resized(picture: Image.Image, size: tuple[int, int], interpolation: Interpo
     twice as much of its height as of its width, which are those more than twice as tall as wide.
     """
     step = _FILTERS[interpolation]
-    return picture.resize((size[0], picture.height), step).resize(size, step)
+    if interpolation != "nearest":  # which rounds nothing
+        picture = picture.resize((size[0], picture.height), step)
+    return picture.resize(size, step)
 
 
 def _normalized(pixels: NDArray[np.uint8], spec: Preprocess) -> NDArray[np.float32]:

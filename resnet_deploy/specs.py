@@ -71,6 +71,9 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         labels: One name per class, in the order of the logits; empty when unknown.
         folders: Data-set folder name of each class (synsets for ImageNet), same order; empty when unknown.
         preprocess: The input contract.
+
+    Raises:
+        SpecError: If there are no classes or too many, or labels or folders are not one for each.
     """
 
     architecture: str
@@ -83,6 +86,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     preprocess: Preprocess
 
     def __post_init__(self) -> None:
+        require_classes(self.num_classes)
         for field, names in (("labels", self.labels), ("folders", self.folders)):
             if names and len(names) != self.num_classes:
                 raise SpecError(

@@ -38,7 +38,9 @@ int read_number(std::istream& file) {
 /// Read a PPM of 8 bits (P6), the format that needs no library.
 Picture read_ppm(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  if (!file) throw Error(Code::file, path + " cannot be read", "give a PPM, as `convert photo.jpg photo.ppm` writes it");
+  if (!file) {
+    throw Error(Code::file, path + " cannot be read", "give a PPM, as `convert photo.jpg photo.ppm` writes it");
+  }
   std::string magic(2, '\0');
   file.read(magic.data(), 2);
   Picture picture;
@@ -62,7 +64,8 @@ int replay_golden(const std::string& bundle, const Engine& engine) {
   const double worst = resnet_deploy::replay(golden, [&](const void* images, int count, float* logits) {
     engine.infer(images, count, logits);
   });
-  std::printf("%d golden images, largest difference of a logit %.2g (tolerance %.2g)\n", golden.count, worst, tolerance);
+  std::printf("%d golden images, largest difference of a logit %.2g (tolerance %.2g)\n", golden.count, worst,
+              tolerance);
   return worst <= tolerance ? 0 : 1;
 }
 
@@ -70,7 +73,8 @@ int run(const std::string& bundle, const std::string& what) {
   const Engine engine = Engine::open(bundle);
   if (what == "--golden") return replay_golden(bundle, engine);
   const Picture picture = read_ppm(what);
-  for (const resnet_deploy::Prediction& one : engine.classify({picture.pixels()}, 5).front()) {
+  const auto best = engine.classify({picture.pixels()}, 5);  // a list for each picture
+  for (const resnet_deploy::Prediction& one : best.front()) {
     std::printf("%6.2f%%  %s\n", one.probability * 100, one.label.c_str());
   }
   return 0;

@@ -112,7 +112,7 @@ def _reported_errors() -> Iterator[None]:
         sys.exit(128 + signal.SIGINT)
 
 
-def _show_cmake_dir(ctx: click.Context, _: click.Parameter, asked: bool) -> None:  # noqa: FBT001 - click's own
+def _show_cmake_dir(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
     """Print where CMake finds the C++ runtime, for ``-Dresnet-deploy_DIR=``, and exit."""
     if asked:
         click.echo(Path(__file__).resolve().parents[1] / "cpp" / "cmake")

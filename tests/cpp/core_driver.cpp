@@ -24,7 +24,8 @@ std::string on_one_line(std::string text) {
 
 void answer(const std::function<std::string()>& work) {
   try {
-    std::cout << "ok " << work() << '\n';
+    const std::string found = work();  // before anything is written
+    std::cout << "ok " << found << '\n';
   } catch (const Error& error) {
     std::cout << static_cast<int>(error.code()) << ' ' << on_one_line(error.what()) << '\n';
   }

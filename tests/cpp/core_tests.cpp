@@ -74,7 +74,7 @@ TEST_CASE("SHA-256 of FIPS 180-4's examples") {
 
 TEST_CASE("SHA-256 does not depend on the pieces") {
   const std::string data(300, 'a');
-  for (const std::size_t piece : {1, 7, 55, 63, 64, 65, 128, 300}) {
+  for (const std::size_t piece : std::vector<std::size_t>{1, 7, 55, 63, 64, 65, 128, 300}) {
     Sha256 digest;
     for (std::size_t i = 0; i < data.size(); i += piece) digest.update(data.data() + i, std::min(piece, data.size() - i));
     CHECK(digest.hex() == sha256(data));

@@ -271,7 +271,7 @@ TEST_CASE("every call that fails is told, and nothing is left behind") {
   for (const std::string& call : calls) {
     const int nth = seen[call]++;
     if (call.find("Destroy") != std::string::npos || call.find("Free") != std::string::npos) continue;
-    if (call == "cudaEventSynchronize") continue;  // of destructors alone
+    if (call == "cudaEventSynchronize" || call == "getEngineValidity") continue;  // of destructors; answers, never fails
     CAPTURE(call);
     CAPTURE(nth);
     fresh_world().fail_at[call] = nth;

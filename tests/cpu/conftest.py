@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from resnet_deploy import artifact
 from resnet_deploy.backends import find_backend
 from resnet_deploy.bundle import MANIFEST, seal
 from resnet_deploy.cli import main
@@ -134,6 +135,18 @@ def flip_bit(rewrite):
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         rewrite(path, bytes(data))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def reseal(rewrite):
+    """Put the digest of a file that was changed into the manifest of its bundle: (path, name)."""
+
+    def run(path, name):
+        manifest = json.loads((path / MANIFEST).read_text())
+        manifest["files"][name] = artifact.sha256_file(path / name)
+        rewrite(path / MANIFEST, seal(manifest))
 
     return run
 

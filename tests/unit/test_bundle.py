@@ -205,6 +205,14 @@ def test_broken_manifest(bundle_folder, text):
         open_bundle(bundle_folder)
 
 
+@pytest.mark.parametrize("where", [b'"name":', b'"unknown":'])
+def test_manifest_nested_beyond_what_python_recurses_into(bundle_folder, where):
+    nested = b'{"schema_version": 1, ' + where + b"[" * 5000 + b"]" * 5000 + b"}"
+    (bundle_folder / MANIFEST).write_bytes(nested)
+    with pytest.raises(BundleError, match=r"net-int8: manifest\.json is damaged: "):
+        open_bundle(bundle_folder)
+
+
 def test_no_flipped_bit_changes_what_a_manifest_says(bundle_folder):
     """Only white space may differ, and an unknown name for the digest's own field is no digest."""
     whole = (bundle_folder / MANIFEST).read_bytes()
@@ -269,7 +277,7 @@ def test_later_schema_is_refused_before_its_fields_are_read(bundle_folder):
     assert "upgrade" in caught.value.hint
 
 
-OUTSIDE = ("", ".", "..", "../x", "/etc/passwd", "a/b", "./model.onnx", "model.onnx/", "..//model.onnx")
+OUTSIDE = ("", ".", "..", "../x", "/etc/passwd", "a/b", "./model.onnx", "model.onnx/", "..//model.onnx", "a\0b")
 
 
 @pytest.mark.parametrize("name", OUTSIDE)

@@ -68,6 +68,8 @@ BAD = (
     Bad(ExportSpec, {"resize": 8193}, "resize 8193 is too large"),
     Bad(ExportSpec, {"num_classes": 0}, "0 classes"),
     Bad(ExportSpec, {"num_classes": 100_001}, "number of classes 100001 is too large"),
+    Bad(ModelCard, {**CARD, "preprocess": Preprocess(), "num_classes": 0}, "0 classes"),
+    Bad(ModelCard, {**CARD, "preprocess": Preprocess(), "num_classes": 100_001}, "classes 100001 is too large"),
     Bad(BatchRange, {"max": 1025}, "batch size 1025 is too large"),
     Bad(BatchRange, {"min": 0}, "batch range 0:8:64 is not ordered"),
     Bad(BatchRange, {"min": 9}, "batch range 9:8:64 is not ordered"),

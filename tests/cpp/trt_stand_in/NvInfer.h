@@ -1,7 +1,8 @@
-// A stand-in of TensorRT's runtime for tests, of the names that we use and no others; with STAND_IN_RTX, of TensorRT-RTX's.
+// A stand-in of TensorRT's runtime for tests, of the names that we use and no others; with STAND_IN_RTX, of
+// TensorRT-RTX's.
 //
-// Names and signatures are those of TensorRT 10's headers; nothing else is. Its engine adds up the values of each image:
-// logit c is (c + 1) times their sum. A plan is text: "stand-in TYPE SIDE CLASSES, LEAST OPT MOST, LEAST OPT MOST, ..."
+// Names and signatures are those of TensorRT 10's headers; nothing else is. Its engine adds up the values of each
+// image: logit c is (c + 1) times their sum. A plan is text: "stand-in TYPE SIDE CLASSES , LEAST OPT MOST , ..."
 #pragma once
 
 #include <cuda_runtime_api.h>

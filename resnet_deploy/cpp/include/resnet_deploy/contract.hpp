@@ -20,7 +20,10 @@ struct Preprocess {
   Dtype dtype = Dtype::uint8;  ///< uint8 tensors are NHWC, float32 ones are normalised and NCHW.
 
   /// Values of one image: 3 * image_size * image_size.
-  std::size_t size() const noexcept { return std::size_t{3} * static_cast<unsigned>(image_size) * static_cast<unsigned>(image_size); }
+  std::size_t size() const noexcept {
+    const auto side = static_cast<std::size_t>(image_size);
+    return 3 * side * side;
+  }
   /// Bytes of one image.
   std::size_t nbytes() const noexcept { return size() * (dtype == Dtype::uint8 ? 1 : sizeof(float)); }
 };

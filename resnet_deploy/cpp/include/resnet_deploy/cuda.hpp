@@ -90,7 +90,8 @@ inline int current_device() {
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess || count == 0) {
     throw Error(Code::backend,
-                std::string("no NVIDIA GPU: ") + (status == cudaSuccess ? "none is listed" : cudaGetErrorString(status)),
+                std::string("no NVIDIA GPU: ") +
+                    (status == cudaSuccess ? "none is listed" : cudaGetErrorString(status)),
                 "resnet-deploy doctor says what is missing");
   }
   check_cuda(cudaGetDevice(&device), "cudaGetDevice");

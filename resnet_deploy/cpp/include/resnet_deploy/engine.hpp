@@ -24,8 +24,8 @@ namespace resnet_deploy {
 /// A loaded engine bundle.
 ///
 /// Calls from several threads are safe. With one request they take turns; with several, each call has those that are
-/// free when it comes, and waits while none is. Moving and destroying are for one thread, while no call is under way; of
-/// one that was moved from, nothing may be called but the destructor and assignment.
+/// free when it comes, and waits while none is. Moving and destroying are for one thread, while no call is under way;
+/// of one that was moved from, nothing may be called but the destructor and assignment.
 class Engine {
  public:
   /// Open a bundle that `resnet-deploy build` made.

@@ -21,8 +21,8 @@ namespace detail {
 
 /// An execution context that follows its own calls from stream to stream; one thread at a time.
 ///
-/// The context's memory for activations is in use until the device has passed a call. A call in another stream waits for
-/// the one before it on the device, and nobody on the host.
+/// The context's memory for activations is in use until the device has passed a call. A call in another stream waits
+/// for the one before it on the device, and nobody on the host.
 class TensorRtContext {
  public:
   explicit TensorRtContext(std::shared_ptr<const TensorRtEngine> engine)

@@ -1,5 +1,5 @@
-// TensorRT 10, 11 and TensorRT-RTX: what stands between a bundle and an engine, and the engine (runners/trt_checks.py and
-// runners/trt_engine.py in Python). Which flavour it is, the SDK's headers say.
+// TensorRT 10, 11 and TensorRT-RTX: what stands between a bundle and an engine, and the engine (runners/trt_checks.py
+// and runners/trt_engine.py in Python). Which flavour it is, the SDK's headers say.
 #pragma once
 
 #include <NvInfer.h>
@@ -132,7 +132,8 @@ class TensorRtEngine {
     check_version(manifest.requires_, tensorrt_version());
     const std::string generation = compute_capability(device_);
     if (const std::string misfit = misfit_of_gpu(manifest.requires_, generation); !misfit.empty()) {
-      throw Error(Code::bundle, path_ + ": " + misfit + ", this GPU has " + generation, "build the engine for this GPU");
+      throw Error(Code::bundle, path_ + ": " + misfit + ", this GPU has " + generation,
+                  "build the engine for this GPU");
     }
     if (manifest.strip_weights) {  // it would load, and compute with whatever is there
       throw Error(Code::unsupported, path_ + ": the plan was stripped of its weights, and only Python puts them back",

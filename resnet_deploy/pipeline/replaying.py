@@ -1,0 +1,49 @@
+"""Golden vectors replayed: how far an engine's answers here are from those that its bundle keeps."""
+
+import zipfile
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from resnet_deploy.bundle import GOLDEN, Bundle
+from resnet_deploy.engine import Engine
+from resnet_deploy.errors import BundleError
+from resnet_deploy.verify import LogitDifference, compare_logits
+
+if TYPE_CHECKING:
+    from resnet_deploy.protocols import Array
+
+_REBUILD: Final = "build the engine again with `resnet-deploy build`"
+
+
+def replay_golden(engine: Engine) -> LogitDifference:
+    """Run the inputs that an engine's bundle keeps, and compare the logits with those that are kept with them.
+
+    The C interface has the same as ``resnet_deploy_check_golden``. Differences are 0 where the engine was built and
+    runs; another CPU or GPU may sum up in another order, and where it could not run there, its graph gave the answers.
+
+    Raises:
+        BundleError: If the golden vectors are missing, damaged, or do not fit the manifest.
+        FeedError: If the engine is closed.
+    """
+    images, logits = read_golden(engine.bundle)
+    return compare_logits(logits, engine(images))
+
+
+def read_golden(bundle: Bundle) -> "tuple[Array, Array]":
+    """Read a bundle's inputs, (N, *contract shape), and the logits expected of them, (N, classes) float32.
+
+    Raises:
+        BundleError: As ``replay_golden``.
+    """
+    try:
+        with np.load(bundle.golden_path, allow_pickle=False) as arrays:
+            images, logits = arrays["images"], arrays["logits"]
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{bundle.path}: {GOLDEN} is damaged: {error}", hint=_REBUILD) from error
+    card = bundle.manifest.card
+    if images.dtype != card.preprocess.dtype or images.shape[1:] != card.preprocess.shape or len(images) == 0:
+        raise BundleError(f"{bundle.path}: {GOLDEN}: its images do not fit card.preprocess", hint=_REBUILD)
+    if logits.dtype != np.float32 or logits.shape != (len(images), card.num_classes):
+        raise BundleError(f"{bundle.path}: {GOLDEN}: its logits do not fit card.num_classes", hint=_REBUILD)
+    return images, logits
