@@ -1,5 +1,9 @@
 """One small model and its engines, and what every test of an example needs to start it."""
 
+import shutil
+import subprocess
+import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +13,8 @@ import pytest
 from resnet_deploy.protocols import Silent
 from resnet_deploy.specs import BuildSpec, ExportSpec
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -62,3 +67,26 @@ def example_path(monkeypatch):
         return EXAMPLES / name
 
     return add
+
+
+@pytest.fixture(scope="session")
+def build_example(tmp_path_factory):
+    """Build an example by CMake, without optimization, against this checkout's C++: (name) -> folder."""
+    if shutil.which("c++") is None:
+        pytest.skip("there is no C++ compiler")
+    for library in ("cmake", "ninja", "nlohmann_json"):
+        pytest.importorskip(library, reason=f"{library} is needed to build C++")
+    tools, site = Path(sysconfig.get_path("scripts")), sysconfig.get_path("purelib")
+
+    def build(name):
+        folder = tmp_path_factory.mktemp(name)
+        options = [f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}", "-DCMAKE_BUILD_TYPE=", "-DCMAKE_CXX_FLAGS=-O0"]
+        options += [f"-Dresnet-deploy_DIR={ROOT / 'resnet_deploy/cpp/cmake'}", f"-DRESNET_DEPLOY_SITE_PACKAGES={site}"]
+        options += [f"-DPython_EXECUTABLE={sys.executable}"]
+        configure = [tools / "cmake", "-S", EXAMPLES / name, "-B", folder, "-G", "Ninja", *options]
+        for command in ([*configure, "--no-warn-unused-cli"], [tools / "cmake", "--build", folder]):
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+        return folder
+
+    return build

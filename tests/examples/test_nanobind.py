@@ -2,7 +2,6 @@
 
 import gc
 import importlib
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,26 +12,14 @@ import pytest
 import resnet_deploy
 
 pytest.importorskip("nanobind", reason="it binds the camera")
-for program in ("cmake", "ninja"):
-    pytest.importorskip(program, reason=f"{program} builds it")
 
 ROOT = Path(__file__).parents[2]
 BATCH, SIDE, CLASSES = 2, 32, 10
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    if shutil.which("c++") is None:
-        pytest.skip("there is no C++ compiler")
-    folder = tmp_path_factory.mktemp("camera")
-    tools = Path(sys.executable).parent
-    options = [f"-DPython_EXECUTABLE={sys.executable}", "-DCMAKE_BUILD_TYPE=", "-DCMAKE_CXX_FLAGS=-O0"]
-    options += [f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}"]
-    configure = [tools / "cmake", "-S", ROOT / "examples/nanobind", "-B", folder, "-G", "Ninja", *options]
-    for command in (configure, [tools / "cmake", "--build", folder]):
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+def built(build_example):
+    return build_example("nanobind")
 
 
 @pytest.fixture
