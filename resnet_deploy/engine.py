@@ -202,9 +202,12 @@ class Engine:
 
     def classify(self, images: "Array | SupportsDlpack | Sequence[Picture]", top: int = 5) -> list[list[Prediction]]:
         """Name the ``top`` best classes of each image, best first (fewer where the model has fewer)."""
+        return self.rank(self(images), top)
+
+    def rank(self, logits: "Array", top: int = 5) -> list[list[Prediction]]:
+        """Name the ``top`` best classes of each row of logits, (N, classes), such as ``submit`` gives; best first."""
         if top < 1:
             raise SpecError(f"top {top} is not positive", hint="ask for at least one class")
-        logits = self(images)
         card, ranked = self.manifest.card, best_classes(logits, top)
         probabilities = softmax(logits)
         return [
