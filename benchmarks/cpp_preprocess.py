@@ -129,18 +129,20 @@ def measure(driver: Driver, name: str, size: tuple[int, int], rounds: int) -> Ca
     )
 
 
-def show(record: PreprocessRecord) -> None:
-    """Print a line for each case."""
-    print(f"{record.compiler}, {' '.join(record.flags)}; one thread, images/s")
-    print("size       contract             Pillow     C++  ratio  other sizes  ratio  of that: crop  products/s")
+def table(record: PreprocessRecord) -> list[str]:
+    """Lines of a Markdown table, images per second."""
+    head = ("size", "contract", "Pillow", "C++", "ratio", "C++, other sizes", "ratio", "of that: crop", "products/s")
+    rows = [head, ("---",) * len(head)]
     for case in record.cases:
         pillow, kept, fresh = (statistics.median(values) for values in case.rates.values())
-        line = f"{case.size[0]:4}x{case.size[1]:<5} {case.contract:18} {pillow:8.0f}{kept:8.0f}{case.ratio('cpp'):7.2f}"
-        line += f"{fresh:13.0f}{case.ratio('cpp, other sizes'):7.2f}"
+        part = rate = ""
         if case.products is not None:
             whole, needed = case.products
-            line += f"{whole / needed:15.2f}{3 * needed * kept / 1e9:10.2f} G"
-        print(line)
+            part, rate = f"{whole / needed:.2f}", f"{3 * needed * kept / 1e9:.2f} G"
+        figures = (f"{kept:.0f}", f"{case.ratio('cpp'):.2f}", f"{fresh:.0f}", f"{case.ratio('cpp, other sizes'):.2f}")
+        size = f"{case.size[0]}x{case.size[1]}"
+        rows.append((size, case.contract, f"{pillow:.0f}", *figures, part, rate))
+    return [f"| {' | '.join(cells)} |" for cells in rows]
 
 
 def main() -> None:
@@ -163,7 +165,8 @@ def main() -> None:
         flags=flags,
         cases=cases,
     )
-    show(record)
+    print(f"{record.compiler}, {' '.join(record.flags)}; one thread, images/s")
+    print("\n".join(table(record)))
     if arguments.output is not None:
         record_files.write(record, arguments.output)
 

@@ -10,17 +10,21 @@ import difflib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import calibration
 import click
+import cpp_preprocess
+import cpp_throughput
 import decode
 import gate_power
 import int8_quality
 import jinja2
+import microbatching
 import msgspec
 import overhead
 import plan_facts
+import scoring
 from rich.console import Console
 
 from resnet_deploy.bench import statistics
@@ -33,6 +37,7 @@ HERE = Path(__file__).parent
 SOURCE, PAGE = HERE / "README.in.md", HERE / "README.md"
 RESULTS = HERE / "results"
 TABLE_WIDTH = 132
+T = TypeVar("T")
 
 
 @click.command()
@@ -97,6 +102,11 @@ def link(name: str) -> str:
     return f"[{name}](results/{name})"
 
 
+def decoded(name: str, kind: type[T]) -> T:
+    """Read the record of a script by its type."""
+    return msgspec.json.decode((RESULTS / name).read_bytes(), type=kind)
+
+
 def int8_quality_table(name: str) -> str:
     """Lay out accuracy by method, weights and form."""
     return "\n".join(int8_quality.table(load(name)["rows"]))
@@ -131,7 +141,33 @@ def overhead_table(name: str) -> str:
 
 def decode_table(name: str) -> str:
     """Lay out what decoding costs beside engines."""
-    return "\n".join(decode.table(msgspec.json.decode((RESULTS / name).read_bytes(), type=decode.DecodeRecord)))
+    return "\n".join(decode.table(decoded(name, decode.DecodeRecord)))
+
+
+def microbatching_table(name: str) -> str:
+    """Lay out what many callers get beside explicit batches."""
+    return "\n".join(microbatching.table(decoded(name, microbatching.Record)))
+
+
+def cpp_table(name: str) -> str:
+    """Lay out the C++ runtime beside Python's."""
+    return "\n".join(cpp_throughput.table(decoded(name, cpp_throughput.CppRecord)))
+
+
+def preprocess_table(name: str) -> str:
+    """Lay out preprocessing in C++ beside Pillow's."""
+    return "\n".join(cpp_preprocess.table(decoded(name, cpp_preprocess.PreprocessRecord)))
+
+
+def scoring_table(name: str) -> str:
+    """Lay out scoring at scale beside one process."""
+    return "\n".join(scoring.table(decoded(name, scoring.ScoringBenchmark)))
+
+
+def scoring_bound(name: str) -> tuple[float, float, float]:
+    """Images per second of decoding alone, of the engine alone, and of both together at best."""
+    record = decoded(name, scoring.ScoringBenchmark)
+    return record.decode, record.alone, record.bound
 
 
 def loadgen_table(name: str) -> str:
@@ -176,6 +212,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
             loadgen_table,
             loadgen_overhead,
         ),
+        *(microbatching_table, cpp_table, preprocess_table, scoring_table, scoring_bound),
         *(int8_quality_table, calibration_table, calibration_ratio, plan_table),
     )
 }

@@ -191,17 +191,16 @@ def measure(arguments: argparse.Namespace, folder: Path) -> ScoringBenchmark:
     )
 
 
-def show(record: ScoringBenchmark) -> None:
-    """Print every way beside the single process."""
-    print(f"{record.engine}: {record.images} images of {record.image_bytes / 1e3:.0f} kB, {record.shard_size} a shard")
-    print(f"decoding alone {record.decode:.1f} images/s, engine alone {record.alone:.1f}, bound {record.bound:.1f}")
-    print(f"{'':24}workers x threads   with start  steady  of one process  of the bound")
+def table(record: ScoringBenchmark) -> list[str]:
+    """Lines of a Markdown table: every way beside the single process, images per second."""
+    head = ("", "workers x threads", "with its start", "steady", "of one process", "of the bound")
+    rows = [head, ("---",) * len(head)]
     single = record.runs[0].steady_rate
     for run in record.runs:
-        print(
-            f"{run.name:24}{run.workers:>7} x {run.threads:<7}{run.rate:13.1f}{run.steady_rate:8.1f}"
-            f"{run.steady_rate / single:16.0%}{run.steady_rate / record.bound:14.0%}"
-        )
+        shares = (f"{run.steady_rate / single:.0%}", f"{run.steady_rate / record.bound:.0%}")
+        part = f"{run.workers} x {run.threads}"
+        rows.append((run.name, part, f"{run.rate:.1f}", f"{run.steady_rate:.1f}", *shares))
+    return [f"| {' | '.join(cells)} |" for cells in rows]
 
 
 def main() -> None:
@@ -218,7 +217,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         record = measure(arguments, Path(folder))
-    show(record)
+    print(f"{record.engine}: {record.images} images of {record.image_bytes / 1e3:.0f} kB, {record.shard_size} a shard")
+    print(f"decoding alone {record.decode:.1f} images/s, engine alone {record.alone:.1f}, bound {record.bound:.1f}")
+    print("\n".join(table(record)))
     if arguments.output is not None:
         record_files.write(record, arguments.output)
 

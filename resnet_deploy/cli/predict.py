@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from resnet_deploy.cli.options import ENGINES, ONE_PER_CORE, PATH, PATH_OR_WORD, THREADS, refuse_idle
+from resnet_deploy.cli.options import ENGINES, ONE_PER_CORE, PATH, PATH_OR_WORD, THREADS, json_option, refuse_idle
+from resnet_deploy.cli.output import print_json
 from resnet_deploy.errors import FileError, SpecError
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ _OF_SCORING: Final = ("shard_size", "logits", "workers", "with_ray", "ray_addres
 @click.option("--workers", type=THREADS, default=0, help="Engines at work.  [default: one per GPU or 4 cores]")
 @click.option("--ray", "with_ray", is_flag=True, help="Work on a Ray cluster, or on one that is started here.")
 @click.option("--ray-address", metavar="ADDRESS", help="The cluster.  [default: RAY_ADDRESS, or a new one here]")
-def predict(images: tuple[str, ...], engine: Path | None, out: str | None, **values: Any) -> None:
+@json_option
+def predict(images: tuple[str, ...], engine: Path | None, out: str | None, as_json: bool, **values: Any) -> None:
     """Classify images with an engine: the best classes and their probabilities.
 
     Of a few images they are printed. Of all below a folder they are written to --out, one row for each, in a file for
@@ -52,17 +54,28 @@ def predict(images: tuple[str, ...], engine: Path | None, out: str | None, **val
     """
     if out is None:
         refuse_idle("answers that are printed", *_OF_SCORING, hint="add --out DIR to score a folder")
-        print_classes(tuple(map(Path, images)), engine or only_engine(), values["top"], values["threads"])
+        classified = classify(tuple(map(Path, images)), engine or only_engine(), values["top"], values["threads"])
+        if as_json:
+            print_json([{"path": str(path), "classes": best} for path, best in classified])
+            return
+        for path, best in classified:
+            describe(path, best)
         return
     if len(images) != 1:
         raise SpecError(f"{len(images)} places to score into one --out", hint="give one folder; links may be in it")
     if not values["with_ray"]:
         refuse_idle("worker processes", "ray_address", hint="add --ray")
-    present(score_folder(images[0], engine or only_engine(), out, values), out)
+    record = score_folder(images[0], engine or only_engine(), out, values)
+    if as_json:
+        print_json(record)
+    else:
+        present(record, out)
 
 
-def print_classes(images: tuple[Path, ...], engine: Path, top: int, threads: int) -> None:
-    """Print the best classes of each image, as they come, however many images there are."""
+def classify(
+    images: tuple[Path, ...], engine: Path, top: int, threads: int
+) -> "Iterator[tuple[Path, list[Prediction]]]":
+    """Yield each image with its best classes, as they come, however many images there are."""
     from resnet_deploy.artifact import is_folder
     from resnet_deploy.engine import load
 
@@ -73,8 +86,7 @@ def print_classes(images: tuple[Path, ...], engine: Path, top: int, threads: int
         size = loaded.manifest.spec.batch.max
         for start in range(0, len(images), size):
             some = images[start : start + size]
-            for path, best in zip(some, loaded.classify(some, top), strict=True):
-                describe(path, best)
+            yield from zip(some, loaded.classify(some, top), strict=True)
 
 
 def describe(path: Path, best: "list[Prediction]") -> None:

@@ -48,3 +48,23 @@ def test_verify(invoke, engines, deployment):
 
     assert [rung["name"] for rung in printed["rungs"]][-1] == "onnxruntime engine"
     assert {"layer", "so_far_db"} <= printed["steps"][0].keys()
+
+
+def test_predict(invoke, engines, deployment):
+    images = sorted(deployment.data.glob("*/*.png"))[:3]
+
+    printed = parsed(invoke("predict", *images, "--engine", engines[0], "--top", 2, "--json"))
+
+    assert [one["path"] for one in printed] == list(map(str, images))
+    for one in printed:
+        first, second = one["classes"]
+        assert first["probability"] >= second["probability"]
+        assert deployment.card.labels[first["index"]] == first["label"]
+
+
+def test_scores(invoke, engines, deployment, tmp_path):
+    pytest.importorskip("pyarrow", reason="scores are written by it")
+
+    printed = parsed(invoke("predict", deployment.data, "--engine", engines[0], "--out", tmp_path / "out", "--json"))
+
+    assert (printed["scored"], printed["bad"]) == (40, 0)
