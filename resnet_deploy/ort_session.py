@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _KERNEL_TIME: Final = "_kernel_time"
 _IN_FP32: Final = "InsertedPrecisionFreeCast_"  # how ONNX Runtime calls an FP16 node that it computes in FP32
+_BOUND_FAULT: Final = "Error in execution: "
 CPU_PROVIDER: Final = "CPUExecutionProvider"
 
 
@@ -152,12 +153,15 @@ def session_options(ort: Any, threads: int) -> Any:
 def translate_refusals() -> Iterator[None]:
     """Turn what ONNX Runtime raises into a BuildError; some faults of a graph show only when it is run.
 
-    Its exceptions have no base of their own; they are known by the module that they come from.
+    Its exceptions have no base of their own; they are known by the module that they come from. Where inputs and
+    outputs are bound, it raises a RuntimeError with words of its own before those of the fault.
     """
     try:
         yield
     except Exception as error:
-        if type(error).__module__.partition(".")[0] != "onnxruntime":
+        text = str(error)
+        is_bound = isinstance(error, RuntimeError) and text.startswith(_BOUND_FAULT)
+        if type(error).__module__.partition(".")[0] != "onnxruntime" and not is_bound:
             raise
-        first_line = str(error).splitlines()[0]
+        first_line = text.removeprefix(_BOUND_FAULT).splitlines()[0]
         raise BuildError(f"ONNX Runtime refuses the model: {first_line}") from error

@@ -265,7 +265,7 @@ def test_an_engine_takes_arrays_on_the_gpu(here, tmp_path, stand_in):
         assert logits.pointer == out.pointer
         np.testing.assert_array_equal(logits.to_host(), expected(array.to_host()))
         assert engine.notes == ("CUDA graphs by tensorrt-rtx itself",)
-        with pytest.raises(FeedError, match="stream and out are for arrays on the GPU"):
+        with pytest.raises(FeedError, match="a stream is for arrays on the GPU"):
             engine(images(2), stream=stream)
     with pytest.raises(FeedError, match="the engine is closed"):
         engine(array)
