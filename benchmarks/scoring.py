@@ -170,7 +170,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> ScoringBenchmark:
     single = task("one", cores)
     runs = [timed("one process", 1, single, in_one_process(single, shards))]
     for workers in arguments.workers:
-        _, threads = Machines((cores,)).part(ScoringSpec(workers=workers), on_gpu=False)
+        _, threads = Machines((cores,)).part(ScoringSpec(workers=workers), len(shards), on_gpu=False)
         here = task(f"workers-{workers}", threads)
         runs.append(timed("worker processes", workers, here, score_in_processes(here, shards, workers)))
         if arguments.ray:

@@ -39,6 +39,7 @@ LABEL_FILES: Final = (
 )
 
 _MAX_WORKERS: Final = 16  # decoding scales with cores, but beyond this the memory for decoded images does too
+_OR_SKIP: Final = ", or leave it out (build, bench, evaluate and run take --skip-corrupt)"
 _CHUNK_BYTES: Final = 1 << 20
 
 
@@ -218,7 +219,7 @@ class BatchReader:
         digest, tensor = future.result()
         if isinstance(tensor, DataError):
             if not self.skip_corrupt:
-                raise tensor
+                raise DataError(tensor.message, hint=f"{tensor.hint}{_OR_SKIP}") from tensor
             self.skipped.append(self.dataset.paths[index])
         if self.hashing:
             self.digests.append(digest)
@@ -278,7 +279,8 @@ def find_dataset(root: Path, card: ModelCard, *, labels_file: Path | None = None
 
     A labels file has a line per image: its name relative to ``root``, with or without the suffix, then a class index or
     name; divided by white space or a comma. A header line is tolerated. Kaggle's ``LOC_val_solution.csv`` is read too.
-    Hidden files are ignored; linked files and linked class folders are followed.
+    Hidden files and folders are ignored; linked files and linked class folders are followed, save those that lead to
+    ``root`` or to a folder that it is in.
 
     Args:
         root: Folder, or one image.
@@ -327,6 +329,9 @@ def find_images(root: Path) -> ImageDataset:
 def image_names(root: Path) -> list[str]:
     """List all images below a folder: sorted names, relative to it, with forward slashes.
 
+    Hidden files and folders are left out. Linked folders are followed if they lie directly in ``root``, and lead
+    neither to it nor to a folder that it is in.
+
     Raises:
         FileError: If a folder cannot be read.
         DataError: If there is no image.
@@ -363,7 +368,9 @@ def is_image_name(name: str) -> bool:
 
 def _visible_folders(root: Path) -> list[Path]:
     try:
-        return [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+        visible = [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+        whole = root.resolve()
+        return [entry for entry in visible if not (entry.is_symlink() and whole.is_relative_to(entry.resolve()))]
     except OSError as error:
         raise _file_error(root, error) from error
 

@@ -34,7 +34,7 @@ _FILTERS: Final[dict[Interpolation, Image.Resampling]] = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-_DAMAGED_HINT: Final = "replace the file, or leave it out (build, bench, evaluate and run take --skip-corrupt)"
+_DAMAGED_HINT: Final = "replace the file"
 _TOO_LARGE_HINT: Final = "shrink the image first"
 
 

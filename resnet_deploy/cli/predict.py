@@ -52,11 +52,13 @@ def predict(images: tuple[str, ...], engine: Path | None, out: str | None, as_js
       resnet-deploy predict photos/ --out scores/ --workers 4
       resnet-deploy predict s3://bucket/photos --out s3://bucket/scores --ray
     """
+    from resnet_deploy.integrations.pyarrow import readable
+
     if out is None:
         refuse_idle("answers that are printed", *_OF_SCORING, hint="add --out DIR to score a folder")
         classified = classify(tuple(map(Path, images)), engine or only_engine(), values["top"], values["threads"])
         if as_json:
-            print_json([{"path": str(path), "classes": best} for path, best in classified])
+            print_json([{"path": readable(str(path)), "classes": best} for path, best in classified])
             return
         for path, best in classified:
             describe(path, best)

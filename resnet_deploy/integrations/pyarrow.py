@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from resnet_deploy.specs import Preprocess
 
 _PREFIX: Final = "resnet_deploy."  # of our keys in a file's metadata
+_LENGTH_AND_MAGIC: Final = 8  # bytes at the end of a Parquet file
 # What is written there appears when it is whole; elsewhere it is renamed into place.
 _ATOMIC: Final = frozenset({"s3", "gcs", "abfs"})
 
@@ -72,16 +73,31 @@ def errors_to_parquet(errors: Mapping[str, str], metadata: Mapping[str, str]) ->
 
 
 def read_footer(file: BinaryIO) -> tuple[int, dict[str, str]] | None:
-    """Read how many rows a Parquet file has, and our part of its metadata; None of a file that is none."""
+    """Read how many rows a Parquet file has, and our part of its metadata; None of a file that is none, or damaged.
+
+    Its end is read first, and understood apart from that: pyarrow has an OSError for damage, too.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
     pa, pq = _import("pyarrow"), _import("pyarrow.parquet")
+    data, prefix = _end_of_parquet(file), _PREFIX.encode()
     try:
-        with pq.ParquetFile(file) as opened:
-            footer = opened.metadata
-    except pa.ArrowInvalid:
+        footer = pq.read_metadata(io.BytesIO(data))
+        ours = {key: value.decode() for key, value in (footer.metadata or {}).items() if key.startswith(prefix)}
+        about = {key.removeprefix(prefix).decode(): value for key, value in ours.items()}
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
         return None
-    pairs = {key.decode(): value.decode() for key, value in (footer.metadata or {}).items() if key != b"ARROW:schema"}
-    ours = {key.removeprefix(_PREFIX): value for key, value in pairs.items() if key.startswith(_PREFIX)}
-    return footer.num_rows, ours
+    return footer.num_rows, about
+
+
+def _end_of_parquet(file: BinaryIO) -> bytes:
+    """Read the footer, the four bytes of its length before the last four, and these; as much as there is of it."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _LENGTH_AND_MAGIC))
+    length = int.from_bytes(file.read(4), "little")
+    file.seek(max(0, size - _LENGTH_AND_MAGIC - length))
+    return file.read()
 
 
 def readable(name: str) -> str:

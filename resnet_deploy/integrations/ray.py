@@ -11,6 +11,7 @@ import importlib
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import warnings
@@ -18,10 +19,13 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TextIO
+from urllib.parse import urlsplit
 
 from resnet_deploy.errors import BackendError
 
 _QUIET: Final = logging.ERROR
+_ANSWER_S: Final = 5.0  # Ray itself waits for minutes, and says nothing
+_CHECK_ADDRESS: Final = "check --ray-address, or RAY_ADDRESS"
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ def connected(address: str | None) -> Iterator[None]:
         with _quiet():
             yield
         return
+    _require_answer(address or os.environ.get("RAY_ADDRESS", ""))
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     # Its core warns of how Ray Data itself starts actors; what is fatal is still said.
@@ -68,7 +73,7 @@ def connected(address: str | None) -> Iterator[None]:
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=_QUIET)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise BackendError(f"no Ray cluster: {reason}", hint="check --ray-address, or RAY_ADDRESS") from error
+        raise BackendError(f"no Ray cluster: {reason}", hint=_CHECK_ADDRESS) from error
     if in_main:
         signal.signal(signal.SIGTERM, handler)  # of which Ray has one of its own
     try:
@@ -76,6 +81,22 @@ def connected(address: str | None) -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Raise BackendError if an address names a host and port, and nobody is there; all others are Ray's to judge."""
+    parts = urlsplit(f"//{address.removeprefix('ray://')}")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return
+    if host is None or port is None:
+        return
+    try:
+        socket.create_connection((host, port), _ANSWER_S).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise BackendError(f"no Ray cluster answers at {address}: {reason}", hint=_CHECK_ADDRESS) from error
 
 
 def _quiet() -> contextlib.redirect_stdout[TextIO]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _TOLD: Final = 5  # failed shards that a message names
 
-# Scores shards in so many workers, and yields what became of each.
+# Scores shards in so many workers, and yields what became of each; what is refused is refused when it is called.
 ScoreShards: TypeAlias = Callable[[ScoringTask, Sequence[Shard], int], Generator[Outcome, None, None]]
 
 
@@ -95,7 +95,7 @@ def score(places: ScoringPlaces, spec: ScoringSpec, way: ScoringWay, progress: "
     with progress.task("finding what is done"):
         output = ScoringOutput(place, request)
     on_gpu = find_backend(bundle.manifest.spec.backend).device not in ("any", "cpu")
-    workers, threads = way.machines.part(spec, on_gpu=on_gpu)
+    workers, threads = way.machines.part(spec, len(output.missing), on_gpu=on_gpu)
     task = ScoringTask(
         engine=absolute(str(places.engine)),
         engine_sha256=request.engine_sha256,

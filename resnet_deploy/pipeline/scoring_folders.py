@@ -77,8 +77,8 @@ class LocalFolder:
     def require(self) -> None:
         """Raise FileError if it is not there."""
         if not artifact.is_folder(self.path):
-            what = "is not a folder" if artifact.exists(self.path) else "no such folder"
-            raise FileError(f"{self.path}: {what}", hint="check the path; every machine that works must see it")
+            what = " is not a folder" if artifact.exists(self.path) else ": no such folder"
+            raise FileError(f"{self.path}{what}", hint="check the path; every machine that works must see it")
 
     def image_names(self) -> list[str]:
         """List the images below, as ``datasets.image_names``."""

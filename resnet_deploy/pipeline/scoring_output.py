@@ -15,7 +15,7 @@ from resnet_deploy.errors import FileError, SpecError
 from resnet_deploy.integrations.pyarrow import read_footer
 from resnet_deploy.pipeline.scoring_folders import open_folder
 from resnet_deploy.pipeline.scoring_plan import ScoringRequest
-from resnet_deploy.pipeline.scoring_shard import ERRORS, ShardDone, part_name
+from resnet_deploy.pipeline.scoring_shard import ERRORS, ShardDone, is_part, part_name
 from resnet_deploy.version import __version__
 
 RECORD: Final = "_scoring.json"
@@ -88,12 +88,12 @@ class ScoringOutput:
     def __init__(self, place: str, request: ScoringRequest) -> None:
         self._place, self._folder, self._request = place, open_folder(place), request
         self._size, self._images = request.shard_size, request.images
-        files = set(self._folder.names(""))
-        self._before = self._read_record() if RECORD in files else ()
+        files, errors = set(self._folder.names("")), set(self._folder.names(ERRORS))
+        is_begun = any(is_part(name) for name in files | errors)
+        self._before = self._read_record(is_begun=is_begun) if RECORD in files else ()
         wanted = {part_name(number): number for number in range(self.shards)}
         with ThreadPoolExecutor(_READERS, thread_name_prefix="footers") as pool:
             found = list(pool.map(self._read_part, (wanted[name] for name in sorted(files & wanted.keys()))))
-        errors = set(self._folder.names(ERRORS))
         self.done = {
             one.number: one for one in found if one is not None and (not one.bad or part_name(one.number) in errors)
         }
@@ -127,8 +127,11 @@ class ScoringOutput:
         self._folder.write(RECORD, record_files.encode(record))
         return record
 
-    def _read_record(self) -> tuple[ScoringSession, ...]:
-        """Hold the request against that of an earlier run; return the sessions so far."""
+    def _read_record(self, *, is_begun: bool) -> tuple[ScoringSession, ...]:
+        """Hold the request against that of an earlier run; return the sessions so far.
+
+        An earlier run that left no table is not in the way of another request, and is forgotten.
+        """
         with self._folder.open_file(RECORD) as file:
             data = file.read()
         try:
@@ -138,6 +141,8 @@ class ScoringOutput:
         if begun.schema_version > SCHEMA_VERSION:
             raise FileError(f"{self._place}/{RECORD} has schema version {begun.schema_version}", hint=_ANOTHER)
         if difference := self._request.difference_from(begun.request):
+            if not is_begun:
+                return ()
             raise SpecError(f"{self._place} holds scores of another request: {difference}", hint=_ANOTHER)
         return begun.sessions
 
@@ -154,9 +159,10 @@ class ScoringOutput:
         rows, about = footer
         if about.get("scoring_sha256") != self._request.digest:
             raise SpecError(f"{self._place}/{part_name(number)} is of another request", hint=_ANOTHER)
-        bad = int(about["bad"])
         expected = min(self._size, self._images - number * self._size)
-        return ShardDone(number, rows, bad) if rows + bad == expected else None
+        bad = about.get("bad", "")
+        is_whole = bad.isdecimal() and rows + int(bad) == expected
+        return ShardDone(number, rows, int(bad)) if is_whole else None
 
 
 _ANOTHER: Final = "choose another --out, or remove that one"

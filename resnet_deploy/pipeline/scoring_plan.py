@@ -60,14 +60,15 @@ class Machines:
     cores: tuple[int, ...]
     gpus: int = 1
 
-    def part(self, spec: ScoringSpec, *, on_gpu: bool) -> tuple[int, int]:
+    def part(self, spec: ScoringSpec, shards: int, *, on_gpu: bool) -> tuple[int, int]:
         """Choose the numbers of workers, and of threads for each, where ``spec`` leaves them open.
 
-        One worker for each GPU, or for about four cores; and as many threads as still leave room for all workers.
+        One worker for each GPU, or for about four cores, but no more than there are shards to do; and as many threads
+        as still leave room for all workers.
         """
         each = spec.threads or _CORES_PER_WORKER
         by_cores = sum(max(1, cores // each) for cores in self.cores)
-        workers = spec.workers or (max(1, self.gpus) if on_gpu else by_cores)
+        workers = min(shards, spec.workers or (max(1, self.gpus) if on_gpu else by_cores))
         return workers, spec.threads or self._most_threads(workers)
 
     def room(self, threads: int) -> int:

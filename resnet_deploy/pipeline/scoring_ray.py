@@ -49,16 +49,31 @@ def score_with_ray(task: ScoringTask, shards: Sequence[Shard], workers: int) -> 
 
     Raises:
         UserError: If a machine cannot open the engine, or does not see the folders; what was done stays.
-        SpecError: If the cluster has no room for the workers.
+        SpecError: At once, before anything is asked for, if the cluster has no room for the workers.
     """
-    if not shards:
-        return
+    _require_room(task, workers)
+    return _score_shards(task, shards, workers)
+
+
+def _require_room(task: ScoringTask, workers: int) -> None:
+    """Refuse what Ray would wait for, for ever: more cores or GPUs than there are."""
+    gpus = ray.cluster_gpus()
+    if task.on_gpu and workers > gpus:
+        raise SpecError(
+            f"the Ray cluster has {gpus} GPUs, not one for each of {workers} workers",
+            hint="ask for fewer --workers, or take an engine for CPUs",
+        )
     room = Machines(ray.node_cpus()).room(task.threads)
     if workers > room:
         raise SpecError(
             f"the Ray cluster has room for {room} workers of {task.threads} threads, not for {workers}",
             hint="ask for fewer --workers or --threads",
         )
+
+
+def _score_shards(task: ScoringTask, shards: Sequence[Shard], workers: int) -> Generator[Outcome, None, None]:
+    if not shards:
+        return
     parcel = Parcel.of(Path(task.engine), task.engine_sha256)
     pool = ray.Pool(workers, task.threads, int(task.on_gpu), ATTEMPTS)
     with contextlib.closing(ray.map_on_actors(partial(_Worker, task, parcel), shards, pool)) as answers:

@@ -104,6 +104,11 @@ def part_name(number: int) -> str:
     return f"part-{number:05}.parquet"
 
 
+def is_part(name: str) -> bool:
+    """Whether a file has the name of a shard's."""
+    return name.startswith("part-") and name.endswith(".parquet")
+
+
 class ShardScorer:
     """An engine and two folders, open for one shard after the other; use it as a context manager, or call ``close``.
 

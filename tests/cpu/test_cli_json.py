@@ -1,6 +1,7 @@
 """`--json`: standard output is one JSON value, and the figures in it are those of the record."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,15 @@ def test_predict(invoke, engines, deployment):
         first, second = one["classes"]
         assert first["probability"] >= second["probability"]
         assert deployment.card.labels[first["index"]] == first["label"]
+
+
+def test_predict_names_that_are_not_utf8(invoke, engines, deployment, tmp_path):
+    odd = tmp_path / os.fsdecode(b"caf\xe9.png")
+    odd.write_bytes(next(deployment.data.glob("*/*.png")).read_bytes())
+
+    printed = parsed(invoke("predict", odd, "--engine", engines[0], "--json"))
+
+    assert [one["path"] for one in printed] == [f"{tmp_path}/caf\\xe9.png"]
 
 
 def test_scores(invoke, engines, deployment, tmp_path):

@@ -162,6 +162,15 @@ def test_bad_images_of_many_kinds_have_a_row_of_their_own(invoke, line, fill, tm
         (out / name).unlink()
     assert invoke(*line(source, "--shard-size", 8, "--workers", 1)).exit_code == 0
     assert_each_once(out, source, bad - {"empty.jpg"})
+    # And a shard without any has no table of errors left: they would be in two tables.
+    for name in bad:
+        shutil.copy(source / "a" / "0000.jpg", source / "new.jpg")
+        (source / "new.jpg").rename(source / name)
+    for name in parts(out):
+        (out / name).unlink()
+    assert invoke(*line(source, "--shard-size", 8, "--workers", 1)).exit_code == 0
+    assert_each_once(out, source)
+    assert list((out / "_errors").iterdir()) == []
 
 
 def test_names_that_are_not_utf8_are_kept_to_the_byte(invoke, line, fill, tmp_path):
@@ -184,7 +193,7 @@ def test_requests_that_cannot_be_met(invoke, line, fill, tmp_path, deployment, m
     before = files(tmp_path)
     assert_refused(invoke(*line(tmp_path / "empty")), "no images", ".jpg")
     assert_refused(invoke(*line(tmp_path / "gone")), "no such folder", "check the path")
-    assert_refused(invoke(*line(source / "a" / "0000.jpg")), "is not a folder")
+    assert_refused(invoke(*line(source / "a" / "0000.jpg")), "0000.jpg is not a folder")
     assert_refused(invoke(*line(source, source)), "2 places to score into one --out", "one folder")
     assert_refused(invoke(*line(source, "--top", 0)), "top 0 is not positive")
     assert_refused(invoke(*line(source, "--shard-size", 0)), "shard size 0 is not positive")
@@ -220,6 +229,38 @@ def test_a_folder_of_other_scores_is_refused_with_what_differs(invoke, line, fil
     assert_refused(invoke(*line(source, *same)), "_scoring.json is damaged")
 
 
+def test_a_request_of_which_nothing_came_is_not_in_the_way(invoke, line, fill, tmp_path):
+    source, out = fill(4), tmp_path / "out"
+    assert invoke(*line(source, "--workers", 1)).exit_code == 0
+    (out / "part-00000.parquet").unlink()
+    (out / "_errors").mkdir()
+    (out / "_errors" / "part-00007.parquet").touch()
+    assert_refused(invoke(*line(source, "--top", 2)), "top was 5, is 2")  # an old table would be read with the new
+    (out / "_errors" / "part-00007.parquet").unlink()
+    result = invoke(*line(source, "--top", 2, "--workers", 1000))
+    assert result.exit_code == 0, result.output
+    assert_each_once(out, source)
+    (session,) = json.loads((out / "_scoring.json").read_text())["sessions"]
+    assert session["workers"] == 1  # there is one shard
+
+
+def test_images_that_are_all_gone_end_the_run(invoke, line, fill, tmp_path, monkeypatch):
+    """As on a machine where the folder is there, and another one is mounted."""
+    source, out = fill(8), tmp_path / "out"
+    honest = scoring_workers.score_in_processes
+
+    def score(task, shards, workers):
+        for image in source.glob("b/*.jpg"):
+            image.unlink()
+        return honest(task, shards, workers)
+
+    monkeypatch.setattr("resnet_deploy.cli.predict.way", lambda values: contextlib.nullcontext(ScoringWay(score=score)))
+    result = invoke(*line(source, "--shard-size", 4, "--workers", 1))
+    assert_refused(result, "none of 4 images in a row is there any more", "mounted")
+    assert parts(out) == ["part-00000.parquet"]
+    assert errors(out) == {}
+
+
 def test_what_is_whole_stays_and_what_is_not_is_done_again(invoke, line, fill, tmp_path):
     source, out = fill(20), tmp_path / "out"
     (source / "bad.jpg").touch()
@@ -231,12 +272,14 @@ def test_what_is_whole_stays_and_what_is_not_is_done_again(invoke, line, fill, t
     assert {name for name, state in files(out).items() if state != before[name]} == {"_scoring.json"}
     (out / "part-00001.parquet").unlink()
     (out / "part-00002.parquet").write_bytes(b"PAR1")  # as an object store may keep of a worker that was killed
+    short = pq.read_table(out / "part-00003.parquet")
+    pq.write_table(short.slice(1), out / "part-00003.parquet")  # whole as a file, and a row short
     (out / "_errors" / "part-00004.parquet").unlink()
     result = invoke(*line(source, *options))
-    assert result.stdout.startswith("20 images scored, 1 bad; 11 of them now"), result.output
+    assert result.stdout.startswith("20 images scored, 1 bad; 16 of them now"), result.output
     assert_each_once(out, source, {"bad.jpg"})
     sessions = json.loads((out / "_scoring.json").read_text())["sessions"]
-    assert [session["shards"] for session in sessions] == [5, 0, 3]
+    assert [session["shards"] for session in sessions] == [5, 0, 4]
 
 
 # --- workers that die
@@ -244,10 +287,10 @@ def test_what_is_whole_stays_and_what_is_not_is_done_again(invoke, line, fill, t
 
 def test_workers_killed_at_random_lose_nothing(start, fill, tmp_path):
     source, out = fill(600), tmp_path / "out"
-    process = start(source, "--shard-size", 20, "--workers", 2)
+    process = start(source, "--shard-size", 10, "--workers", 2)
     draw, killed, seen = random.Random(3), 0, 0
     while killed < 5 and process.poll() is None:
-        time.sleep(draw.uniform(0, 0.5))
+        time.sleep(draw.uniform(0, 0.1))
         workers, done = workers_of(process), len(parts(out))
         # Workers that die one after the other while nothing gets done are no accident to the command.
         if workers and done > seen:
@@ -255,7 +298,7 @@ def test_workers_killed_at_random_lose_nothing(start, fill, tmp_path):
             killed, seen = killed + 1, done
     output, complaint = process.communicate(timeout=120)
     assert process.returncode == 0, complaint
-    assert killed == 5, output
+    assert killed >= 3, output  # a fast machine is done before the fifth
     assert output.startswith(b"600 images scored, 0 bad")
     assert_each_once(out, source)
 

@@ -3,9 +3,11 @@
 import os
 import shutil
 import signal
+import socket
 import threading
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,12 +17,14 @@ pytest.importorskip("pyarrow", reason="scores are Parquet tables")
 pytest.importorskip("ray.data", reason="it is Ray that gives out the shards")
 
 import ray
+from command_line import assert_refused
 from scoring_images import assert_each_once, draw_pictures, lay_out, parts, scores
 
-from resnet_deploy.errors import BundleError
+from resnet_deploy.errors import BackendError, BundleError, SpecError
 from resnet_deploy.integrations import ray as adapter
 from resnet_deploy.pipeline import scoring_ray
 from resnet_deploy.pipeline.scoring_ray import Parcel
+from resnet_deploy.pipeline.scoring_shard import ScoringTask
 
 ROOT = Path(__file__).parents[2]
 # Ray leaves sockets and child processes to the garbage collector, and warns of what it does itself.
@@ -60,16 +64,23 @@ def line(deployment):
 
 
 def busy_actors():
-    """Process ids of the actors that score."""
-    found = []
+    """Process ids of the actors that score on the cluster of this very process; others' are left alone."""
+    found, parents = [], {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            words = (entry / "cmdline").read_bytes()
+            words, status = (entry / "cmdline").read_bytes(), (entry / "stat").read_text()
         except OSError:
             continue
+        parents[int(entry.name)] = int(status.rpartition(")")[2].split()[1])
         if words.startswith(b"ray::") and b"MapWorker" in words:
             found.append(int(entry.name))
-    return found
+    return [process for process in found if is_descendant(process, parents)]
+
+
+def is_descendant(process, parents):
+    while process in parents and process != os.getpid():
+        process = parents[process]
+    return process == os.getpid()
 
 
 def test_each_image_once_though_actors_are_killed(cluster, invoke, line, pictures, tmp_path):
@@ -110,9 +121,51 @@ def test_the_same_by_uri_and_then_what_is_missing(cluster, invoke, line, picture
 
 
 def test_more_workers_than_there_is_room_for(cluster, invoke, line, pictures, tmp_path):
-    result = invoke(*line(lay_out(pictures, tmp_path / "photos", 3), tmp_path / "out", "--workers", 3, "--threads", 1))
-    assert result.exit_code == 2
-    assert "has room for 2 workers of 1 threads, not for 3" in result.stderr
+    source, out = lay_out(pictures, tmp_path / "photos", 3), tmp_path / "out"
+    options = ("--workers", 3, "--threads", 1)
+    result = invoke(*line(source, out, *options, "--shard-size", 1))
+    assert_refused(result, "has room for 2 workers of 1 threads, not for 3", "fewer --workers")
+    assert not out.exists()
+
+
+def test_gpus_that_are_not_there_are_not_waited_for(monkeypatch):
+    task = ScoringTask("engine", "0", "photos", "scores", "1", 5, logits=False, threads=1, on_gpu=True)
+    monkeypatch.setattr(adapter, "cluster_gpus", lambda: 1)
+    monkeypatch.setattr(adapter, "node_cpus", lambda: (8,))
+    with pytest.raises(SpecError, match="has 1 GPUs, not one for each of 2 workers"):
+        scoring_ray.score_with_ray(task, [], 2)
+    scoring_ray.score_with_ray(task, [], 1).close()
+    scoring_ray.score_with_ray(replace(task, on_gpu=False), [], 2).close()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+@pytest.mark.parametrize("by_environment", [False, True])
+def test_nobody_at_the_address(monkeypatch, address, by_environment):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray would wait for minutes"))
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        address = address.format(nobody.getsockname()[1])
+        monkeypatch.setenv("RAY_ADDRESS", address if by_environment else "auto")
+        with (
+            pytest.raises(BackendError, match=f"no Ray cluster answers at {address}: "),
+            adapter.connected(None if by_environment else address),
+        ):
+            pass
+
+
+def test_all_other_addresses_are_rays_to_judge(monkeypatch):
+    asked = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *, address, **_: asked.append(address))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        addresses = [f"127.0.0.1:{server.getsockname()[1]}", "auto", "head:none", None]
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        for address in addresses:
+            with adapter.connected(address):
+                pass
+    assert asked == addresses
 
 
 def test_an_item_that_kills_its_actors_is_given_up_and_the_rest_is_done(cluster):

@@ -98,6 +98,8 @@ def test_links_to_files_and_class_folders_are_followed_but_not_in_circles(tmp_pa
         (root / name / "linked.png").symlink_to(store / "x.png")
         (root / name / "loop").symlink_to(root)
     (root / "c").symlink_to(store)
+    for name, target in {"itself": ".", "above": ".."}.items():
+        (root / name).symlink_to(target)
     dataset = find_dataset(root, CARD)
     assert names_of(dataset) == ["a/linked.png", "b/linked.png", "c/x.png"]
     assert dataset.labels == (0, 1, 2)

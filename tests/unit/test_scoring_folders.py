@@ -88,6 +88,30 @@ def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path):
     assert files(tmp_path) == before
 
 
+def test_a_footer_with_any_bit_flipped_is_damaged_or_read():
+    metadata = {"bad": "1", "scoring_sha256": "0" * 64}
+    sound = adapter.errors_to_parquet({"a.jpg": "not an image"}, metadata)
+    assert adapter.read_footer(io.BytesIO(sound)) == (1, metadata)
+    damaged = 0
+    start = len(sound) - 8 - int.from_bytes(sound[-8:-4], "little")
+    for bit in range(8 * start, 8 * len(sound), 7):  # every byte, in one bit or two
+        flipped = bytearray(sound)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damaged += adapter.read_footer(io.BytesIO(flipped)) is None
+    assert damaged > 20
+    for length in range(0, len(sound), 11):
+        assert adapter.read_footer(io.BytesIO(sound[:length])) is None
+
+
+def test_a_footer_that_cannot_be_read_is_no_damage():
+    class Broken(io.BytesIO):
+        def read(self, size=-1):
+            raise OSError("the line is cut")  # as an object store says it, without a number
+
+    with pytest.raises(OSError, match="the line is cut"):
+        adapter.read_footer(Broken(bytes(100)))
+
+
 def test_places():
     assert is_uri("s3://bucket/x")
     assert not is_uri("photos/s3:/x")

@@ -40,13 +40,20 @@ def test_shards_that_are_missing():
     ],
 )
 def test_machines_are_parted(cores, workers, threads, expected):
-    assert Machines(cores).part(ScoringSpec(workers=workers, threads=threads), on_gpu=False) == expected
+    assert Machines(cores).part(ScoringSpec(workers=workers, threads=threads), 99, on_gpu=False) == expected
 
 
 def test_a_worker_for_each_gpu():
-    assert Machines((32,), gpus=2).part(ScoringSpec(), on_gpu=True) == (2, 16)
-    assert Machines((32,), gpus=0).part(ScoringSpec(), on_gpu=True) == (1, 32)
-    assert Machines((32,), gpus=2).part(ScoringSpec(workers=1), on_gpu=True) == (1, 32)
+    assert Machines((32,), gpus=2).part(ScoringSpec(), 99, on_gpu=True) == (2, 16)
+    assert Machines((32,), gpus=0).part(ScoringSpec(), 99, on_gpu=True) == (1, 32)
+    assert Machines((32,), gpus=2).part(ScoringSpec(workers=1), 99, on_gpu=True) == (1, 32)
+
+
+def test_no_more_workers_than_shards():
+    assert Machines((16,)).part(ScoringSpec(workers=1000), 1, on_gpu=False) == (1, 16)
+    assert Machines((16,)).part(ScoringSpec(), 2, on_gpu=False) == (2, 8)
+    assert Machines((32,), gpus=4).part(ScoringSpec(), 3, on_gpu=True) == (3, 10)
+    assert Machines((16,)).part(ScoringSpec(workers=1000), 0, on_gpu=False)[0] == 0
 
 
 def test_numbers_out_of_range():
