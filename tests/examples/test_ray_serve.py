@@ -156,12 +156,13 @@ def test_a_corrupt_file_fails_alone(address, paths):
 def test_a_request_under_way_is_answered_before_the_replica_stops(address, engines, paths):
     from classifier import Settings, application
 
-    # A request then waits three seconds for company, in which the application is deleted.
-    settings = Settings(engine=engines.onnxruntime, max_delay_ms=3000)
+    # A request then waits two seconds for company, in which the application is deleted.
+    settings = Settings(engine=engines.onnxruntime, max_delay_ms=2000)
     serve.run(application(settings), name="patient", route_prefix="/patient")
+    assert post(f"{address}/patient/classify", b"no image")[0] == 400  # the way there has been gone once
     with ThreadPoolExecutor(1) as caller:
         answer = caller.submit(post, f"{address}/patient/classify", paths[0].read_bytes())
-        time.sleep(1)  # until it is there, which takes milliseconds
+        time.sleep(0.5)  # until it is there, which takes milliseconds
         assert not answer.done()
         serve.delete("patient")
         assert answer.result()[0] == 200
