@@ -2,7 +2,8 @@
 
 Batches are made by the engine's ``submit``, not by ``@serve.batch``. Files are then decoded and prepared side by side,
 in the threads of their requests, and only prepared images wait for company; a corrupt file fails alone; a request
-whose client has gone, or whose time is up, is never run; and the same code serves where there is no Ray.
+whose client has gone, or whose time is up, before its batch begins is never run; and the same code serves where there
+is no Ray.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from ray import serve
@@ -20,8 +22,6 @@ from resnet_deploy import BusyError, DeadlineError, ResnetDeployError, UserError
 from resnet_deploy.images import decode
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from numpy.typing import NDArray
     from ray.serve import Application
 
@@ -64,6 +64,13 @@ async def explain(_: Request, error: ResnetDeployError) -> JSONResponse:
     return JSONResponse({"error": error.message}, status_code=status)
 
 
+@api.exception_handler(RequestValidationError)
+async def explain_parameter(_: Request, error: RequestValidationError) -> JSONResponse:
+    """Answer likewise where a parameter of the address is none."""
+    first = error.errors()[0]
+    return JSONResponse({"error": f"{first['loc'][-1]} {first['input']!r}: {first['msg']}"}, status_code=400)
+
+
 @serve.ingress(api)
 class Classifier:
     """One engine, in a process of its own.
@@ -82,13 +89,16 @@ class Classifier:
     async def classify(self, request: Request, top: int = 5) -> list[Class]:
         """Name the best classes of the image file that the body is, best first."""
         data = await request.body()
-        answer = await asyncio.to_thread(self._submit, data)
-        logits = await asyncio.wrap_future(answer)  # cancelled with the request, and then never run
+        # Cancelled with the request here, it is not submitted; cancelled below, it is never run.
+        image = await asyncio.to_thread(self._prepared, data)
+        answer = self._engine.submit(image, timeout_s=DEADLINE_S, block=False)
+        logits = await asyncio.wrap_future(answer)
         (best,) = self._engine.rank(logits[np.newaxis], top)
         return [Class(index=one.index, label=one.label, probability=one.probability) for one in best]
 
-    def _submit(self, data: bytes) -> "Future[NDArray[np.generic]]":
-        return self._engine.submit(decode(Path("image"), data), timeout_s=DEADLINE_S, block=False)
+    def _prepared(self, data: bytes) -> "NDArray[np.generic]":
+        image: NDArray[np.generic] = self._engine.prepare([decode(Path("image"), data)])[0]
+        return image
 
     async def check_health(self) -> None:
         """Run a blank image: Ray replaces a replica that raises, or does not answer, three times in a row."""

@@ -6,6 +6,7 @@ links) of its folder, which is then exchanged for the old one in one step.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
-import numpy as np
 
 from resnet_deploy import artifact
 from resnet_deploy.bundle import GOLDEN, MANIFEST, Bundle, open_bundle
@@ -23,9 +23,11 @@ from resnet_deploy.errors import BundleError, FileError, SpecError
 from resnet_deploy.integrations.triton.config import LABELS, WARMUP, Contents
 from resnet_deploy.integrations.triton.folders import CONFIG, INTERFACE, ModelFolder, model_folders, origin
 from resnet_deploy.integrations.triton.hosts import Serving, notes
+from resnet_deploy.pipeline.replaying import read_golden
 
 State = Literal["new", "new version", "rewritten", "unchanged"]
 _OTHER_NAME: Final = "choose another --name, or remove the folder first"
+_LAST_VERSION: Final = 2**63 - 1  # Triton holds them in an int64
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def package_for_triton(engine: Path, repository: Path, serving: Serving, version
 
     Raises:
         BackendError: If Triton cannot run the engine, or ONNX is missing to write the normalisation with.
-        BundleError: If the bundle is damaged, or holds no golden inputs.
+        BundleError: If the bundle is damaged, or holds no golden inputs, or none that fit it.
         FileError: If a model of that name is there and is not ours, was edited, or takes other inputs; or if the
             folder cannot be written.
         SpecError: If something was asked for that the engine, or Triton, cannot do, or the version is no new one.
@@ -104,8 +106,7 @@ def _contents(bundle: Bundle) -> Contents:
     if GOLDEN not in bundle.manifest.files:
         hint = "build the engine again with `resnet-deploy build`"
         raise BundleError(f"{bundle.path} holds no golden inputs to warm a server up with", hint=hint)
-    with np.load(bundle.golden_path) as golden:
-        images = golden["images"]
+    images, _ = read_golden(bundle)
     return Contents(bundle.manifest, artifact.read_bytes(bundle.manifest_path), bundle.engine_path, images)
 
 
@@ -136,13 +137,15 @@ def _require_same_interface(file: Path, folder: ModelFolder) -> None:
     wanted = folder.version_files[INTERFACE]
     assert isinstance(wanted, bytes)
     written = artifact.read_bytes(file) if artifact.is_file(file) else b"{}"
-    if written == wanted:
-        return
     new = msgspec.json.decode(wanted, type=dict[str, object])
     try:
         old = msgspec.json.decode(written, type=dict[str, object])
     except (msgspec.DecodeError, UnicodeDecodeError):
         old = {}
+    if not (old.get("labels") and new.get("labels")):  # a model that has none contradicts no other
+        old["labels"] = new["labels"] = []
+    if old == new:
+        return
     differing = ", ".join(name for name in new if old.get(name) != new[name])
     raise FileError(
         f"{file.parent.parent} has another interface ({differing or 'its file was edited'}), "
@@ -155,14 +158,17 @@ def _choose(target: Path, folder: ModelFolder, existing: list[int], asked: int |
     """Choose the number: that of the newest version if it is this very bundle, else the next, or what was asked for."""
     newest = existing[-1] if existing else 0
     is_there = bool(existing) and _holds(target / str(newest) / MANIFEST, folder.version_files[MANIFEST])
-    if asked is None or (is_there and asked == newest):
-        return newest if is_there else newest + 1
-    if asked < 1:
-        raise SpecError(f"version {asked}", hint="give --version a number from 1")
-    if asked <= newest:
+    if is_there and asked in (None, newest):
+        return newest
+    version = newest + 1 if asked is None else asked
+    if asked is None and version > _LAST_VERSION:
+        raise SpecError(f"{target} is at version {newest}, and Triton knows no later one", hint=_OTHER_NAME)
+    if not 1 <= version <= _LAST_VERSION:
+        raise SpecError(f"version {version}", hint=f"give --version a number from 1 to {_LAST_VERSION}")
+    if version <= newest:
         hint = f"give --version {newest + 1} or more, or leave it out"
-        raise SpecError(f"{target} is at version {newest}, and Triton would not serve {asked}", hint=hint)
-    return asked
+        raise SpecError(f"{target} is at version {newest}, and Triton would not serve {version}", hint=hint)
+    return version
 
 
 def _place(repository: Path, folder: ModelFolder, version: int) -> PackagedModel:
@@ -172,17 +178,29 @@ def _place(repository: Path, folder: ModelFolder, version: int) -> PackagedModel
     is_new, is_next = not artifact.exists(target), not artifact.exists(target / str(version))
     if not is_new and all(_holds(target / path, content) for path, content in wanted.items()):
         return PackagedModel(folder.name, version, "unchanged")
-    with (
-        artifact.atomic_folder(target, staging=_staging(repository)) as temporary,
-        artifact.translate_os_errors(target),
-    ):
-        # First: Triton loads no model from a folder that has another name than the model.
-        (temporary / CONFIG).write_bytes(folder.config)
-        if not is_new:
+    # A link may lead out of the repository: what it leads to is replaced.
+    root = Path(os.path.realpath(target)).parent
+    staging = _staging(root)
+    try:
+        _make(target, wanted, version, staging)
+    except FileError as error:
+        # A bind mount of the same disk is known by this alone.
+        is_mounted = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EXDEV
+        if not is_mounted or staging == root:
+            raise
+        _make(target, wanted, version, root)
+    return PackagedModel(folder.name, version, "new" if is_new else "new version" if is_next else "rewritten")
+
+
+def _make(target: Path, wanted: dict[str, bytes | Path], version: int, staging: Path) -> None:
+    """Make a model in ``staging``, with what else lies in its folder, and rename it into its place."""
+    with artifact.atomic_folder(target, staging=staging) as temporary, artifact.translate_os_errors(target):
+        # Before anything else: Triton loads no model from a folder that has another name than the model.
+        _write(temporary / CONFIG, wanted[CONFIG])
+        if artifact.exists(target):
             _link_others(target, temporary, version)
         for path, content in wanted.items():
             _write(temporary / path, content)
-    return PackagedModel(folder.name, version, "new" if is_new else "new version" if is_next else "rewritten")
 
 
 def _files(folder: ModelFolder, version: int) -> dict[str, bytes | Path]:
@@ -198,9 +216,8 @@ def _holds(path: Path, content: bytes | Path) -> bool:
     return artifact.sha256_file(path) == digest
 
 
-def _staging(repository: Path) -> Path:
+def _staging(root: Path) -> Path:
     """Say where to make a model: beside the repository, or in it where it is a file system of its own."""
-    root = Path(os.path.realpath(repository))
     with artifact.translate_os_errors(root):
         is_mounted = root.stat().st_dev != root.parent.stat().st_dev
     return root if is_mounted or not os.access(root.parent, os.W_OK | os.X_OK) else root.parent

@@ -19,6 +19,7 @@ from resnet_deploy.fitting import check_fits
 from resnet_deploy.fleet import folders_beside
 from resnet_deploy.parity import Ladder, Limits, Rung, Step, Tally
 from resnet_deploy.pipeline.references import find_reference, open_reference
+from resnet_deploy.pipeline.replaying import read_golden
 from resnet_deploy.pipeline.source import Source, read_source
 from resnet_deploy.runners import find_runner
 from resnet_deploy.specs import INPUT_NAME, OUTPUT_NAME, BatchRange, BuildSpec
@@ -296,6 +297,5 @@ class _Samples:
     def _golden(self) -> "Batch":
         from resnet_deploy.datasets import Batch
 
-        with np.load(self._bundle.golden_path) as arrays:
-            images = arrays["images"]
+        images, _ = read_golden(self._bundle)
         return Batch(images, None, np.arange(len(images)))

@@ -296,6 +296,16 @@ def test_a_version_may_be_named(deployment, package, invoke, tmp_path):
     assert Server(tmp_path / "models").models["net"].version == 8
 
 
+def test_a_version_is_an_int64(deployment, package, invoke, tmp_path):
+    last = 2**63 - 1
+    line = ("package", deployment.engines["int8"], "--triton", tmp_path / "models", "--name", "net")
+    assert_refused(invoke(*line, "--version", last + 1), f"version {last + 1}", f"from 1 to {last}")
+    package(deployment.engines["fp32"], "--version", last)
+    assert_refused(invoke(*line), f"is at version {last}, and Triton knows no later one", "choose another --name")
+    package(deployment.engines["fp32"])  # the same bundle needs none
+    assert Server(tmp_path / "models").models["net"].version == last
+
+
 def test_what_else_is_in_the_models_folder_stays(deployment, package):
     repository = package(deployment.engines["fp32"])
     (repository / "net/configs").mkdir()
@@ -346,8 +356,38 @@ def test_a_version_of_another_interface_is_refused(deployment, float_engines, pa
     package(deployment.engines["fp32"])
     before = files(tmp_path)
     line = ("package", float_engines["1:8:16"], "--triton", tmp_path / "models", "--name", "net")
-    assert_refused(invoke(*line), "has another interface (preprocess, classes)", "choose another --name")
+    assert_refused(invoke(*line), "has another interface (preprocess, classes, labels)", "choose another --name")
     assert files(tmp_path) == before  # no model around it either
+
+
+@pytest.mark.parametrize("batches", [("1:8:16", "4"), ("4", "1:8:16")], ids=["fixed", "combined"])
+def test_a_version_of_another_first_dimension_is_refused(float_engines, package, invoke, tmp_path, batches):
+    package(float_engines[batches[0]])
+    before = files(tmp_path)
+    line = ("package", float_engines[batches[1]], "--triton", tmp_path / "models", "--name", "net")
+    assert_refused(invoke(*line), "net_preprocess has another interface (batch)", "choose another --name")
+    assert files(tmp_path) == before
+
+
+def test_versions_share_their_labels_where_they_have_any(deployment, copy_engine, package, invoke, tmp_path):
+    bare, other = tmp_path / "bare", tmp_path / "other"
+    copy_engine("fp32", to=bare, change=lambda manifest: manifest["card"].update(labels=[]))
+    swapped = ["one", "zero", *deployment.card.labels[2:]]
+    copy_engine("fp32", to=other, change=lambda manifest: manifest["card"].update(labels=swapped))
+    package(deployment.engines["fp32"])
+    line = ("package", other, "--triton", tmp_path / "models", "--name", "net")
+    assert_refused(invoke(*line), "has another interface (labels)", "choose another --name")
+    package(bare)
+    assert Server(tmp_path / "models").models["net"].version == 2
+    package(deployment.engines["fp32"])
+    assert Server(tmp_path / "models").models["net"].labels["logits"] == list(deployment.card.labels)
+
+
+def test_an_edited_interface_is_refused(deployment, package, invoke, tmp_path):
+    interface = package(deployment.engines["fp32"]) / "net/1/interface.json"
+    interface.write_text(interface.read_text().replace("{", '{"more": 1,', 1))
+    line = ("package", deployment.engines["int8"], "--triton", tmp_path / "models", "--name", "net")
+    assert_refused(invoke(*line), "has another interface (its file was edited)")
 
 
 def test_a_name_that_a_model_around_another_has_is_refused(float_engines, package, invoke, tmp_path):
@@ -387,6 +427,19 @@ def test_a_damaged_bundle_is_refused(copy_engine, flip_bit, invoke, tmp_path):
     flip_bit(engine / "model.onnx")
     assert_refused(invoke("package", engine, "--triton", tmp_path / "models"), "model.onnx was altered")
     assert_refused(invoke("package", tmp_path / "none", "--triton", tmp_path / "models"), "is not an engine bundle")
+    assert not (tmp_path / "models").exists()
+
+
+def test_golden_inputs_that_are_none_are_refused(copy_engine, rewrite, reseal, invoke, tmp_path):
+    """Their digest says that nothing was altered since, and no more."""
+    engine = copy_engine("fp32")
+    rewrite(engine / "golden.npz", b"no archive")
+    reseal(engine, "golden.npz")
+    assert_refused(invoke("package", engine, "--triton", tmp_path / "models"), "golden.npz is damaged", "build")
+    np.savez(tmp_path / "other.npz", images=np.zeros((2, 8, 8, 3), np.uint8), logits=np.zeros((2, 10), np.float32))
+    rewrite(engine / "golden.npz", (tmp_path / "other.npz").read_bytes())
+    reseal(engine, "golden.npz")
+    assert_refused(invoke("package", engine, "--triton", tmp_path / "models"), "do not fit card.preprocess", "build")
     assert not (tmp_path / "models").exists()
 
 
@@ -455,6 +508,50 @@ def test_killed_in_a_repository_that_is_a_file_system(deployment, invoke, mount_
     assert invoke("package", deployment.engines["fp32"], "--triton", repository, "--name", "net").exit_code == 0
     assert set(Server(repository).models) == {"net"}
     assert [path.name for path in repository.iterdir()] == ["net"]
+
+
+@pytest.fixture
+def bind(tmp_path):
+    """Mount a folder at a second place: one disk by every number, but nothing can be renamed between them."""
+    points = []
+
+    def mount(source, point):
+        for folder in (source, point):
+            folder.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(["mount", "--bind", source, point], check=False, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"cannot bind a folder: {done.stderr.strip()}")
+        points.append(point)
+
+    if shutil.which("mount") is None:
+        pytest.skip("there is no mount command")
+    yield mount
+    for point in points:
+        subprocess.run(["umount", point], check=True)
+
+
+def test_a_repository_that_is_a_bind_mount(deployment, package, bind, tmp_path):
+    """It has the number of the disk it lies on, so that it is no file system of its own by that."""
+    bind(tmp_path / "disk", tmp_path / "models")
+    assert (tmp_path / "models").stat().st_dev == tmp_path.stat().st_dev
+    package(deployment.engines["fp32"])
+    package(deployment.engines["int8"])
+    assert Server(tmp_path / "models").models["net"].version == 2
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["net"]
+    assert list(tmp_path.glob(".net.*")) == []
+
+
+def test_a_model_that_is_a_link_to_another_file_system(deployment, package, mount_tmpfs, tmp_path):
+    disk = mount_tmpfs("size=400m")
+    package(deployment.engines["fp32"])
+    (tmp_path / "models/net").rename(tmp_path / "aside")
+    shutil.copytree(tmp_path / "aside", disk / "volume/net")
+    (tmp_path / "models/net").symlink_to(disk / "volume/net")
+    package(deployment.engines["int8"])
+    assert (tmp_path / "models/net").readlink() == disk / "volume/net"
+    assert Server(tmp_path / "models").models["net"].version == 2
+    assert [path.name for path in disk.iterdir()] == ["volume"]
+    assert [path.name for path in (disk / "volume").iterdir()] == ["net"]
 
 
 def test_who_reads_meanwhile_sees_whole_models(deployment, package, tmp_path):

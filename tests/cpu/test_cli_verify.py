@@ -267,6 +267,12 @@ def test_an_altered_bundle_is_refused(invoke, workplace, flip_bit):
     assert_refused(invoke("verify", ENGINE), "model.onnx was altered", "build the engine again")
 
 
+def test_images_of_the_bundle_that_are_none_are_refused(invoke, workplace, reseal):
+    """Their digest says that nothing was altered since, and no more."""
+    reseal(Path(ENGINE), {"golden.npz": b"no archive"})
+    assert_refused(invoke("verify", ENGINE), "golden.npz is damaged", "build the engine again")
+
+
 def test_damaged_images_are_left_out_where_that_is_asked(invoke, workplace):
     result = invoke("verify", ENGINE, "--no-pytorch", "--data", "corrupt", "--skip-corrupt")
     assert result.exit_code == 0, result.output

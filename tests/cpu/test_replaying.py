@@ -1,5 +1,7 @@
 """Golden vectors replayed by Python."""
 
+import io
+
 import numpy as np
 import pytest
 
@@ -58,7 +60,23 @@ def test_vectors_that_do_not_fit_are_refused(copy_engine, arrays, words):
         read_golden(open_bundle(path))
 
 
-@pytest.mark.parametrize("data", [b"", b"PK", b"not an archive"])
+def one_array():
+    """An array that is in no archive."""
+    file = io.BytesIO()
+    np.save(file, np.zeros(3))
+    return file.getvalue()
+
+
+def unknown_compression():
+    """An archive whose member is compressed as nobody does."""
+    file = io.BytesIO()
+    np.savez(file, images=np.zeros(3))
+    data = bytearray(file.getvalue())
+    data[data.rindex(b"PK\x01\x02") + 10] = 77
+    return bytes(data)
+
+
+@pytest.mark.parametrize("data", [b"", b"PK", b"not an archive", one_array(), unknown_compression()])
 def test_damaged_archives_are_refused(copy_engine, rewrite, data):
     path = copy_engine("fp32")
     rewrite(path / GOLDEN, data)

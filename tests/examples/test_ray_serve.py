@@ -1,13 +1,16 @@
 """The Ray Serve example on a local cluster of two CPUs, asked over HTTP."""
 
+import asyncio
 import json
 import os
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -90,7 +93,57 @@ def test_what_the_client_got_wrong_is_a_400(address, paths):
         assert answer["error"].startswith(reason)
         assert "\n" not in answer["error"]
     assert post(f"{address}/classify?top=0", whole) == (400, {"error": "top 0 is not positive"})
+    status, answer = post(f"{address}/classify?top=abc", whole)
+    assert (status, list(answer)) == (400, ["error"])
+    assert answer["error"].startswith("top 'abc': ")
     assert post(f"{address}/classify", whole)[0] == 200  # and the replica lives
+
+
+class Request:
+    """One whose body is there at once."""
+
+    async def body(self):
+        return b"a file"
+
+
+class SlowEngine:
+    """Prepares until it is let go, and counts what is submitted."""
+
+    def __init__(self):
+        self.begun, self.let_go, self.submitted = threading.Event(), threading.Event(), []
+
+    def prepared(self, data):
+        self.begun.set()
+        assert self.let_go.wait(60)
+        return data
+
+    def submit(self, image, **options):
+        self.submitted.append(image)
+        return Future()
+
+
+@pytest.mark.parametrize("while_decoding", [True, False], ids=["decoding", "waiting"])
+def test_a_request_whose_client_has_gone_is_not_run(example_path, while_decoding):
+    example_path("ray_serve")
+    from classifier import Classifier
+
+    engine = SlowEngine()
+    replica = SimpleNamespace(_engine=engine, _prepared=engine.prepared)
+
+    async def leave():
+        request = asyncio.create_task(Classifier.classify(replica, Request(), 1))
+        await asyncio.to_thread(engine.begun.wait, 60)
+        if not while_decoding:
+            engine.let_go.set()
+            while not engine.submitted:
+                await asyncio.sleep(0.01)
+        request.cancel()
+        engine.let_go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+
+    asyncio.run(leave())  # which waits for the thread
+    assert len(engine.submitted) == (0 if while_decoding else 1)
 
 
 def test_a_corrupt_file_fails_alone(address, paths):
@@ -103,12 +156,14 @@ def test_a_corrupt_file_fails_alone(address, paths):
 def test_a_request_under_way_is_answered_before_the_replica_stops(address, engines, paths):
     from classifier import Settings, application
 
-    # A request then waits four seconds for company, in which the application is deleted.
-    serve.run(application(Settings(engine=engines.onnxruntime, max_delay_ms=4000)))
+    # A request then waits two seconds for company, in which the application is deleted.
+    settings = Settings(engine=engines.onnxruntime, max_delay_ms=2000)
+    serve.run(application(settings), name="patient", route_prefix="/patient")
+    assert post(f"{address}/patient/classify", b"no image")[0] == 400  # the way there has been gone once
     with ThreadPoolExecutor(1) as caller:
-        answer = caller.submit(post, f"{address}/classify", paths[0].read_bytes())
-        time.sleep(1)  # until it is there, which takes milliseconds
+        answer = caller.submit(post, f"{address}/patient/classify", paths[0].read_bytes())
+        time.sleep(0.5)  # until it is there, which takes milliseconds
         assert not answer.done()
-        serve.delete("default")
+        serve.delete("patient")
         assert answer.result()[0] == 200
-    assert not serve.status().applications
+    assert list(serve.status().applications) == ["default"]

@@ -120,6 +120,33 @@ def test_a_fixed_batch_is_a_dimension():
     np.testing.assert_array_equal(data, images[[0, 1, 0, 1, 0]])
 
 
+def test_openvino_takes_a_fixed_batch_of_one_as_a_dimension():
+    """Nothing combines requests there, so that Triton is to refuse what is no batch of one."""
+    config, _ = engine_config(make_manifest(backend="openvino", batch="1"))
+    assert config.max_batch_size == 0
+    assert list(config.input[0].dims) == [1, 8, 8, 3]
+    assert list(config.output[0].dims) == [-1, 3]
+    (sample,) = config.model_warmup
+    assert (sample.batch_size, list(sample.inputs["images"].dims)) == (1, [1, 8, 8, 3])
+
+
+@pytest.mark.parametrize(
+    ("backend", "batch", "first"),
+    [
+        ("onnxruntime", "1:8:64", "combined"),
+        ("onnxruntime", "1:8:16", "combined"),
+        ("onnxruntime", "4", 4),
+        ("openvino", "1:8:64", "free"),
+        ("openvino", "1", 1),
+    ],
+)
+def test_the_interface_tells_the_first_dimension(backend, batch, first):
+    _, folder = engine_config(make_manifest(backend=backend, batch=batch))
+    interface = msgspec.json.decode(folder.version_files["interface.json"])
+    assert interface["batch"] == first
+    assert (interface["kind"], interface["classes"], interface["labels"]) == ("engine", 3, list(LABELS))
+
+
 def test_a_least_batch_size_is_refused():
     with pytest.raises(SpecError, match="2:8:64, and Triton cannot be told of a least batch size") as refused:
         engine_config(make_manifest(batch="2:8:64"))

@@ -9,7 +9,7 @@
             warmup/images             golden input, raw
             1/model.onnx|model.plan   the engine, byte for byte
             1/manifest.json           the bundle's, which names the file above by digest
-            1/interface.json          input contract and number of classes, which all versions have in common
+            1/interface.json          input contract, first dimension and classes, which all versions have in common
         <name>_preprocess/            for float32 contracts: uint8 pixels to the normalised tensor
         <name>_ensemble/              for float32 contracts: the two above in one request
 

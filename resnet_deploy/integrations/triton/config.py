@@ -153,7 +153,7 @@ def warmup_samples(contents: Contents, batching: Batching) -> tuple[Message, byt
     """
     contract = contents.manifest.card.preprocess
     count = max(batching.leading[0], 1) if batching.leading else 1
-    images = np.resize(contents.images, (count, *contract.shape))
+    images = contents.images[np.arange(count) % len(contents.images)]
     dims = [*((count,) if batching.leading else ()), *contract.shape]
     data: Message = (("data_type", DTYPES[contract.dtype]), ("dims", dims), ("input_data_file", INPUT_NAME))
     samples = tuple(

@@ -122,7 +122,7 @@ def _engine_folder(contents: Contents, serving: Serving, host: Host) -> ModelFol
     version: dict[str, bytes | Path] = {
         host.file: contents.engine,
         MANIFEST: contents.manifest_json,
-        INTERFACE: _interface("engine", card, card.num_classes),
+        INTERFACE: _interface("engine", card, batching),
     }
     return ModelFolder(serving.name, seal(text_from_message(config)), files, version)
 
@@ -151,7 +151,7 @@ def _preprocess_folder(card: ModelCard, serving: Serving, batching: Batching) ->
     )
     version: dict[str, bytes | Path] = {
         ONNX: normalization_graph(card.preprocess),
-        INTERFACE: _interface("normalization", card, None),
+        INTERFACE: _interface("normalization", card, batching),
     }
     return ModelFolder(name, seal(text_from_message(config)), {}, version)
 
@@ -173,13 +173,16 @@ def _ensemble_folder(card: ModelCard, serving: Serving, batching: Batching) -> M
         *contract_parameters(card),
     )
     # An ensemble has no file of its own, but a version must have a folder.
-    version: dict[str, bytes | Path] = {INTERFACE: _interface("ensemble", card, card.num_classes)}
+    version: dict[str, bytes | Path] = {INTERFACE: _interface("ensemble", card, batching)}
     return ModelFolder(name, seal(text_from_message(config)), labels, version)
 
 
-def _interface(kind: str, card: ModelCard, classes: int | None) -> bytes:
+def _interface(kind: str, card: ModelCard, batching: Batching) -> bytes:
     """Say what every version of a model has in common, since clients and ensembles rest on it."""
-    fields = {"kind": kind, "preprocess": card.preprocess, "classes": classes}
+    first = "combined" if not batching.leading else "free" if batching.leading[0] < 0 else batching.leading[0]
+    fields: dict[str, object] = {"kind": kind, "preprocess": card.preprocess, "batch": first}
+    if kind != "normalization":
+        fields |= {"classes": card.num_classes, "labels": card.labels}
     return msgspec.json.format(msgspec.json.encode(fields), indent=1) + b"\n"
 
 
