@@ -155,9 +155,7 @@ class Engine:
         worst = c_double()
         try:
             self._library.call("check_golden", self._handle, tolerance, byref(worst))
-        except OSError as error:  # of Pillow, for the picture, or of ctypes, for the library
-        sys.exit(f"error: {error}\nhint: give a built libresnet_deploy_c.so, and a picture that Pillow reads")
-    except CallError as error:
+        except CallError as error:
             if error.code != ACCURACY:
                 raise
             return False, worst.value
@@ -193,6 +191,8 @@ def main() -> None:
             logits = engine.infer_pixels([Pixels(address, *rgb.size, 0)])
             print(engine.label(max(range(len(logits)), key=logits.__getitem__)))
             print(f"golden images: largest difference of a logit {engine.golden_difference(1e-3)[1]:.2g}")
+    except OSError as error:  # of Pillow, for the picture, or of ctypes, for the library
+        sys.exit(f"error: {error}\nhint: give a built libresnet_deploy_c.so, and a picture that Pillow reads")
     except CallError as error:
         sys.exit(f"error: {error}\nhint: {error.hint}")
 

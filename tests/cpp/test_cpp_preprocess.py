@@ -198,6 +198,7 @@ def test_the_limit_is_pythons_to_the_pixel(driver):
         driver.preprocess_view((1, 10801, 8100, 0), contract("nearest", image_size=2, resize=8192))
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # Pillow's own, short of an error
 def test_large_images_are_refused_in_the_words_of_pythons_decoder(driver, tmp_path):
     width, height = 8192, 10923
     assert width * height - height <= Image.MAX_IMAGE_PIXELS < width * height

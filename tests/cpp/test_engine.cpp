@@ -1,5 +1,4 @@
 // The engine on runners of the test's own: batches, turns, threads, errors, ranks; and the probes of the machine.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <atomic>
