@@ -96,7 +96,8 @@ static void test_replays(const char* sound, const char* altered) {
 /* Whatever bytes a path has, its words are one line of UTF-8; the twins are paths whose words stay as they are. */
 static void test_words_of_paths(void) {
   static const char* const paths[][2] = {
-      {"/nowhere/M\xc3\xbcnchen/\xe2\x82\xac/\xf0\x9f\x90\x95", "/nowhere/M\xc3\xbcnchen/\xe2\x82\xac/\xf0\x9f\x90\x95"},
+      {"/nowhere/M\xc3\xbcnchen/\xe2\x82\xac/\xf0\x9f\x90\x95",
+       "/nowhere/M\xc3\xbcnchen/\xe2\x82\xac/\xf0\x9f\x90\x95"},
       {"/nowhere/\xff-\xc3-\x80", "/nowhere/?-?-?"},
       {"/nowhere/a\nb\r\x7f\x01", "/nowhere/a?b???"},
       {"/nowhere/\xc0\xaf", "/nowhere/??"},                  /* a slash, overlong */

@@ -1,6 +1,7 @@
 // Answers questions of the tests, many in one run.
 //
-//   core_driver canonical|manifest|versions|fuzz < FRAMES   each frame is its length, 4 bytes little-endian, and as many bytes
+//   core_driver canonical|manifest|versions|fuzz < FRAMES
+//                                                  each frame is its length, 4 bytes little-endian, and as many bytes
 //   core_driver bundle PATH...                     opens, verifies, and reads the golden vectors
 //
 // One line for each: `ok` and what came of it, or the code of the error and its message.
@@ -55,16 +56,16 @@ std::string fuzz(const std::string& frame) {
   return "";
 }
 
-/// Of two versions, one a line: whether the first, required, takes the second; so with later ones; as generations of GPUs.
+/// Of two versions, one a line: whether the first, required, takes the second; so with later ones; and as GPUs'.
 std::string verdicts(const std::string& frame) {
   const std::string required = frame.substr(0, frame.find('\n')), here = frame.substr(frame.find('\n') + 1);
   Requirements exact, later, least;
   exact.version = later.version = least.least_compute_capability = required;
   later.later_versions = true;
   std::string said;
-  for (const bool verdict : {takes_version(exact, here), takes_version(later, here), misfit_of_gpu(least, here).empty()}) {
-    said += verdict ? '1' : '0';
-  }
+  said += takes_version(exact, here) ? '1' : '0';
+  said += takes_version(later, here) ? '1' : '0';
+  said += misfit_of_gpu(least, here).empty() ? '1' : '0';
   return said;
 }
 

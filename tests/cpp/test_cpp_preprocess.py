@@ -204,7 +204,10 @@ def test_large_images_are_refused_in_the_words_of_pythons_decoder(driver, tmp_pa
     assert width * height - height <= Image.MAX_IMAGE_PIXELS < width * height
     path = tmp_path / "large.bmp"
     with path.open("wb") as file:  # a header that promises them; nothing that is read
-        file.write(struct.pack("<2sIHHI", b"BM", 54, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, *[0] * 6))
+        file.write(
+            struct.pack("<2sIHHI", b"BM", 54, 0, 0, 54)
+            + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, *[0] * 6)
+        )
     with pytest.raises(DataError) as python:
         decode(path)
     with pytest.raises(RefusedError) as cpp:

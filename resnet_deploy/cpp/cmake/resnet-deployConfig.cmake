@@ -58,7 +58,7 @@ if(TARGET resnet-deploy::resnet-deploy)
       set(resnet-deploy_${_resnet_deploy_one}_FOUND TRUE)
     elseif(resnet-deploy_FIND_REQUIRED_${_resnet_deploy_one})
       string(APPEND _resnet_deploy_missing
-        " ${_resnet_deploy_one}, which an earlier find_package(resnet-deploy) here left out: name both there;")
+        " ${_resnet_deploy_one}, which an earlier find_package(resnet-deploy) here left out: name it there too;")
     endif()
   endforeach()
 else()
@@ -76,7 +76,8 @@ else()
     if(OpenVINO_FOUND AND OpenVINO_VERSION VERSION_GREATER_EQUAL 2025.4)
       set(resnet-deploy_OpenVINO_FOUND TRUE)
     elseif(resnet-deploy_FIND_REQUIRED_OpenVINO)
-      string(APPEND _resnet_deploy_missing " OpenVINO 2025.4 or later (pip install openvino, or set ${_resnet_deploy_places});")
+      string(APPEND _resnet_deploy_missing
+        " OpenVINO 2025.4 or later (pip install openvino, or set ${_resnet_deploy_places});")
     endif()
   endif()
 

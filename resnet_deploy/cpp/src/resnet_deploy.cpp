@@ -89,7 +89,9 @@ Handles& handles() {
 /// How many bytes the character of UTF-8 that begins here has; 0 where none begins (Unicode, table 3-7), or where it is
 /// for control, or ends a line.
 std::size_t character_length(const std::string& text, std::size_t begin) {
-  const auto byte = [&](std::size_t at) -> unsigned { return at < text.size() ? static_cast<unsigned char>(text[at]) : 0; };
+  const auto byte = [&](std::size_t at) -> unsigned {
+    return at < text.size() ? static_cast<unsigned char>(text[at]) : 0;
+  };
   const auto follows = [&](std::size_t count) {
     for (std::size_t at = begin + 1; at <= begin + count; ++at) {
       if (byte(at) >> 6 != 2) return false;

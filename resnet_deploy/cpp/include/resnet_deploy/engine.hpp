@@ -124,7 +124,8 @@ inline void Engine::infer(const std::vector<Pixels>& pictures, float* logits) co
   if (pictures.size() > 0x7fffffff) throw Error(Code::argument, "too many pictures", "give fewer at once");
   if (pictures.empty()) return;
   if (logits == nullptr) throw Error(Code::argument, "no memory for logits");
-  const auto least = static_cast<std::size_t>(manifest_->batch_min), most = static_cast<std::size_t>(manifest_->batch_max);
+  const auto least = static_cast<std::size_t>(manifest_->batch_min);
+  const auto most = static_cast<std::size_t>(manifest_->batch_max);
   const std::size_t image_bytes = manifest_->preprocess.nbytes();
   Preprocessor preprocessor(manifest_->preprocess);
   const auto size_at = [&](std::size_t begin) { return std::min(most, pictures.size() - begin); };

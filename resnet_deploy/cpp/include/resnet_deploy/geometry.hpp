@@ -54,7 +54,7 @@ inline void require_sizes(const Preprocess& contract) {
 
 /// Refuse a view that does not describe an image, or one that is too large.
 ///
-/// Throws Error(Code::data) for sizes, which come from a file: none or fewer pixels in a row or in a column, or too many;
+/// Throws Error(Code::data) for sizes, which come from a file: a width or height below 1, or too many pixels;
 /// Error(Code::argument) for the view's memory, which is the caller's.
 inline void require_pixels(const Pixels& image) {
   if (image.width < 1 || image.height < 1) {
@@ -62,8 +62,8 @@ inline void require_pixels(const Pixels& image) {
   }
   if (std::int64_t{image.width} * image.height > max_image_pixels) {
     throw Error(Code::data,
-                std::to_string(image.width) + "x" + std::to_string(image.height) + " pixels are more than the limit of " +
-                    std::to_string(max_image_pixels),
+                std::to_string(image.width) + "x" + std::to_string(image.height) +
+                    " pixels are more than the limit of " + std::to_string(max_image_pixels),
                 "shrink the image first");
   }
   if (image.data == nullptr) throw Error(Code::argument, "the image's data is null", "give decoded 8-bit RGB pixels");
