@@ -80,7 +80,7 @@ class Requirements(msgspec.Struct, frozen=True, kw_only=True):
         if not self.version or installed == self.version:
             return True
         here, built = _numbers(installed), _numbers(self.version)
-        return self.later_versions and here[:1] == built[:1] and here >= built
+        return self.later_versions and bool(built) and here[:1] == built[:1] and here >= built
 
     def takes_gpu(self, compute_capability: str) -> str:
         """Name the field that a GPU of that generation does not meet, and what it asks for; empty if it meets all."""
@@ -93,8 +93,12 @@ class Requirements(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Make versions, and compute capabilities, comparable."""
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
+    """Make versions, and compute capabilities, comparable; parts that are no number of up to 18 digits are left out.
+
+    The rule of requirements.hpp, which would not fit more digits into its numbers.
+    """
+    parts = (part for part in version.split(".") if part.isascii() and part.isdecimal())
+    return tuple(int(part) for part in parts if len(part) <= 18)
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ Nothing of the Python package is imported. Memory is this program's, and passes 
 import argparse
 import array
 import ctypes
+import os
 import sys
 from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int, c_int32, c_ssize_t, c_uint64, c_void_p
 from pathlib import Path
@@ -117,7 +118,7 @@ class Engine:
 
     def __init__(self, library: Library, bundle: Path, threads: int = 0) -> None:
         self._library, self._handle = library, c_uint64()
-        library.call("open", str(bundle).encode(), threads, 1, byref(self._handle))
+        library.call("open", os.fsencode(bundle), threads, 1, byref(self._handle))
         self.info = Info()
         library.call("describe", self._handle, byref(self.info))
 
@@ -181,15 +182,17 @@ def main() -> None:
     parser.add_argument("bundle", type=Path, help="a bundle for openvino")
     parser.add_argument("picture", type=Path, help="any image that Pillow reads")
     arguments = parser.parse_args()
-    with Image.open(arguments.picture) as image:
-        rgb = image.convert("RGB")
-    memory = bytearray(rgb.tobytes())
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     try:
+        with Image.open(arguments.picture) as image:
+            rgb = image.convert("RGB")
+        memory = bytearray(rgb.tobytes())
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         with Engine(Library(arguments.library), arguments.bundle) as engine:
             logits = engine.infer_pixels([Pixels(address, *rgb.size, 0)])
             print(engine.label(max(range(len(logits)), key=logits.__getitem__)))
             print(f"golden images: largest difference of a logit {engine.golden_difference(1e-3)[1]:.2g}")
+    except OSError as error:  # of Pillow, for the picture, or of ctypes, for the library
+        sys.exit(f"error: {error}\nhint: give a built libresnet_deploy_c.so, and a picture that Pillow reads")
     except CallError as error:
         sys.exit(f"error: {error}\nhint: {error.hint}")
 

@@ -17,6 +17,7 @@
 #include <fstream>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -65,9 +66,10 @@ class MappedFrame {
             GST_VIDEO_FRAME_HEIGHT(&frame_), GST_VIDEO_FRAME_PLANE_STRIDE(&frame_, 0)};
   }
 
-  /// The frame's number in its source, where the source counts; else -1.
-  long long number() const {
-    return GST_BUFFER_OFFSET_IS_VALID(frame_.buffer) ? static_cast<long long>(GST_BUFFER_OFFSET(frame_.buffer)) : -1;
+  /// The frame's number in its source, where the source counts.
+  std::optional<long long> number() const {
+    if (!GST_BUFFER_OFFSET_IS_VALID(frame_.buffer)) return std::nullopt;
+    return static_cast<long long>(GST_BUFFER_OFFSET(frame_.buffer));
   }
 
  private:
@@ -139,12 +141,15 @@ struct Options {
 void label_stream(const Options& options) {
   const Engine engine = Engine::open(options.bundle);
   Stream stream(options.source, options.newest);
+  long long labelled = 0;  // of a source that does not count
   while (const Owned<GstSample> sample = stream.next()) {
     const MappedFrame frame(sample.get());
     const Pixels pixels = frame.pixels();
     const auto best = engine.classify({pixels}, 1).front().front();
-    std::printf("%lld  %5.1f%%  %s\n", frame.number(), best.probability * 100, best.label.c_str());
-    if (!options.folder.empty()) dump(pixels, options.folder + "/" + std::to_string(frame.number()) + ".ppm");
+    const long long number = frame.number().value_or(labelled++);
+    std::printf("%lld  %5.1f%%  %s\n", number, best.probability * 100, best.label.c_str());
+    std::fflush(stdout);  // a pipe would keep it back
+    if (!options.folder.empty()) dump(pixels, options.folder + "/" + std::to_string(number) + ".ppm");
   }
 }
 

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "resnet_deploy.h"
 
@@ -71,8 +72,10 @@ static void test_preprocesses(resnet_deploy_engine engine) {
   picture.data = NULL;
   CHECK(resnet_deploy_infer_pixels(engine, &picture, 1, logits, CLASSES) != RESNET_DEPLOY_OK);
   picture.data = photo;
-  picture.height = -7;
-  CHECK(resnet_deploy_infer_pixels(engine, &picture, 1, logits, CLASSES) != RESNET_DEPLOY_OK);
+  for (int32_t height = -7; height <= 0; height += 7) {
+    picture.height = height;
+    CHECK(resnet_deploy_infer_pixels(engine, &picture, 1, logits, CLASSES) == RESNET_DEPLOY_DATA);
+  }
 }
 
 static void test_replays(const char* sound, const char* altered) {
@@ -85,8 +88,44 @@ static void test_replays(const char* sound, const char* altered) {
   CHECK(resnet_deploy_close(engine) == RESNET_DEPLOY_OK);
   engine = opened(altered);
   CHECK(resnet_deploy_check_golden(engine, 0.4, &worst) == RESNET_DEPLOY_ACCURACY && worst == 0.5);
-  CHECK(strstr(resnet_deploy_last_error(), "a logit differs by 0.5") != NULL);
+  CHECK(strstr(resnet_deploy_last_error(), "a logit differs by 0.5 from") != NULL);
   CHECK(resnet_deploy_check_golden(engine, 0.5, &worst) == RESNET_DEPLOY_OK && worst == 0.5);
+  CHECK(resnet_deploy_close(engine) == RESNET_DEPLOY_OK);
+}
+
+/* Whatever bytes a path has, its words are one line of UTF-8; the twins are paths whose words stay as they are. */
+static void test_words_of_paths(void) {
+  static const char* const paths[][2] = {
+      {"/nowhere/M\xc3\xbcnchen/\xe2\x82\xac/\xf0\x9f\x90\x95",
+       "/nowhere/M\xc3\xbcnchen/\xe2\x82\xac/\xf0\x9f\x90\x95"},
+      {"/nowhere/\xff-\xc3-\x80", "/nowhere/?-?-?"},
+      {"/nowhere/a\nb\r\x7f\x01", "/nowhere/a?b???"},
+      {"/nowhere/\xc0\xaf", "/nowhere/??"},                  /* a slash, overlong */
+      {"/nowhere/\xed\xa0\x80", "/nowhere/???"},             /* half of a surrogate pair */
+      {"/nowhere/\xe0\x9f\xbf", "/nowhere/???"},             /* overlong */
+      {"/nowhere/\xf0\x8f\xbf\xbf", "/nowhere/????"},        /* overlong */
+      {"/nowhere/\xf4\x90\x80\x80", "/nowhere/????"},        /* beyond the last character */
+      {"/nowhere/\xf4\x8f\xbf\xbf", "/nowhere/\xf4\x8f\xbf\xbf"}, /* the last character */
+      {"/nowhere/\xc2\x85", "/nowhere/??"},                  /* the next line, and the two separators */
+      {"/nowhere/\xe2\x80\xa8\xe2\x80\xa9", "/nowhere/??????"},
+  };
+  for (size_t i = 0; i < sizeof paths / sizeof *paths; ++i) {
+    resnet_deploy_engine none = 0;
+    char words[128];
+    snprintf(words, sizeof words, "%s is not an engine bundle", paths[i][1]);
+    CHECK(resnet_deploy_open(paths[i][0], 0, 1, &none) == RESNET_DEPLOY_FILE);
+    CHECK(strcmp(resnet_deploy_last_error(), words) == 0);
+  }
+}
+
+/* Golden vectors are found after the working directory has changed. */
+static void test_replays_from_elsewhere(const char* path) {
+  double worst = -1;
+  char folder[4096];
+  CHECK(snprintf(folder, sizeof folder, "%s/..", path) < (int)sizeof folder && chdir(folder) == 0);
+  const resnet_deploy_engine engine = opened(strrchr(path, '/') + 1);
+  CHECK(chdir("/") == 0);
+  CHECK(resnet_deploy_check_golden(engine, 0, &worst) == RESNET_DEPLOY_OK && worst == 0);
   CHECK(resnet_deploy_close(engine) == RESNET_DEPLOY_OK);
 }
 
@@ -167,6 +206,8 @@ int main(int count, char** paths) {
   test_accident(paths[4], RESNET_DEPLOY_INTERNAL, "an accident");
   test_accident(paths[5], RESNET_DEPLOY_INTERNAL, "something was thrown that is no exception");
   test_handles(paths[1], paths[6]);
+  test_words_of_paths();
+  test_replays_from_elsewhere(paths[1]);
   test_words_are_a_threads_own();
   test_closing_under_a_thread(paths[1]);
   printf("%s\n", resnet_deploy_version());

@@ -1,5 +1,6 @@
 """The C++ runtime, compiled once, and Python, asked the same."""
 
+import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -25,6 +26,21 @@ def driver(tmp_path_factory):
         return lines
 
     return ask
+
+
+@pytest.fixture(scope="session")
+def doctest_main(tmp_path_factory):
+    """Compile doctest's own part, which takes as long as a program's checks, once and without sanitizers."""
+    if not Path("/usr/include/doctest/doctest.h").is_file():
+        pytest.skip("doctest is not installed (Debian's doctest-dev)")
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("g++ is not installed")
+    target = tmp_path_factory.mktemp("doctest") / "main.o"
+    source = b"#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN\n#include <doctest/doctest.h>\n"
+    command = [compiler, "-std=c++17", "-O0", "-x", "c++", "-c", "-", "-o", target]
+    subprocess.run(command, input=source, check=True)
+    return target
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 // Answers questions of the tests, many in one run.
 //
-//   core_driver canonical|manifest|fuzz < FRAMES   each frame is its length, 4 bytes little-endian, and as many bytes
+//   core_driver canonical|manifest|versions|fuzz < FRAMES
+//                                                  each frame is its length, 4 bytes little-endian, and as many bytes
 //   core_driver bundle PATH...                     opens, verifies, and reads the golden vectors
 //
 // One line for each: `ok` and what came of it, or the code of the error and its message.
@@ -11,6 +12,7 @@
 
 #include "fuzz_bundle.cpp"
 #include "resnet_deploy/golden.hpp"
+#include "resnet_deploy/requirements.hpp"
 
 namespace {
 
@@ -54,6 +56,19 @@ std::string fuzz(const std::string& frame) {
   return "";
 }
 
+/// Of two versions, one a line: whether the first, required, takes the second; so with later ones; and as GPUs'.
+std::string verdicts(const std::string& frame) {
+  const std::string required = frame.substr(0, frame.find('\n')), here = frame.substr(frame.find('\n') + 1);
+  Requirements exact, later, least;
+  exact.version = later.version = least.least_compute_capability = required;
+  later.later_versions = true;
+  std::string said;
+  said += takes_version(exact, here) ? '1' : '0';
+  said += takes_version(later, here) ? '1' : '0';
+  said += misfit_of_gpu(least, here).empty() ? '1' : '0';
+  return said;
+}
+
 std::string open_all(const std::string& path) {
   const Bundle bundle = open_bundle(path);
   bundle.verify_files();
@@ -71,6 +86,7 @@ int main(int count, char** arguments) {
   for (std::string frame; read_frame(frame);) {
     if (command == "canonical") answer([&] { return hex(canonical_json(parse_json(frame))); });
     if (command == "manifest") answer([&] { return bundle_from_text("bundle", frame).manifest.name; });
+    if (command == "versions") answer([&] { return verdicts(frame); });
     if (command == "fuzz") answer([&] { return fuzz(frame); });
   }
   return 0;

@@ -1,5 +1,4 @@
 // SHA-256, JSON and NumPy archives by hand-worked examples; bundles are tested from Python (test_cpp_core.py).
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <cstdlib>

@@ -25,10 +25,8 @@ HERE = Path(__file__).parent
 FUZZED = 3000
 
 
-def test_by_hand_worked_examples(tmp_path):
-    if not Path("/usr/include/doctest/doctest.h").exists():
-        pytest.skip("doctest is not installed (Debian: doctest-dev)")
-    program = compile_cpp(tmp_path / "tests", HERE / "core_tests.cpp")
+def test_by_hand_worked_examples(doctest_main, tmp_path):
+    program = compile_cpp(tmp_path / "tests", HERE / "core_tests.cpp", doctest_main)
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     done = subprocess.run([program], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

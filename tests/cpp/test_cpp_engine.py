@@ -44,23 +44,15 @@ def run(program):
     return int(re.search(r"assertions: +(\d+)", done.stdout).group(1))
 
 
-@pytest.fixture(scope="module")
-def doctest():
-    if not Path("/usr/include/doctest/doctest.h").is_file():
-        pytest.skip("doctest is not installed (Debian's doctest-dev)")
+def test_engine(doctest_main, tmp_path):
+    program = compile_cpp(tmp_path / "engine", HERE / "test_engine.cpp", doctest_main, flags=(*NEITHER, *THREADS))
+    assert run(program) > 1000
 
 
-@pytest.mark.usefixtures("doctest")
-def test_engine(tmp_path):
-    assert run(compile_cpp(tmp_path / "engine", HERE / "test_engine.cpp", flags=(*NEITHER, *THREADS))) > 1000
-
-
-@pytest.mark.usefixtures("doctest")
 @pytest.mark.parametrize("flavour", [(), ("-DSTAND_IN_RTX",)], ids=["tensorrt", "tensorrt-rtx"])
-def test_tensorrt_on_a_stand_in(tmp_path, flavour):
-    program = compile_cpp(
-        tmp_path / "tensorrt", HERE / "test_tensorrt.cpp", includes=[STAND_IN], flags=(NEITHER[0], *flavour)
-    )
+def test_tensorrt_on_a_stand_in(doctest_main, tmp_path, flavour):
+    sources = (HERE / "test_tensorrt.cpp", doctest_main)
+    program = compile_cpp(tmp_path / "tensorrt", *sources, includes=[STAND_IN], flags=(NEITHER[0], *flavour))
     assert run(program) > 500
 
 

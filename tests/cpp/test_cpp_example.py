@@ -1,6 +1,7 @@
 """C++ programs built by CMake against the package, run beside Python on the same engines and images."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -119,14 +120,24 @@ def crops(photograph):
     return np.stack([photograph[top : top + 60, left : left + 90] for top, left in places])
 
 
+def run_sanitized(command, folder):
+    """Run a program that has sanitizers and OpenVINO's TBB, whose threads may outlive main with what they observe."""
+    suppressions = folder / "suppressions"
+    suppressions.write_text("leak:libtbb.so\n")
+    # TBB's libraries are opened with RTLD_DEEPBIND, which the address sanitizer forbids, unless TBB is told of it.
+    environment = os.environ | {
+        "TBB_ENABLE_SANITIZERS": "1",
+        "LSAN_OPTIONS": f"suppressions={suppressions}:print_suppressions=0",
+    }
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, env=environment)
+
+
 def run_logits(program, engine, images, folder, how=("0", "1", "1"), size=()):
     """Have the C++ program compute logits of arrays, prepared or as pixels."""
     (folder / "images").write_bytes(images.tobytes())
     kind = ("pixels",) if size else ("prepared",)
     command = [program, engine, *how, *kind, folder / "images", len(images), folder / "logits", *size]
-    # TBB's libraries are opened with RTLD_DEEPBIND, which the address sanitizer forbids, unless TBB is told of it.
-    environment = {**os.environ, "TBB_ENABLE_SANITIZERS": "1"}
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, env=environment)
+    done = run_sanitized(command, folder)
     assert done.returncode == 0, done.stderr
     return np.fromfile(folder / "logits", np.float32).reshape(len(images), -1)
 
@@ -173,6 +184,18 @@ def test_example_says_what_is_wrong(classify, engines, tmp_path, case):
             load(altered)
 
 
+def test_openvino_gets_the_bytes_that_were_checked(logits_program, engines, tmp_path):
+    """What becomes of the file after every file was verified: opening the engine holds what it reads, once more."""
+    bundle = shutil.copytree(engines.fp32, tmp_path / "bundle")
+    data = bytearray((bundle / "model.onnx").read_bytes())
+    for expected in (0, 2):
+        done = run_sanitized([logits_program, "unverified", bundle], tmp_path)
+        assert done.returncode == expected, done.stderr
+        data[len(data) // 2] ^= 1
+        (bundle / "model.onnx").write_bytes(data)
+    assert "model.onnx was altered" in done.stderr
+
+
 def test_logits_of_pixels_are_those_of_python(logits_program, engines, crops, tmp_path):
     got = run_logits(logits_program, engines.fp32, crops, tmp_path, size=(90, 60))
     with load(engines.fp32) as engine:
@@ -203,10 +226,13 @@ def test_several_callers_and_requests_give_the_same_answers(logits_program, engi
     assert np.abs(got - expected).max() <= FP32_TOLERANCE
 
 
+PROJECT = "cmake_minimum_required(VERSION 3.24)\nproject(p LANGUAGES CXX)\n"
+
+
 def test_cmake_says_what_is_missing(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
-    text = "cmake_minimum_required(VERSION 3.24)\nproject(p LANGUAGES CXX)\nfind_package(resnet-deploy {})\n"
+    text = PROJECT + "find_package(resnet-deploy {})\n"
     wanted = {
         "REQUIRED COMPONENTS TensorRT": "TensorRT with its headers (set TensorRT_ROOT)",
         "REQUIRED COMPONENTS ONNXRuntime": "the components are OpenVINO and TensorRT",
@@ -219,6 +245,41 @@ def test_cmake_says_what_is_missing(tmp_path):
         assert message in " ".join(done.stderr.split())
     (source / "CMakeLists.txt").write_text(text.format("REQUIRED OPTIONAL_COMPONENTS TensorRT"))
     assert configure(source, tmp_path / "optional").returncode == 0
+
+
+def test_cmake_says_the_same_of_a_target_that_is_there(tmp_path):
+    """A second find_package, as a subdirectory of another origin has it."""
+    asked = {
+        "COMPONENTS OpenVINO": "1 1 0",
+        "": "1 1 0",
+        "OPTIONAL_COMPONENTS TensorRT": "1 1 0",
+        "COMPONENTS TensorRT": "0 1 0",
+        "COMPONENTS OpenVINO TensorRT": "0 1 0",
+        "COMPONENTS Abacus": "0 1 0",
+    }
+    found = '"${resnet-deploy_FOUND} ${resnet-deploy_OpenVINO_FOUND} ${resnet-deploy_TensorRT_FOUND}"'
+    say = f'string(REPLACE "TRUE" "1" said {found})\nstring(REPLACE "FALSE" "0" said "${{said}}")\n'
+    say += 'message(STATUS "${said}.")\n'
+    lines = [f"find_package(resnet-deploy {words})\n{say}" for words in ("COMPONENTS OpenVINO", *asked)]
+    (tmp_path / "CMakeLists.txt").write_text(PROJECT + "".join(lines))
+    done = configure(tmp_path, tmp_path / "build")
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"-- ([01] [01] [01])\.", done.stdout) == ["1 1 0", *asked.values()]
+    assert "left out: name it there too" in " ".join(done.stderr.split())
+
+
+def test_cmake_warns_where_there_is_no_backend(tmp_path):
+    words = "no backend was found, and without one no engine can be opened"
+    without = "-DCMAKE_DISABLE_FIND_PACKAGE_OpenVINO=ON"
+    for number, (asked, options, warns) in enumerate(
+        [("", [without], True), ("QUIET", [without], False), ("", [], False)]
+    ):
+        (tmp_path / "CMakeLists.txt").write_text(PROJECT + f"find_package(resnet-deploy {asked})\n")
+        done = configure(tmp_path, tmp_path / str(number), *options)
+        assert done.returncode == 0, done.stderr
+        said = " ".join(done.stderr.split())
+        assert (words in said) == warns, said
+        assert ("set RESNET_DEPLOY_SITE_PACKAGES to" in said) == warns
 
 
 def test_cmake_finds_tensorrt_by_its_headers(tmp_path):

@@ -137,6 +137,32 @@ def test_rules_that_join_fields(driver, ask_python, name):
     assert (words is None) == (name in ("sound", "MLPerf's area", "targets", "unknown backend"))
 
 
+VERSIONS = (
+    "", "abc", "def", ".", "10", "10.", "010", "10.9.1", "10.16.1", "10.8.9", "11.0.0", "10.9.1.post1", "8.9", "8.10",
+    "12.0", "²", "10.²", "\uff11\uff10.9.1", "-10", "+10", " 10", "1_0", "9" * 18, "9" * 19, "9" * 5000, "10\0",
+)  # fmt: skip
+
+
+def test_versions_are_compared_as_in_python(driver):
+    pairs = [(required, here) for required in VERSIONS for here in VERSIONS]
+    lines = driver("versions", ["\n".join(pair).encode() for pair in pairs])
+    takes = 0
+    for (required, here), line in zip(pairs, lines, strict=True):
+        exact, later, least = (
+            python.Requirements(library="x", **fields)
+            for fields in (
+                {"version": required},
+                {"version": required, "later_versions": True},
+                {"least_compute_capability": required},
+            )
+        )
+        verdicts = (exact.takes_version(here), later.takes_version(here), not least.takes_gpu(here))
+        assert line == "ok " + "".join(str(int(verdict)) for verdict in verdicts), (required, here)
+        takes += later.takes_version(here) and not exact.takes_version(here)
+    assert takes > 5
+    assert not python.Requirements(library="x", version="abc", later_versions=True).takes_version("def")
+
+
 def digested(text):
     """Put a manifest's digest, as Python has it, into a text that lacks one."""
     sealed = python.seal(msgspec.json.decode(text))

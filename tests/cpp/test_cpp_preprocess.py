@@ -1,6 +1,7 @@
 """The C++ preprocessing against Python's, to the bit; compiled once, as hostile to exactness as flags can be."""
 
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from preprocess_driver import INCLUDE, Driver, RefusedError, compile_driver
 
 from resnet_deploy.contract import INTERPOLATIONS, MLPERF_MEAN, MLPERF_STD, Preprocess
 from resnet_deploy.errors import DataError, SpecError
-from resnet_deploy.images import preprocess_image
+from resnet_deploy.images import decode, preprocess_image
 
 ARGUMENT, DATA = 1, 4  # errors.hpp
 DTYPES = ("uint8", "float32")
@@ -191,22 +192,42 @@ def test_elongated_images_are_refused_in_pythons_words(driver, size):
 
 
 def test_the_limit_is_pythons_to_the_pixel(driver):
-    # 8192 * 10922 pixels are just within 89478485, 8192 * 10923 are not: int(8192 * 4 / 3), int(8192 * 32769 / 24576)
+    # 8192 * 10922 pixels are just within 89478485, 8192 * 10923 are not: int(8192 * 4 / 3), int(8192 * 10801 / 8100)
     assert_equal(driver, noise(4, 3), contract("nearest", image_size=2, resize=8192))
     with pytest.raises(RefusedError, match="10923x8192 pixels"):
-        driver.preprocess_view((1, 32769, 24576, 0), contract("nearest", image_size=2, resize=8192))
+        driver.preprocess_view((1, 10801, 8100, 0), contract("nearest", image_size=2, resize=8192))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # Pillow's own, short of an error
+def test_large_images_are_refused_in_the_words_of_pythons_decoder(driver, tmp_path):
+    width, height = 8192, 10923
+    assert width * height - height <= Image.MAX_IMAGE_PIXELS < width * height
+    path = tmp_path / "large.bmp"
+    with path.open("wb") as file:  # a header that promises them; nothing that is read
+        file.write(
+            struct.pack("<2sIHHI", b"BM", 54, 0, 0, 54)
+            + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, *[0] * 6)
+        )
+    with pytest.raises(DataError) as python:
+        decode(path)
+    with pytest.raises(RefusedError) as cpp:
+        driver.preprocess_view((1, width, height, 0), contract("area"))
+    assert cpp.value.args == (DATA, python.value.message.removeprefix(f"{path}: "), python.value.hint)
+    with pytest.raises(RefusedError, match="a stride of 1 bytes"):  # the next check: one row fewer is let through
+        driver.preprocess_view((1, width, height - 1, 1), contract("area"))
 
 
 VIEWS = [
     ((1, 0, 5, 0), DATA, "the image has no pixels"),
     ((1, 5, 0, 0), DATA, "the image has no pixels"),
+    ((1, -5, 5, 0), DATA, "the image has no pixels"),
+    ((1, 5, -(2**31), 0), DATA, "the image has no pixels"),
     ((None, 5, 5, 0), ARGUMENT, "the image's data is null"),
-    ((1, -5, 5, 0), ARGUMENT, "an image of -5x5 pixels"),
-    ((1, 5, -(2**31), 0), ARGUMENT, "an image of 5x-2147483648 pixels"),
     ((1, 5, 5, 14), ARGUMENT, "a stride of 14 bytes is less than a row of 15"),
     ((1, 5, 5, -15), ARGUMENT, "a stride of -15 bytes is less than a row of 15"),
-    ((1, 2**31 - 1, 5, 2**31 - 1), ARGUMENT, "a stride of 2147483647 bytes is less than a row of 6442450941"),
-    ((1, 2**31 - 1, 1, 0), DATA, "too elongated: it would be resized to 549755813632x256 pixels"),
+    ((1, 2**26, 1, 2**26), ARGUMENT, "a stride of 67108864 bytes is less than a row of 201326592"),
+    ((1, 2**26, 1, 0), DATA, "too elongated: it would be resized to 17179869184x256 pixels"),
+    ((1, 2**31 - 1, 2**31 - 1, 0), DATA, "2147483647x2147483647 pixels are more than the limit of 89478485"),
 ]
 
 

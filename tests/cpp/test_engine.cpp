@@ -1,5 +1,4 @@
 // The engine on runners of the test's own: batches, turns, threads, errors, ranks; and the probes of the machine.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <atomic>
@@ -225,6 +224,65 @@ TEST_CASE("pictures are preprocessed a batch at a time") {
   REQUIRE(best[0].size() == kClasses);  // the model has no more
   CHECK(best[0][0].label == "class 0");
   CHECK(code_of([&] { engine.classify(pictures, 0); }) == Code::argument);
+}
+
+TEST_CASE("batches of pictures are under way in all runners at once, and each is of its own pictures") {
+  for (const int runners : {1, 2, 3}) {
+    CAPTURE(runners);
+    Seen seen;
+    const Engine engine = engine_of(seen, runners, 3, 4);
+    std::vector<std::vector<std::uint8_t>> memory;
+    std::vector<Pixels> pictures;
+    for (int i = 0; i < 41; ++i) {  // ten batches, and one that is filled up
+      memory.emplace_back(3 * 5 * 6, static_cast<std::uint8_t>(i + 1));
+      pictures.push_back(i % 3 == 0 ? Pixels{memory.back().data(), 6, 5} : Pixels{memory.back().data(), 5, 6});
+    }
+    std::vector<float> logits(41 * kClasses + 1, -1);
+    engine.infer(pictures, logits.data());
+    CHECK(seen.together == runners);
+    CHECK(seen.batches.size() == 11);
+    CHECK(logits.back() == -1);  // not one too many
+    for (int i = 0; i < 41; ++i) {  // a batch is read when it is waited for: its memory was not prepared anew
+      CHECK(logits[static_cast<std::size_t>(i * kClasses)] == i + 1);
+      CHECK(logits[static_cast<std::size_t>(i * kClasses) + 1] == (i < 40 ? 4 : 3));
+    }
+  }
+}
+
+TEST_CASE("a picture that is refused ends the call when what it began is done") {
+  Seen seen;
+  const Engine engine = engine_of(seen, 2, 1, 1);
+  const std::vector<std::uint8_t> grey(3 * 4 * 4, 77);
+  std::vector<Pixels> pictures(4, {grey.data(), 4, 4});
+  pictures[2].width = 0;
+  std::vector<float> logits(4 * kClasses, -1);
+  CHECK(code_of([&] { engine.infer(pictures, logits.data()); }) == Code::data);
+  CHECK(seen.batches.size() == 2);
+  CHECK(seen.running == 0);  // nobody writes to these logits any more
+  CHECK(logits[2] == 77);
+  CHECK(logits[4] == -1);
+}
+
+TEST_CASE("the first pictures of a call are prepared before it takes a runner from others") {
+  Seen seen;
+  const Engine engine = engine_of(seen, 1, 1, 1);
+  struct Holding final : Runner {
+    explicit Holding(const Engine*& it) : engine(it) {}
+    void infer(const void*, int, float*) override {
+      const Pixels nothing;
+      CHECK(code_of([&] { float unused = 0; engine->infer({nothing}, &unused); }) == Code::data);  // and does not wait
+    }
+    std::string device() const override { return "a test"; }
+    const Engine*& engine;
+  };
+  const Engine* itself = nullptr;
+  Runners one;
+  one.push_back(std::make_unique<Holding>(itself));
+  const Engine holding(engine.manifest(), std::move(one));
+  itself = &holding;
+  const auto images = numbered(1);
+  float logits[kClasses];
+  holding.infer(images.data(), 1, logits);
 }
 
 TEST_CASE("a CPU's engine refuses images on a GPU") {

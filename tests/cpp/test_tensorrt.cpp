@@ -1,6 +1,5 @@
 // The TensorRT runner on a stand-in of TensorRT and of the CUDA runtime (trt_stand_in/): the order of calls, what is
 // copied, errors, and that everything is given back. Nothing here says how a GPU behaves.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <cstdlib>

@@ -160,3 +160,19 @@ def test_the_program_runs_without_the_package(library_path, example_path, engine
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0] == python.classify([picture], top=1)[0][0].label
+
+
+@pytest.mark.parametrize("missing", ["library", "bundle", "picture", "text"])
+def test_the_program_says_what_is_wrong_in_a_line(library_path, example_path, engines, noise, tmp_path, missing):
+    picture, text = tmp_path / "noise.png", tmp_path / "text.png"
+    Image.fromarray(noise(1)[0]).save(picture)
+    text.write_text("no picture")
+    arguments = {"library": library_path, "bundle": engines.openvino, "picture": picture}
+    arguments |= {"picture": text} if missing == "text" else {missing: tmp_path / "nowhere"}
+    command = [sys.executable, example_path("ctypes") / "classify_raw.py", *arguments.values()]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert str(text if missing == "text" else tmp_path / "nowhere") in error
+    assert hint.startswith("hint: ")

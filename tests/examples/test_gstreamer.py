@@ -1,6 +1,7 @@
 """The GStreamer example, built here, on test sources; what it saw, it dumps, and Python labels that."""
 
 import re
+import select
 import shutil
 import subprocess
 
@@ -75,6 +76,23 @@ def test_late_frames_are_dropped_only_if_asked_for(run):
     assert newest == sorted(set(newest))
     assert len(newest) < 2000
     assert newest[-1] == 1999  # the last one is what nothing newer replaced
+
+
+def test_frames_of_a_source_that_does_not_count_are_counted(run, tmp_path):
+    frames = frames_of(run(f"{SOURCE} ! theoraenc ! theoradec", "--dump", tmp_path))  # its frames have no offsets
+    assert [number for number, _, _ in frames] == list(range(FRAMES))
+    assert {path.name for path in tmp_path.iterdir()} == {f"{number}.ppm" for number in range(FRAMES)}
+
+
+def test_a_pipe_gets_each_label_at_once(program, engines):
+    source = "videotestsrc is-live=true ! video/x-raw,width=16,height=16,framerate=1/1"  # a pipe's buffer holds minutes
+    with subprocess.Popen([program, engines.openvino, source, "--newest"], stdout=subprocess.PIPE) as running:
+        try:
+            ready, _, _ = select.select([running.stdout], [], [], 60)
+            assert ready
+            assert running.stdout.readline().endswith(b"\n")
+        finally:
+            running.kill()
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@
 #   resnet-deploy::resnet-deploy   the headers, with nlohmann-json and the backends
 #   resnet_deploy_c                the C interface as a shared library; built only where something links with it
 #
-# Without COMPONENTS, each backend is in where it is found; with them, those that are named and no others. What is found
-# is said by resnet-deploy_OpenVINO_FOUND and resnet-deploy_TensorRT_FOUND.
+# Without COMPONENTS, each backend is in where it is found; with them, those that are named and no others. What is in is
+# said by resnet-deploy_OpenVINO_FOUND and resnet-deploy_TensorRT_FOUND. The first find_package of a directory decides;
+# later ones, also of its subdirectories, may ask for what that has, and are refused what it lacks.
 #
 # OpenVINO and nlohmann-json are found as CMake packages (OpenVINO_DIR, nlohmann_json_DIR), or as the wheels of PyPI in
 # the site-packages of RESNET_DEPLOY_SITE_PACKAGES, of this package, of a .venv beside a checkout of it, or of the active
@@ -40,44 +41,72 @@ else()
   find_path(RESNET_DEPLOY_JSON_INCLUDE_DIR nlohmann/json.hpp HINTS ${_resnet_deploy_hints})
   mark_as_advanced(RESNET_DEPLOY_JSON_INCLUDE_DIR)
   if(NOT RESNET_DEPLOY_JSON_INCLUDE_DIR)
-    string(APPEND _resnet_deploy_missing " nlohmann-json (pip install nlohmann-json, or set nlohmann_json_DIR);")
+    string(APPEND _resnet_deploy_missing " nlohmann-json (pip install nlohmann-json, or set "
+      "RESNET_DEPLOY_SITE_PACKAGES to the site-packages that has it, or nlohmann_json_DIR);")
   endif()
 endif()
 
-# OpenVINO: a CMake package, of the wheel or of any installation
+set(_resnet_deploy_places "RESNET_DEPLOY_SITE_PACKAGES to the site-packages that has it, or OpenVINO_DIR")
 set(resnet-deploy_OpenVINO_FOUND FALSE)
-if(NOT resnet-deploy_FIND_COMPONENTS OR "OpenVINO" IN_LIST resnet-deploy_FIND_COMPONENTS)
-  set(_resnet_deploy_hints ${_resnet_deploy_sites})
-  list(TRANSFORM _resnet_deploy_hints APPEND "/openvino/cmake")
-  find_package(OpenVINO CONFIG QUIET COMPONENTS Runtime HINTS ${_resnet_deploy_hints})
-  if(OpenVINO_FOUND AND OpenVINO_VERSION VERSION_GREATER_EQUAL 2025.4)
-    set(resnet-deploy_OpenVINO_FOUND TRUE)
-  elseif(resnet-deploy_FIND_REQUIRED_OpenVINO)
-    string(APPEND _resnet_deploy_missing " OpenVINO 2025.4 or later (pip install openvino, or set OpenVINO_DIR);")
-  endif()
-endif()
-
-# TensorRT or TensorRT-RTX, whose headers have the same names, and the CUDA runtime
 set(resnet-deploy_TensorRT_FOUND FALSE)
-if(NOT resnet-deploy_FIND_COMPONENTS OR "TensorRT" IN_LIST resnet-deploy_FIND_COMPONENTS)
-  find_path(TensorRT_INCLUDE_DIR NvInfer.h HINTS ${TensorRT_ROOT} $ENV{TensorRT_ROOT} PATH_SUFFIXES include)
-  set(_resnet_deploy_library nvinfer)
-  if(TensorRT_INCLUDE_DIR AND EXISTS "${TensorRT_INCLUDE_DIR}/NvInferVersion.h")
-    file(STRINGS "${TensorRT_INCLUDE_DIR}/NvInferVersion.h" _resnet_deploy_rtx REGEX "define +TRT_MAJOR_RTX")
-    if(_resnet_deploy_rtx)
-      set(_resnet_deploy_library tensorrt_rtx)
+
+if(TARGET resnet-deploy::resnet-deploy)
+  get_target_property(_resnet_deploy_has resnet-deploy::resnet-deploy INTERFACE_COMPILE_DEFINITIONS)
+  foreach(_resnet_deploy_one OpenVINO TensorRT)
+    string(TOUPPER "RESNET_DEPLOY_WITH_${_resnet_deploy_one}=1" _resnet_deploy_defined)
+    if(_resnet_deploy_defined IN_LIST _resnet_deploy_has)
+      set(resnet-deploy_${_resnet_deploy_one}_FOUND TRUE)
+    elseif(resnet-deploy_FIND_REQUIRED_${_resnet_deploy_one})
+      string(APPEND _resnet_deploy_missing
+        " ${_resnet_deploy_one}, which an earlier find_package(resnet-deploy) here left out: name it there too;")
+    endif()
+  endforeach()
+else()
+  # Those that are asked for
+  set(_resnet_deploy_wanted OpenVINO TensorRT)
+  if(resnet-deploy_FIND_COMPONENTS)
+    set(_resnet_deploy_wanted ${resnet-deploy_FIND_COMPONENTS})
+  endif()
+
+  # OpenVINO: a CMake package, of the wheel or of any installation
+  if("OpenVINO" IN_LIST _resnet_deploy_wanted)
+    set(_resnet_deploy_hints ${_resnet_deploy_sites})
+    list(TRANSFORM _resnet_deploy_hints APPEND "/openvino/cmake")
+    find_package(OpenVINO CONFIG QUIET COMPONENTS Runtime HINTS ${_resnet_deploy_hints})
+    if(OpenVINO_FOUND AND OpenVINO_VERSION VERSION_GREATER_EQUAL 2025.4)
+      set(resnet-deploy_OpenVINO_FOUND TRUE)
+    elseif(resnet-deploy_FIND_REQUIRED_OpenVINO)
+      string(APPEND _resnet_deploy_missing
+        " OpenVINO 2025.4 or later (pip install openvino, or set ${_resnet_deploy_places});")
     endif()
   endif()
-  find_library(TensorRT_LIBRARY ${_resnet_deploy_library}
-    HINTS ${TensorRT_ROOT} $ENV{TensorRT_ROOT} PATH_SUFFIXES lib lib64)
-  mark_as_advanced(TensorRT_INCLUDE_DIR TensorRT_LIBRARY)
-  if(TensorRT_INCLUDE_DIR AND TensorRT_LIBRARY)
-    find_package(CUDAToolkit QUIET)
+
+  # TensorRT or TensorRT-RTX, whose headers have the same names, and the CUDA runtime
+  if("TensorRT" IN_LIST _resnet_deploy_wanted)
+    find_path(TensorRT_INCLUDE_DIR NvInfer.h HINTS ${TensorRT_ROOT} $ENV{TensorRT_ROOT} PATH_SUFFIXES include)
+    set(_resnet_deploy_library nvinfer)
+    if(TensorRT_INCLUDE_DIR AND EXISTS "${TensorRT_INCLUDE_DIR}/NvInferVersion.h")
+      file(STRINGS "${TensorRT_INCLUDE_DIR}/NvInferVersion.h" _resnet_deploy_rtx REGEX "define +TRT_MAJOR_RTX")
+      if(_resnet_deploy_rtx)
+        set(_resnet_deploy_library tensorrt_rtx)
+      endif()
+    endif()
+    find_library(TensorRT_LIBRARY ${_resnet_deploy_library}
+      HINTS ${TensorRT_ROOT} $ENV{TensorRT_ROOT} PATH_SUFFIXES lib lib64)
+    mark_as_advanced(TensorRT_INCLUDE_DIR TensorRT_LIBRARY)
+    if(TensorRT_INCLUDE_DIR AND TensorRT_LIBRARY)
+      find_package(CUDAToolkit QUIET)
+    endif()
+    if(TensorRT_INCLUDE_DIR AND TensorRT_LIBRARY AND TARGET CUDA::cudart)
+      set(resnet-deploy_TensorRT_FOUND TRUE)
+    elseif(resnet-deploy_FIND_REQUIRED_TensorRT)
+      string(APPEND _resnet_deploy_missing " TensorRT with its headers (set TensorRT_ROOT) and the CUDA toolkit;")
+    endif()
   endif()
-  if(TensorRT_INCLUDE_DIR AND TensorRT_LIBRARY AND TARGET CUDA::cudart)
-    set(resnet-deploy_TensorRT_FOUND TRUE)
-  elseif(resnet-deploy_FIND_REQUIRED_TensorRT)
-    string(APPEND _resnet_deploy_missing " TensorRT with its headers (set TensorRT_ROOT) and the CUDA toolkit;")
+
+  if(NOT resnet-deploy_OpenVINO_FOUND AND NOT resnet-deploy_TensorRT_FOUND AND NOT resnet-deploy_FIND_QUIETLY)
+    message(WARNING "resnet-deploy: no backend was found, and without one no engine can be opened. For OpenVINO: "
+      "pip install openvino, or set ${_resnet_deploy_places}; for TensorRT: set TensorRT_ROOT")
   endif()
 endif()
 
@@ -92,13 +121,19 @@ if(_resnet_deploy_missing)
   set(${CMAKE_FIND_PACKAGE_NAME}_NOT_FOUND_MESSAGE "what is missing:${_resnet_deploy_missing}")
 else()
   if(NOT TARGET resnet-deploy::resnet-deploy)
+    foreach(_resnet_deploy_one OpenVINO TensorRT)
+      set(_resnet_deploy_has_${_resnet_deploy_one} 0)
+      if(resnet-deploy_${_resnet_deploy_one}_FOUND)
+        set(_resnet_deploy_has_${_resnet_deploy_one} 1)
+      endif()
+    endforeach()
     add_library(resnet-deploy::resnet-deploy INTERFACE IMPORTED)
     target_compile_features(resnet-deploy::resnet-deploy INTERFACE cxx_std_17)
     target_include_directories(resnet-deploy::resnet-deploy INTERFACE "${_resnet_deploy_cpp}/include")
     # Both always, so that all files of a program agree on which backends there are.
     target_compile_definitions(resnet-deploy::resnet-deploy INTERFACE
-      RESNET_DEPLOY_WITH_OPENVINO=$<BOOL:${resnet-deploy_OpenVINO_FOUND}>
-      RESNET_DEPLOY_WITH_TENSORRT=$<BOOL:${resnet-deploy_TensorRT_FOUND}>)
+      RESNET_DEPLOY_WITH_OPENVINO=${_resnet_deploy_has_OpenVINO}
+      RESNET_DEPLOY_WITH_TENSORRT=${_resnet_deploy_has_TensorRT})
     target_link_libraries(resnet-deploy::resnet-deploy INTERFACE Threads::Threads ${_resnet_deploy_json})
     if(NOT _resnet_deploy_json)
       target_include_directories(resnet-deploy::resnet-deploy SYSTEM INTERFACE "${RESNET_DEPLOY_JSON_INCLUDE_DIR}")

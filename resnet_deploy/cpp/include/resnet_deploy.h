@@ -13,7 +13,7 @@
  * runs it is released when that call is done.
  *
  * Memory. What is passed in is read, and written to, during the call only. Text that is handed out is UTF-8, ends with
- * a zero byte, and belongs to the library.
+ * a zero byte, and belongs to the library; in words of errors, '?' stands for bytes that are none, and for line ends.
  */
 #ifndef RESNET_DEPLOY_H
 #define RESNET_DEPLOY_H
@@ -37,7 +37,7 @@ typedef enum {
   RESNET_DEPLOY_ARGUMENT = 1,    /* The caller's arguments make no sense, or an engine is not open. */
   RESNET_DEPLOY_FILE = 2,        /* Something is missing or cannot be read. */
   RESNET_DEPLOY_BUNDLE = 3,      /* The bundle is damaged, was altered, or does not fit this machine. */
-  RESNET_DEPLOY_DATA = 4,        /* An image cannot be preprocessed. */
+  RESNET_DEPLOY_DATA = 4,        /* An image has no pixels (a side below 1), too many, or is too elongated. */
   RESNET_DEPLOY_UNSUPPORTED = 5, /* This build of the library has no such backend. */
   RESNET_DEPLOY_BACKEND = 6,     /* The backend refused the engine or a call. */
   RESNET_DEPLOY_MEMORY = 7,      /* There is not enough memory. */

@@ -1,11 +1,17 @@
 // The C interface on top of Engine: handles, sizes, and no exception that crosses.
 #include "resnet_deploy.h"
 
-#include <cstdio>
+#include <algorithm>
+#include <cstddef>
+#include <filesystem>
+#include <iomanip>
+#include <locale>
 #include <memory>
 #include <mutex>
 #include <new>
+#include <sstream>
 #include <string>
+#include <system_error>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -22,10 +28,17 @@ using resnet_deploy::Code;
 using resnet_deploy::Engine;
 using resnet_deploy::Error;
 
+/// The folder by a name that outlives a change of the working directory; the name itself where there is none.
+std::string absolute(const std::string& folder) {
+  std::error_code error;
+  const std::filesystem::path path = std::filesystem::absolute(folder, error);
+  return error ? folder : path.string();
+}
+
 /// An engine with the text that is handed out of it.
 struct Open {
-  Open(std::string folder, Engine opened)
-      : path(std::move(folder)), engine(std::move(opened)), device(engine.device()) {
+  Open(const std::string& folder, Engine opened)
+      : path(absolute(folder)), engine(std::move(opened)), device(engine.device()) {
     const resnet_deploy::Manifest& manifest = engine.manifest();
     labels = manifest.labels;
     for (int index = 0; labels.size() < static_cast<std::size_t>(manifest.num_classes); ++index) {
@@ -73,12 +86,51 @@ Handles& handles() {
   return *all;
 }
 
+/// How many bytes the character of UTF-8 that begins here has; 0 where none begins (Unicode, table 3-7), or where it is
+/// for control, or ends a line.
+std::size_t character_length(const std::string& text, std::size_t begin) {
+  const auto byte = [&](std::size_t at) -> unsigned {
+    return at < text.size() ? static_cast<unsigned char>(text[at]) : 0;
+  };
+  const auto follows = [&](std::size_t count) {
+    for (std::size_t at = begin + 1; at <= begin + count; ++at) {
+      if (byte(at) >> 6 != 2) return false;
+    }
+    return true;
+  };
+  const unsigned first = byte(begin), second = byte(begin + 1);
+  if (first < 0x80) return first >= 0x20 && first != 0x7f ? 1 : 0;
+  if (first >= 0xc2 && first <= 0xdf) return follows(1) && !(first == 0xc2 && second < 0xa0) ? 2 : 0;
+  if (first >= 0xe0 && first <= 0xef) {
+    const bool is_overlong = first == 0xe0 && second < 0xa0, is_surrogate = first == 0xed && second > 0x9f;
+    const bool ends_line = text.compare(begin, 3, "\xe2\x80\xa8") == 0 || text.compare(begin, 3, "\xe2\x80\xa9") == 0;
+    return follows(2) && !is_overlong && !is_surrogate && !ends_line ? 3 : 0;
+  }
+  if (first >= 0xf0 && first <= 0xf4) {
+    const bool is_overlong = first == 0xf0 && second < 0x90, is_beyond = first == 0xf4 && second > 0x8f;
+    return follows(3) && !is_overlong && !is_beyond ? 4 : 0;
+  }
+  return 0;
+}
+
+/// Keep what is UTF-8 of one line; a path may hold any bytes.
+std::string one_line(const std::string& text) {
+  std::string line;
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t length = character_length(text, at);
+    if (length == 0) line += '?';
+    else line.append(text, at, length);
+    at += std::max(length, std::size_t{1});
+  }
+  return line;
+}
+
 thread_local std::string last_error, last_hint;
 
 resnet_deploy_code fail(Code code, const char* message, const char* hint) noexcept {
   try {
-    last_error = message;
-    last_hint = hint;
+    last_error = one_line(message);
+    last_hint = one_line(hint);
   } catch (...) {  // no memory for the words: the code says it
     last_error.clear();
     last_hint.clear();
@@ -226,10 +278,10 @@ resnet_deploy_code resnet_deploy_check_golden(resnet_deploy_engine engine, doubl
     *worst = resnet_deploy::replay(
         golden, [&](const void* images, int count, float* logits) { opened->engine.infer(images, count, logits); });
     if (*worst > tolerance) {
-      char difference[32];
-      std::snprintf(difference, sizeof difference, "%.3g", *worst);
-      throw Error(Code::accuracy, std::string("a logit differs by ") + difference + " from the bundle's golden vectors",
-                  "build the engine on this machine, or allow for another order of summation");
+      std::ostringstream message;
+      message.imbue(std::locale::classic());  // whatever the program's is
+      message << "a logit differs by " << std::setprecision(3) << *worst << " from the bundle's golden vectors";
+      throw Error(Code::accuracy, message.str(), "build the engine on this machine, or allow for another order of summation");
     }
   });
 }

@@ -1,7 +1,7 @@
 // The engine as an application holds it: images in, logits or labels out (engine.py in Python).
 #pragma once
 
-#include <cstring>
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <utility>
@@ -9,6 +9,7 @@
 
 #include "resnet_deploy/backends.hpp"
 #include "resnet_deploy/bundle.hpp"
+#include "resnet_deploy/call.hpp"
 #include "resnet_deploy/classify.hpp"
 #include "resnet_deploy/contract.hpp"
 #include "resnet_deploy/errors.hpp"
@@ -61,7 +62,9 @@ class Engine {
   /// Raises: Code::argument, Code::backend.
   void infer(const void* images, int count, float* logits) const;
 
-  /// Preprocess pictures by the engine's input contract, a batch at a time, and compute their logits.
+  /// Preprocess pictures by the engine's input contract, and compute their logits.
+  ///
+  /// Each batch is begun when it is prepared, and the next one prepared meanwhile, in the calling thread.
   ///
   /// logits: pictures.size() * num_classes floats.
   /// Raises: Code::argument, Code::data, Code::backend.
@@ -97,47 +100,59 @@ inline void Engine::infer(const void* images, int count, float* logits) const {
   if (count < 0) throw Error(Code::argument, std::to_string(count) + " images", "give none or more");
   if (count == 0) return;
   if (images == nullptr || logits == nullptr) throw Error(Code::argument, "no memory for images or logits");
-  const int least = manifest_->batch_min, most = manifest_->batch_max;
+  const auto least = static_cast<std::size_t>(manifest_->batch_min);
+  const auto most = static_cast<std::size_t>(manifest_->batch_max), all = static_cast<std::size_t>(count);
   const std::size_t image_bytes = manifest_->preprocess.nbytes();
-  const auto classes = static_cast<std::size_t>(manifest_->num_classes);
   const auto* bytes = static_cast<const unsigned char*>(images);
-  std::vector<unsigned char> filled_images;
-  std::vector<float> filled_logits;
-  int filled = 0;  // images of a remainder that was filled up
-
-  detail::Lease lease(*pool_, (static_cast<std::size_t>(count) + most - 1) / most);  // gone before what it writes to
-  for (int begin = 0; begin < count; begin += std::min(most, count - begin)) {
-    const int size = std::min(most, count - begin);
+  std::vector<unsigned char> rest;  // a remainder that is filled up
+  detail::Call call(*pool_, *manifest_, all, logits);
+  for (std::size_t begin = 0; begin < all; begin += most) {
+    const std::size_t size = std::min(most, all - begin);
     const unsigned char* first = bytes + begin * image_bytes;
-    if (size >= least) {
-      lease.start(first, size, logits + begin * classes);
-      continue;
+    if (size < least) {
+      rest.resize(least * image_bytes);
+      std::copy_n(first, size * image_bytes, rest.begin());
+      detail::fill_up(rest.data(), size, least, image_bytes);
+      first = rest.data();
     }
-    filled = size;
-    filled_images.assign(first, first + size * image_bytes);
-    for (int copy = size; copy < least; ++copy) {
-      filled_images.insert(filled_images.end(), first + (size - 1) * image_bytes, first + size * image_bytes);
-    }
-    filled_logits.resize(least * classes);
-    lease.start(filled_images.data(), least, filled_logits.data());
+    call.start(first, size);
   }
-  lease.finish();
-  std::copy_n(filled_logits.begin(), filled * classes, logits + (count - filled) * classes);
+  call.finish();
 }
 
 inline void Engine::infer(const std::vector<Pixels>& pictures, float* logits) const {
   if (pictures.size() > 0x7fffffff) throw Error(Code::argument, "too many pictures", "give fewer at once");
+  if (pictures.empty()) return;
+  if (logits == nullptr) throw Error(Code::argument, "no memory for logits");
+  const auto least = static_cast<std::size_t>(manifest_->batch_min);
   const auto most = static_cast<std::size_t>(manifest_->batch_max);
   const std::size_t image_bytes = manifest_->preprocess.nbytes();
-  // Not a vector, which would be cleared first.
-  const std::unique_ptr<unsigned char[]> batch(new unsigned char[std::min(most, pictures.size()) * image_bytes]);
-  for (std::size_t begin = 0; begin < pictures.size(); begin += most) {
-    const std::size_t size = std::min(most, pictures.size() - begin);
-    for (std::size_t index = 0; index < size; ++index) {
-      preprocess(pictures[begin + index], manifest_->preprocess, batch.get() + index * image_bytes);
+  Preprocessor preprocessor(manifest_->preprocess);
+  const auto size_at = [&](std::size_t begin) { return std::min(most, pictures.size() - begin); };
+  const auto prepare = [&](std::size_t begin, unsigned char* batch) {
+    for (std::size_t index = 0; index < size_at(begin); ++index) {
+      preprocessor(pictures[begin + index], batch + index * image_bytes);
     }
-    infer(batch.get(), static_cast<int>(size), logits + begin * manifest_->num_classes);
+    detail::fill_up(batch, size_at(begin), least, image_bytes);
+  };
+  // In turns, one more than runners: a batch is prepared while all of them are busy, and by then the one that read its
+  // memory last has been waited for, since it has begun the batch before. Not vectors, which would be cleared first.
+  std::vector<std::unique_ptr<unsigned char[]>> batches;
+  const auto add_batch = [&] {
+    batches.emplace_back(new unsigned char[std::max(least, std::min(most, pictures.size())) * image_bytes]);
+  };
+  add_batch();
+  prepare(0, batches.front().get());  // before any runner is taken from other callers
+  detail::Call call(*pool_, *manifest_, pictures.size(), logits);
+  std::size_t turn = 0;
+  call.start(batches.front().get(), size_at(0));
+  for (std::size_t begin = most; begin < pictures.size(); begin += most) {
+    turn = (turn + 1) % (call.runners() + 1);
+    if (turn == batches.size()) add_batch();
+    prepare(begin, batches[turn].get());
+    call.start(batches[turn].get(), size_at(begin));
   }
+  call.finish();
 }
 
 inline std::vector<std::vector<Prediction>> Engine::classify(const std::vector<Pixels>& pictures, int top) const {

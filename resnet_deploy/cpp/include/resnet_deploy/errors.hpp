@@ -12,7 +12,7 @@ enum class Code : int {
   argument = 1,     ///< The caller's arguments make no sense.
   file = 2,         ///< Something is missing or cannot be read.
   bundle = 3,       ///< The bundle is damaged, was altered, or does not fit this machine.
-  data = 4,         ///< An image cannot be preprocessed.
+  data = 4,         ///< An image cannot be preprocessed: no pixels (width or height below 1), too many, too elongated.
   unsupported = 5,  ///< This build of the library has no such backend.
   backend = 6,      ///< The backend refused the engine or a call.
   memory = 7,       ///< There is not enough memory.

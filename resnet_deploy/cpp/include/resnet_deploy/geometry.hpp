@@ -9,8 +9,9 @@
 
 namespace resnet_deploy {
 
-/// Pixels to which a resized image is held: Pillow's default limit against decompression bombs, as in Python.
-inline constexpr std::int64_t max_resized_pixels = 89478485;
+/// Pixels to which an image is held, as it comes and resized: Pillow's default limit against decompression bombs, as in
+/// Python.
+inline constexpr std::int64_t max_image_pixels = 89478485;
 
 /// From the source to the crop, all in pixels; a crop lies within the resized image.
 struct Geometry {
@@ -51,15 +52,19 @@ inline void require_sizes(const Preprocess& contract) {
   }
 }
 
-/// Refuse a view that does not describe an image.
+/// Refuse a view that does not describe an image, or one that is too large.
+///
+/// Throws Error(Code::data) for sizes, which come from a file: a width or height below 1, or too many pixels;
+/// Error(Code::argument) for the view's memory, which is the caller's.
 inline void require_pixels(const Pixels& image) {
-  if (image.width < 0 || image.height < 0) {
-    throw Error(Code::argument,
-                "an image of " + std::to_string(image.width) + "x" + std::to_string(image.height) + " pixels",
-                "give width and height in pixels");
-  }
-  if (image.width == 0 || image.height == 0) {
+  if (image.width < 1 || image.height < 1) {
     throw Error(Code::data, "the image has no pixels", "replace the image, or leave it out");
+  }
+  if (std::int64_t{image.width} * image.height > max_image_pixels) {
+    throw Error(Code::data,
+                std::to_string(image.width) + "x" + std::to_string(image.height) +
+                    " pixels are more than the limit of " + std::to_string(max_image_pixels),
+                "shrink the image first");
   }
   if (image.data == nullptr) throw Error(Code::argument, "the image's data is null", "give decoded 8-bit RGB pixels");
   const std::int64_t row = std::int64_t{3} * image.width;
@@ -77,7 +82,7 @@ inline Geometry geometry_of(const Preprocess& contract, int width, int height) {
   const bool is_upright = width <= height;
   const std::int64_t longer =
       is_upright ? resized_length(contract.resize, height, width) : resized_length(contract.resize, width, height);
-  if (longer * contract.resize > max_resized_pixels) {
+  if (longer * contract.resize > max_image_pixels) {
     const std::string fixed = std::to_string(contract.resize), other = std::to_string(longer);
     throw Error(
         Code::data,

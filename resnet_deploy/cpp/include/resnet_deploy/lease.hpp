@@ -76,6 +76,7 @@ class Lease {
   }
 
   Runner& first() { return *runners_.front(); }
+  std::size_t size() const noexcept { return runners_.size(); }
 
  private:
   void wait(std::size_t index) {

@@ -61,8 +61,8 @@ class Preprocessor {
   ///
   /// out: contract().nbytes() bytes, aligned for its dtype; unchanged if this throws.
   ///
-  /// Throws Error(Code::data) if the image has no pixels or is too elongated, Error(Code::argument) if it or `out`
-  /// makes no sense, std::bad_alloc if there is no memory for the tables.
+  /// Throws Error(Code::data) if the image has no pixels, too many, or is too elongated, Error(Code::argument) if its
+  /// memory or `out` makes no sense, std::bad_alloc if there is no memory for the tables.
   void operator()(const Pixels& image, void* out) {
     if (out == nullptr) throw Error(Code::argument, "there is no memory to write to", "give contract.nbytes() bytes");
     require_pixels(image);

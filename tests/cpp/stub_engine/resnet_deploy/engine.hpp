@@ -1,9 +1,10 @@
 // An Engine for tests of the C interface: it opens bundles as the real one does, and sums instead of inferring.
 //
 // The logit of a class is the sum of those bytes of an image whose position, modulo the number of classes, is the
-// class. A bundle by the name of an accident has it when it is run.
+// class. A bundle by the name of an accident has it when it is run. The program's locale is one that writes 0,5.
 #pragma once
 
+#include <locale>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -20,12 +21,17 @@ struct EngineOptions {
   int requests = 1;
 };
 
+struct Comma final : std::numpunct<char> {
+  char do_decimal_point() const override { return ','; }
+};
+
 class Engine {
  public:
   static Engine open(const std::string& path, const EngineOptions& options = {}) {
     if (options.threads < 0) throw Error(Code::argument, "negative threads", "give 0 or more");
     const Bundle bundle = open_bundle(path);
     bundle.verify_files();
+    std::locale::global(std::locale(std::locale::classic(), new Comma));
     return Engine(bundle.manifest);
   }
 
