@@ -434,9 +434,11 @@ def test_nobody_overtakes_into_room_that_is_too_small_for_the_first(held, fake):
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(batcher.submit, several(4, 5, 6))
         await_line(batcher, 1)
-        with pytest.raises(BusyError, match="3 images are waiting"):
-            batcher.submit(image(7), block=False)
-        fake.go.set()
+        try:
+            with pytest.raises(BusyError, match="3 images are waiting"):
+                batcher.submit(image(7), block=False)
+        finally:
+            fake.go.set()
         first.result(LONG_S).result(LONG_S)
     assert fake.batches == [[0], [1, 2, 3], [4, 5, 6]]
 

@@ -10,7 +10,7 @@ from resnet_deploy import turns
 from resnet_deploy.errors import FeedError
 from resnet_deploy.turns import Signal, Turns, require_process
 
-LONG_S = 60.0
+LONG_S = 20.0
 
 
 def await_line(line, count):
