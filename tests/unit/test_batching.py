@@ -239,6 +239,7 @@ def test_an_interrupted_batch_is_waited_for(step):
         (Interrupted, run_once),
         (Interrupted, lambda runner, images: run_into(runner, images, np.empty((4, 2), np.float32))),
         (Interrupted, lambda runner, images: in_turns([runner, Recorder()], images)),
+        (Interrupted, lambda runner, images: in_turns([runner, Recorder()], np.concatenate([images] * 3))),
         (Ahead, run_ahead),
     ):
         runner = kind(step)
