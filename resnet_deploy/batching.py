@@ -9,7 +9,7 @@ from resnet_deploy.errors import FeedError
 from resnet_deploy.protocols import WritesInto
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from resnet_deploy.protocols import Array, Runner, TensorSpec
 
@@ -93,9 +93,13 @@ def one_by_one(batches: "Iterable[Array]") -> "Iterator[Array]":
 def run_once(runner: "Runner", feed: "Array") -> "Array":
     """Take one batch through a runner's four steps."""
     runner.load(feed)
-    runner.enqueue()
-    runner.synchronize()
-    return runner.fetch()
+    try:
+        runner.enqueue()
+        runner.synchronize()
+        return runner.fetch()
+    except BaseException:  # interrupted: what was begun reads its batch until it is done
+        runner.synchronize()
+        raise
 
 
 def run_into(runner: "Runner", feed: "Array", out: "Array") -> None:
@@ -103,15 +107,19 @@ def run_into(runner: "Runner", feed: "Array", out: "Array") -> None:
 
     By the backend itself where the runner is one that ``WritesInto``, else copied.
     """
-    _begin(runner, feed, out)
-    _finish(runner, out)
+    _load(runner, feed, out)
+    try:
+        runner.enqueue()
+        _finish(runner, out)
+    except BaseException:  # as in run_once
+        runner.synchronize()
+        raise
 
 
-def _begin(runner: "Runner", feed: "Array", out: "Array") -> None:
+def _load(runner: "Runner", feed: "Array", out: "Array") -> None:
     runner.load(feed)
     if len(out) == len(feed) and isinstance(runner, WritesInto):
         runner.write_into(out)
-    runner.enqueue()
 
 
 def _finish(runner: "Runner", out: "Array") -> None:
@@ -140,15 +148,51 @@ def infer(runner: "Runner", images: "Array", out: "Array | None" = None) -> "Arr
         FeedError: If dtype or shape does not fit.
     """
     check_images(images, runner)
-    logits = _fresh(images, runner) if out is None else out
-    parts, batches = _parts(logits, runner), _batches(images, runner)
-    if _loads_ahead(runner):
-        for part, answers in zip(parts, _run_ahead(runner, batches), strict=True):
-            _keep(answers, part)
-    else:
-        for part, batch in zip(parts, batches, strict=True):
-            run_into(runner, batch, part)
+    logits = np.empty((len(images), *runner.output.shape), runner.output.dtype) if out is None else out
+    infer_some([runner], images, logits)
     return logits
+
+
+def infer_some(
+    runners: "Sequence[Runner]", images: "Array", out: "Array", goes_on: "Callable[[], bool]" = lambda: True
+) -> int:
+    """Run images as ``infer`` does, the batches on one runner after the other, until there are none or it is stopped.
+
+    From one thread: a runner's answers are fetched only when its turn comes again, so that as many batches are under
+    way as there are runners, where ``enqueue`` returns before it is done. When this returns, none is.
+
+    Args:
+        runners: Of the same engine.
+        images: Any number.
+        out: Where the logits go, as ``infer`` has it.
+        goes_on: Asked after each batch is begun, whether another one may be.
+
+    Returns:
+        How many images were run: all, or the first so many.
+
+    Raises:
+        FeedError: If dtype or shape does not fit.
+    """
+    first = runners[0]
+    check_images(images, first)
+    begun = 0
+
+    def taken() -> "Iterator[tuple[Array, Array]]":
+        nonlocal begun
+        for part, batch in zip(_parts(out, first), _batches(images, first), strict=True):
+            begun += len(part)
+            yield part, batch
+            if not goes_on():
+                return
+
+    if len(runners) > 1:
+        _run_in_turns(runners, taken())
+    elif _loads_ahead(first):
+        _run_ahead_into(first, taken())
+    else:
+        for part, batch in taken():
+            run_into(first, batch, part)
+    return begun
 
 
 def run_each(runner: "Runner", batches: "Iterable[Array]") -> "Iterator[Array]":
@@ -167,40 +211,39 @@ def filled_up(batch: "Array", least: int) -> "Array":
     return np.ascontiguousarray(batch)
 
 
-def infer_in_turns(runners: "Sequence[Runner]", images: "Array", out: "Array | None" = None) -> "Array":
-    """Run any number of images as ``infer`` does, batch by batch on one runner after the other.
-
-    From one thread: a runner's answers are fetched only when its turn comes again, so that as many batches are under
-    way as there are runners, where ``enqueue`` returns before it is done.
-
-    Raises:
-        FeedError: If dtype or shape does not fit.
-    """
-    first = runners[0]
-    check_images(images, first)
-    logits = _fresh(images, first) if out is None else out
+def _run_in_turns(runners: "Sequence[Runner]", parts: "Iterable[tuple[Array, Array]]") -> None:
     running: deque[tuple[Runner, Array]] = deque()
     try:
-        for index, (part, batch) in enumerate(zip(_parts(logits, first), _batches(images, first), strict=True)):
+        for index, (part, batch) in enumerate(parts):
             if len(running) == len(runners):
-                _finish(*running.popleft())
+                _finish(*running[0])
+                running.popleft()
             runner = runners[index % len(runners)]
-            _begin(runner, batch, part)
+            _load(runner, batch, part)
             running.append((runner, part))
+            runner.enqueue()
         while running:
-            _finish(*running.popleft())
+            _finish(*running[0])
+            running.popleft()
     finally:
-        for runner, _ in running:  # interrupted: what was begun reads its batch until it is done
+        for runner, _ in running:  # as in run_once
             runner.synchronize()
-    return logits
+
+
+def _run_ahead_into(runner: "Runner", parts: "Iterable[tuple[Array, Array]]") -> None:
+    begun: deque[Array] = deque()
+
+    def batches() -> "Iterator[Array]":
+        for part, batch in parts:
+            begun.append(part)
+            yield batch
+
+    for answers in _run_ahead(runner, batches()):
+        _keep(answers, begun.popleft())
 
 
 def _loads_ahead(runner: "Runner") -> bool:
     return getattr(runner, "loads_ahead", False)  # one runner does: the protocol asks for less
-
-
-def _fresh(images: "Array", runner: "Runner") -> "Array":
-    return np.empty((len(images), *runner.output.shape), runner.output.dtype)
 
 
 def _parts(logits: "Array", runner: "Runner") -> "Iterator[Array]":
@@ -218,13 +261,18 @@ def _batches(images: "Array", runner: "Runner") -> "Iterator[Array]":
 def _run_ahead(runner: "Runner", batches: "Iterable[Array]") -> "Iterator[Array]":
     """Load each batch while the one before it is run, and start it before the answers are handed on."""
     running = False
-    for batch in batches:
-        runner.load(batch)
-        answers = runner.fetch() if running else None
-        runner.enqueue()
-        running = True
-        if answers is not None:
-            yield answers
-    if running:
-        runner.synchronize()
-        yield runner.fetch()
+    try:
+        for batch in batches:
+            runner.load(batch)
+            answers = runner.fetch() if running else None
+            running = True
+            runner.enqueue()
+            if answers is not None:
+                yield answers
+        if running:
+            runner.synchronize()
+            yield runner.fetch()
+    except BaseException:  # as in run_once; or whoever takes the answers has stopped
+        if running:
+            runner.synchronize()
+        raise

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -134,7 +135,11 @@ def is_on_device(array: object) -> bool:
         return True
     asked = getattr(array, "__dlpack_device__", None)
     if asked is not None:
-        return asked()[0] in _ON_DEVICE
+        with suppress(
+            BufferError, RuntimeError, ValueError
+        ):  # on no device that DLPack counts: ``view_on_host`` says so
+            return asked()[0] in _ON_DEVICE
+        return False
     return _interface_of(array) is not None
 
 

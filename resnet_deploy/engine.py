@@ -1,38 +1,40 @@
 """The engine as an application holds it: images in, logits or labels out."""
 
 import math
+import os
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 
 from resnet_deploy import environment
-from resnet_deploy.batching import infer, infer_in_turns
+from resnet_deploy.batching import check_images, infer_some
 from resnet_deploy.bundle import Bundle, Manifest, open_bundle
 from resnet_deploy.device_arrays import is_on_device
 from resnet_deploy.errors import FeedError, SpecError
 from resnet_deploy.fitting import check_fits, choose_engine
 from resnet_deploy.fleet import is_fleet
-from resnet_deploy.host_arrays import require_apart, view_of_out, view_on_host
+from resnet_deploy.host_arrays import require_apart, view_of_logits, view_of_out, view_on_host
 from resnet_deploy.microbatching import Batching, MicroBatcher
+from resnet_deploy.pictures import is_picture, pictures_of, type_name
 from resnet_deploy.runners import open_several, shares_requests, tensor_specs
 from resnet_deploy.specs import MAX_THREADS, require_at_most
+from resnet_deploy.turns import LOOK_AGAIN_S, Signal, Turns, require_process
 from resnet_deploy.verify import best_classes, softmax
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Future
-
-    from PIL.Image import Image
 
     from resnet_deploy.device_arrays import DeviceArray, SupportsCuda
     from resnet_deploy.host_arrays import SupportsDlpack
+    from resnet_deploy.pictures import Picture
     from resnet_deploy.protocols import Array, Runner
-
-    Picture: TypeAlias = str | Path | Image
 
 T = TypeVar("T")
 
@@ -49,8 +51,9 @@ class Prediction:
 class Engine:
     """A loaded engine bundle.
 
-    Safe to call from any number of threads: calls take turns, ``submit`` gathers what threads ask into batches. Use it
-    as a context manager, or call ``close``.
+    Safe to call from any number of threads: calls take turns, a long one batch by batch; ``submit`` gathers what
+    threads ask into batches. Use it as a context manager, or call ``close``. It belongs to the process that opened it:
+    one that is forked from that is refused.
 
     >>> engine = load("engines/resnet50-int8")
     >>> engine(["cat.jpg", "dog.jpg"]).shape
@@ -76,7 +79,10 @@ class Engine:
     def __init__(self, bundle: Bundle, *runners: "Runner", batching: Batching | None = None) -> None:
         self.bundle = bundle
         self._runners = runners
-        self._lock = threading.Lock()  # of the runners
+        self._turns = Turns()  # at the runners
+        self._under_way: set[object] = set()  # calls
+        self._ended = Signal()  # one of them has
+        self._process = os.getpid()
         self._batching = batching or Batching()
         self._batch_size = self._batching.batch_for(self.manifest.spec.batch.max * max(len(runners), 1))
         self._batcher: MicroBatcher | None = None
@@ -130,25 +136,27 @@ class Engine:
 
         Raises:
             FeedError: If an array has the wrong dtype or shape, or ``images`` are anything else, or are on a GPU that
-                the engine does not run on; if ``out`` does not fit or overlaps with them; or if the engine is closed.
+                the engine does not run on; if ``out`` does not fit or overlaps with them; or if the engine is closed,
+                or was opened in another process.
             FileError, DataError: If a file is missing or is no image.
         """
+        require_process(self._process)
         if is_on_device(images):
             return self._infer_on_device(images, stream, out)
         if stream is not None:
             raise FeedError("a stream is for arrays on the GPU", hint="give images there, or no stream")
-        feed = None if _is_picture(images) else view_on_host(images)
-        pictures = _pictures(images) if feed is None else []
-        shape = (len(pictures) if feed is None else _count(feed), self.manifest.card.num_classes)
-        logits: Array = np.empty(shape, np.float32) if out is None else view_of_out(out, shape, "float32")
-        if feed is not None:
-            require_apart(logits, feed)
-            self._infer(feed, logits)
-        else:
+        with self._call():
+            feed = None if is_picture(images) else view_on_host(images)
+            files = pictures_of(images) if feed is None else []
+            shape = (len(files) if feed is None else _count(feed), self.manifest.card.num_classes)
+            logits: Array = np.empty(shape, np.float32) if out is None else view_of_out(out, shape, "float32")
+            if feed is not None:
+                require_apart(logits, feed)
+                self._infer(feed, logits)
             size = self.manifest.spec.batch.max
-            for start in range(0, max(len(pictures), 1), size):  # none are looked at too: the engine may be closed
+            for start in range(0, len(files), size):
                 part = slice(start, start + size)
-                self._infer(self.prepare(pictures[part]), logits[part])
+                self._infer(self.prepare(files[part]), logits[part])
         return logits if out is None else out
 
     def submit(
@@ -163,8 +171,8 @@ class Engine:
         Args:
             images: A path or a Pillow image; one prepared image, (H, W, 3) uint8 for the default input contract; or a
                 few, (n, H, W, 3), which are run together. Copied before this returns.
-            timeout_s: Seconds from now in which the engine has to begin; after that the request fails, when its turn
-                comes, and is not run. None for any time.
+            timeout_s: Seconds from now in which the engine has to begin; after that the request fails, when the engine
+                is free for it, and is not run. None for any time.
             block: Whether to wait while too many images wait already, which slows callers down to the engine's pace
                 and loses nothing. False raises instead, as an event loop needs it, which must not be held up.
 
@@ -173,7 +181,8 @@ class Engine:
             begun, it is not run. Fails with DeadlineError, or with what the backend raised.
 
         Raises:
-            FeedError: If the images do not fit the input contract or one batch, or the engine is closed.
+            FeedError: If the images do not fit the input contract or one batch, or the engine is closed, or was opened
+                in another process.
             FileError, DataError: If a file is missing or is no image.
             BusyError: If too many images wait, and ``block`` is false.
             DeadlineError: If there was no room in time.
@@ -181,9 +190,10 @@ class Engine:
         """
         if timeout_s is not None and not timeout_s > 0:
             raise SpecError(f"a timeout of {timeout_s} s", hint="give timeout_s in seconds, or None")
+        require_process(self._process)
         deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
         batcher = self._opened_batcher()
-        if _is_picture(images):
+        if is_picture(images):
             (image,) = self.prepare([images])
             return batcher.submit(image, deadline=deadline, block=block)
         feed = None if is_on_device(images) else view_on_host(images)
@@ -191,40 +201,70 @@ class Engine:
             hint = (
                 "give one path, one Pillow image, or an array in the host's memory; arrays on a GPU to engine(images)"
             )
-            raise FeedError(f"a request of {_type_name(images)}", hint=hint)
+            raise FeedError(f"a request of {type_name(images)}", hint=hint)
         return batcher.submit(feed, deadline=deadline, block=block)
 
     def prepare(self, images: "Sequence[Picture]") -> "Array":
         """Decode and preprocess files or Pillow images by the input contract; (N, H, W, 3) uint8 by default."""
         from resnet_deploy.images import batch_from_images
 
-        return batch_from_images(_pictures(images), self.manifest.card.preprocess)
+        return batch_from_images(pictures_of(images), self.manifest.card.preprocess)
 
     def classify(self, images: "Array | SupportsDlpack | Sequence[Picture]", top: int = 5) -> list[list[Prediction]]:
         """Name the ``top`` best classes of each image, best first (fewer where the model has fewer)."""
         return self.rank(self(images), top)
 
-    def rank(self, logits: "Array", top: int = 5) -> list[list[Prediction]]:
-        """Name the ``top`` best classes of each row of logits, (N, classes), such as ``submit`` gives; best first."""
+    def rank(self, logits: "Array | SupportsDlpack", top: int = 5) -> list[list[Prediction]]:
+        """Name the ``top`` best classes of each row of logits, best first (fewer where the model has fewer).
+
+        Args:
+            logits: (N, classes), of any library in the host's memory, such as the engine and ``submit`` give; those of
+                one image, (classes,), as ``logits[None]``.
+            top: How many.
+
+        Raises:
+            FeedError: If they are no such array, or not finite.
+            SpecError: If ``top`` is not positive.
+        """
         if top < 1:
             raise SpecError(f"top {top} is not positive", hint="ask for at least one class")
-        card, ranked = self.manifest.card, best_classes(logits, top)
-        probabilities = softmax(logits)
+        card = self.manifest.card
+        rows = view_of_logits(logits, card.num_classes)
+        ranked, probabilities = best_classes(rows, top), softmax(rows)
         return [
             [Prediction(int(index), card.label(int(index)), float(row[index])) for index in best]
             for best, row in zip(ranked, probabilities, strict=True)
         ]
 
+    @contextmanager
+    def _call(self) -> "Iterator[None]":
+        """Have ``close`` wait for the end of the ``with``."""
+        call = object()
+        try:
+            if self._closed:
+                raise _closed_error()
+            self._under_way.add(call)
+            yield
+        finally:
+            self._under_way.discard(call)
+            self._ended.set()
+
     def _infer(self, feed: "Array", out: "Array") -> None:
-        with self._lock:
-            runners = self._opened()
-            if len(runners) == 1:
-                infer(runners[0], feed, out)
-            else:
-                infer_in_turns(runners, feed, out)
+        """Run any number of images; the turn is given up after a batch wherever somebody else waits for it."""
+        check_images(feed, self._opened()[0])
+        done = 0
+        while done < len(feed):
+            with self._turns.turn():
+                done += infer_some(self._opened(), feed[done:], out[done:], lambda: not self._turns.is_wanted)
+
+    @contextmanager
+    def _batch_turn(self) -> "Iterator[Callable[[Array, Array], object]]":
+        """Have the engine to oneself, for one batch of ``submit``."""
+        with self._turns.turn():
+            yield partial(infer_some, self._runners)
 
     def _infer_on_device(self, images: Any, stream: object, out: Any) -> "DeviceArray":
-        with self._lock:
+        with self._turns.turn():
             runner = self._opened()[0]
         run_on = getattr(runner, "run_on", None)  # of runners whose memory is a GPU's
         if run_on is None:
@@ -247,20 +287,26 @@ class Engine:
                 if self._closed:
                     raise _closed_error()
                 specs = tensor_specs(self.manifest.card)
-                self._batcher = MicroBatcher(self._infer, *specs, self._batch_size, self._batching)
+                self._batcher = MicroBatcher(self._batch_turn, *specs, self._batch_size, self._batching)
             return self._batcher
 
     def close(self, *, drain: bool = True) -> None:
         """Wait for the calls that are under way and release the runners; harmless when repeated.
 
+        Does nothing in a process that was forked from the engine's own.
+
         Args:
             drain: Whether what was submitted is answered first; False cancels what has not begun.
         """
+        if os.getpid() != self._process:
+            return
         with self._batcher_lock:
             self._closed = True
         if self._batcher is not None:
             self._batcher.close(drain=drain)
-        with self._lock:
+        while self._under_way:
+            self._ended.wait(LOOK_AGAIN_S)
+        with self._turns.turn():
             for runner in self._runners:
                 runner.close()
             self._runners = ()
@@ -316,41 +362,3 @@ def _closed_error() -> FeedError:
 def _count(feed: "Array") -> int:
     """Say how many images an array has; one that has no such axis is refused where its shape is checked."""
     return len(feed) if feed.ndim else 0
-
-
-def _is_picture(value: object) -> "TypeGuard[Picture]":
-    from PIL.Image import Image
-
-    return isinstance(value, (str, Path, Image))
-
-
-def _pictures(images: Any) -> "list[Path | Image]":
-    """Hold ``images`` against what can be decoded and preprocessed.
-
-    Arrays in a list are refused, not guessed at: prepared ones would be resized and cropped once more, others have to
-    be, and nothing tells them apart.
-
-    Raises:
-        FeedError: If one is neither a path nor a Pillow image, or ``images`` is no sequence.
-    """
-    from PIL.Image import Image
-
-    if _is_picture(images):
-        what = "image" if isinstance(images, Image) else "path"
-        raise FeedError(f"one {what} where a sequence is expected", hint=f"write engine([{what}])")
-    try:
-        listed = list(images)
-    except TypeError:
-        raise FeedError(f"{_type_name(images)} where images are expected", hint=_ACCEPTED) from None
-    for position, image in enumerate(listed):
-        if not _is_picture(image):
-            raise FeedError(f"image {position} is of type {_type_name(image)}", hint=_ACCEPTED)
-    return [Path(image) if isinstance(image, str) else image for image in listed]
-
-
-def _type_name(value: object) -> str:
-    kind = type(value)
-    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-
-
-_ACCEPTED: Final = "give paths or Pillow images, or one NumPy array of prepared images (numpy.stack, tensor.numpy())"

@@ -36,13 +36,11 @@ def view_on_host(array: Any) -> "Array | None":
         return array
     device = getattr(array, "__dlpack_device__", None)
     if device is not None:
-        if device()[0] not in _ON_HOST:
-            return None
         try:
-            return np.from_dlpack(array)
-        except (BufferError, RuntimeError, TypeError) as error:
+            return np.from_dlpack(array) if device()[0] in _ON_HOST else None
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
-            hint = "give a plain array of a type that NumPy has, such as x.detach()"
+            hint = "give a dense array of a type that NumPy has: x.detach(), x.to_dense(), x.float() or x.byte()"
             raise FeedError(f"the array's library does not share it: {reason}", hint=hint) from error
     return np.asarray(array) if hasattr(array, "__array_interface__") else None
 
@@ -74,9 +72,49 @@ def view_of_out(out: Any, shape: tuple[int, ...], dtype: str) -> "Array":
     if not view.flags.writeable:
         # NumPy before 2.1 cannot be told by DLPack that memory may be written to.
         raise FeedError("out is read-only", hint="give an array that can be written to, such as tensor.numpy()")
-    if not view.flags.carray:
-        raise FeedError("out is not contiguous", hint="give a C-contiguous and aligned array, or none")
+    if not view.flags.c_contiguous:
+        raise FeedError("out is not contiguous", hint="give a C-contiguous array, or none")
+    if not view.flags.aligned:
+        raise FeedError(f"out is not aligned to {view.itemsize} bytes", hint="give an array of its own, or none")
     return view
+
+
+def view_of_logits(logits: Any, classes: int) -> "Array":
+    """See the logits of several images as NumPy's.
+
+    Args:
+        logits: Of any library that ``view_on_host`` can see.
+        classes: How many each row has to have.
+
+    Raises:
+        FeedError: If they are not floats of shape (N, classes), or not finite.
+    """
+    view = view_on_host(logits)
+    if view is None:
+        kind = type(logits)
+        hint = "give an array in the host's memory"
+        raise FeedError(f"logits are of type {kind.__module__}.{kind.__qualname__}", hint=hint)
+    if view.dtype.kind != "f" or view.ndim != 2 or view.shape[1] != classes:
+        hint = "write logits[None]" if view.shape == (classes,) else "give what the engine or submit returns"
+        raise FeedError(f"logits are {view.dtype} {view.shape}, expected are floats (N, {classes})", hint=hint)
+    finite = np.isfinite(view).all(axis=1)
+    if not finite.all():
+        hint = "compare the engine with its model: resnet-deploy verify"
+        raise FeedError(f"row {finite.argmin()} of the logits is not finite", hint=hint)
+    return view
+
+
+class _Writable:
+    """Says of an array's memory that it may be written to."""
+
+    def __init__(self, array: "Array") -> None:
+        self._array = array  # keeps the memory
+        self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}
+
+
+def writable_view(array: "Array") -> "Array":
+    """See an array as one that may be written to, for a library that asks for that and does not write."""
+    return array if array.flags.writeable else np.asarray(_Writable(array))
 
 
 def require_apart(out: "Array", images: "Array") -> None:

@@ -13,6 +13,7 @@ import atexit
 import contextlib
 import logging
 import math
+import os
 import threading
 import time
 from collections import deque
@@ -26,13 +27,15 @@ import numpy as np
 from resnet_deploy.batching import check_images
 from resnet_deploy.errors import BusyError, DeadlineError, FeedError, SpecError
 from resnet_deploy.trays import Request, Tray
+from resnet_deploy.turns import LOOK_AGAIN_S, Signal, require_process
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from resnet_deploy.protocols import Array, TensorSpec
 
 _LOGGER: Final = logging.getLogger(__name__)
 _SPARE_TRAYS: Final = 2  # one is filled while one is run
-_LOOK_AGAIN_S: Final = 1.0  # an interrupt may take along what was to wake the next in line
 
 
 class Batching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,7 +48,7 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         max_waiting: Images that may wait, without those that are run; more are refused, or their callers blocked.
 
     Raises:
-        SpecError: If one is out of range, or ``max_waiting`` holds no full batch.
+        SpecError: If one is out of range.
     """
 
     max_batch: int | None = None
@@ -57,58 +60,46 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise SpecError(f"batches of at most {self.max_batch}", hint="give a positive max_batch, or None")
         if not 0 <= self.max_delay_s <= threading.TIMEOUT_MAX:
             raise SpecError(f"a delay of {self.max_delay_s} s", hint="give max_delay_s in seconds, such as 0.002")
-        if self.max_waiting < (self.max_batch or 1):
-            hint = "give a max_waiting of at least one batch"
-            raise SpecError(f"{self.max_waiting} images may wait, a batch has up to {self.max_batch or 1}", hint=hint)
+        if self.max_waiting < 1:
+            raise SpecError(f"{self.max_waiting} images may wait", hint="give a max_waiting of at least one batch")
 
     def batch_for(self, largest: int) -> int:
         """Settle the size of batches for an engine that takes ``largest`` images at once.
 
         Raises:
-            SpecError: If more are asked for.
+            SpecError: If more are asked for, or ``max_waiting`` holds no batch of ``max_batch``.
         """
         if self.max_batch is not None and self.max_batch > largest:
             hint = "lower max_batch, or build the engine with another --batch"
             raise SpecError(f"max_batch is {self.max_batch}, the engine takes {largest} at once", hint=hint)
+        if self.max_waiting < (self.max_batch or 1):
+            hint = "give a max_waiting of at least one batch"
+            raise SpecError(f"{self.max_waiting} images may wait, a batch has up to {self.max_batch}", hint=hint)
         return min(self.max_batch or largest, self.max_waiting)
-
-
-class _Signal:
-    """Wakes the one thread that waits for it; set before that, it stays set until then."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def set(self) -> None:
-        """Let the wait end, this one or the next."""
-        with contextlib.suppress(RuntimeError):  # it is set already
-            self._lock.release()
-
-    def wait(self, seconds: float) -> None:
-        """Wait until it is set, at most so long; not at all where that is past, and for ever where it is infinite."""
-        self._lock.acquire(timeout=max(seconds, 0) if seconds < threading.TIMEOUT_MAX else -1)
 
 
 class MicroBatcher:
     """Gathers requests into batches and answers each exactly once.
 
     First come, first run. The images of a request stay together: one that does not fit into what is left of a batch
-    begins the next one. A request that was cancelled, or whose deadline has passed, when its batch begins is not run.
+    begins the next one. A request that was cancelled, or whose deadline has passed, when the engine is free for its
+    batch is not run.
 
     >>> from resnet_deploy.protocols import TensorSpec
     >>> def brightness(images, logits):
     ...     logits[:, 0] = images.mean(axis=(1, 2))
     >>> specs = TensorSpec("images", "uint8", (8, 8)), TensorSpec("logits", "float32", (1,))
-    >>> batcher = MicroBatcher(brightness, *specs, 32, Batching(max_delay_s=0.01))
+    >>> turn = contextlib.nullcontext(brightness)
+    >>> batcher = MicroBatcher(lambda: turn, *specs, 32, Batching(max_delay_s=0.01))
     >>> futures = [batcher.submit(np.full((8, 8), value, np.uint8)) for value in (3, 5, 9)]
     >>> [float(future.result()[0]) for future in futures]
     [3.0, 5.0, 9.0]
     >>> batcher.close()
 
     Args:
-        infer: Writes the logits of (n, *images.shape) into the (n, *logits.shape) that it is given next. Called from
-            one thread. What it raises is raised by every request of that batch.
+        turn: Waits until the engine is free, keeps it for the length of a ``with``, and gives what runs a batch: it
+            writes the logits of (n, *images.shape) into the (n, *logits.shape) that it is given next. From one thread.
+            What running a batch raises is raised by every request of that batch.
         images: Of one image.
         logits: Of one image.
         size: Images in a batch at most.
@@ -117,17 +108,18 @@ class MicroBatcher:
 
     def __init__(
         self,
-        infer: "Callable[[Array, Array], object]",
+        turn: "Callable[[], AbstractContextManager[Callable[[Array, Array], object]]]",
         images: "TensorSpec",
         logits: "TensorSpec",
         size: int,
         batching: Batching,
     ) -> None:
         self.input = images
-        self._output, self._infer, self._size, self._batching = logits, infer, size, batching
+        self._output, self._turn, self._size, self._batching = logits, turn, size, batching
+        self._process = os.getpid()
         self._lock = threading.Lock()
-        self._work = _Signal()  # there is a batch to begin, or to begin earlier
-        self._in_line: deque[_Signal] = deque()  # of callers that wait for room, first come first
+        self._work = Signal()  # there is a batch to begin, or to begin earlier
+        self._in_line: deque[Signal] = deque()  # of callers that wait for room, first come first
         self._trays: deque[Tray] = deque()  # none of them empty
         self._spare: list[Tray] = []
         self._running: Tray | None = None
@@ -150,10 +142,12 @@ class MicroBatcher:
             Logits, (*logits.shape) or (n, *logits.shape), in memory of their own.
 
         Raises:
-            FeedError: If dtype or shape does not fit, there are none or more than fit into a batch, or it is closed.
+            FeedError: If dtype or shape does not fit, there are none or more than fit into a batch, or it is closed,
+                or this is a process that was forked from its own.
             BusyError: If too many images wait, and ``block`` is false.
             DeadlineError: If the deadline passes before there is room.
         """
+        require_process(self._process)
         alone = images.ndim == len(self.input.shape)
         rows = images[np.newaxis] if alone else images
         check_images(rows, self)
@@ -176,12 +170,16 @@ class MicroBatcher:
     def close(self, *, drain: bool = True) -> None:
         """Refuse what comes from here on, answer what was accepted, and wait for that; harmless when repeated.
 
+        Does nothing in a process that was forked from its own: what was accepted is answered there.
+
         Args:
             drain: False cancels what has not begun instead.
 
         Raises:
             FeedError: If called from a callback of a future, for which it would wait itself.
         """
+        if os.getpid() != self._process:
+            return
         if threading.current_thread() is self._thread:
             raise FeedError("closed from a callback of a request", hint="close from another thread")
         with self._lock:
@@ -206,18 +204,18 @@ class MicroBatcher:
             raise FeedError("the engine is closed", hint="load it again")
 
     def _accept_in_turn(self, request: Request, rows: "Array") -> None:
-        turn = _Signal()
+        turn = Signal()
         try:
             with self._lock:
                 self._in_line.append(turn)
             while not self._is_decided(turn, request, rows):
-                turn.wait(min(request.deadline - time.monotonic(), _LOOK_AGAIN_S))
+                turn.wait(min(request.deadline - time.monotonic(), LOOK_AGAIN_S))
         except BaseException:  # an interrupt, or what was decided against it
             with self._lock, contextlib.suppress(ValueError):
                 self._in_line.remove(turn)
             raise
 
-    def _is_decided(self, turn: _Signal, request: Request, rows: "Array") -> bool:
+    def _is_decided(self, turn: Signal, request: Request, rows: "Array") -> bool:
         """Accept or refuse a request in line, as soon as it can be told which."""
         with self._lock:
             is_late = request.deadline <= time.monotonic()
@@ -288,34 +286,40 @@ class MicroBatcher:
         return tray
 
     def _answer(self, tray: Tray) -> None:
-        now = time.monotonic()
-        requests = [request for request in tray.requests if self._begins(request, now)]
-        if not requests:
-            return
-        count = tray.close_ranks(requests)
-        try:
-            self._infer(tray.images[:count], tray.logits[:count])
-        except BaseException as error:  # noqa: BLE001 - it is the callers' to handle
-            for request in requests:
-                _deliver(request.future.set_exception, error)
-        else:
-            for request in requests:
+        """Run a batch and answer its requests; without keeping the engine, which a callback of theirs may call."""
+        failure: BaseException | None = None
+        with self._turn() as infer:
+            begun, refused = self._sort(tray)
+            if begun:
+                count = tray.close_ranks(begun)
+                try:
+                    infer(tray.images[:count], tray.logits[:count])
+                except BaseException as error:  # noqa: BLE001 - it is the callers' to handle
+                    failure = error
+        for request in refused:
+            self._refuse(request)
+        for request in begun:
+            if failure is not None:
+                _deliver(request.future.set_exception, failure)
+            else:
                 logits = tray.logits[request.rows]
                 _deliver(request.future.set_result, (logits[0] if request.alone else logits).copy())
 
-    def _begins(self, request: Request, now: float) -> bool:
-        """Whether a request is to be run; from here on it cannot be cancelled."""
+    def _sort(self, tray: Tray) -> tuple[list[Request], list[Request]]:
+        """Part the requests to be run, which from here on cannot be cancelled, from those to be refused."""
+        begun, refused, now = [], [], time.monotonic()
+        for request in tray.requests:
+            if self._dropping or request.deadline <= now:
+                refused.append(request)
+            elif _starts(request.future):
+                begun.append(request)
+        return begun, refused
+
+    def _refuse(self, request: Request) -> None:
         if self._dropping:
             _deliver(Future.cancel, request.future)
-        try:
-            if not request.future.set_running_or_notify_cancel():
-                return False
-        except RuntimeError:  # whoever holds the future has answered it
-            return False
-        if request.deadline <= now:
+        if _starts(request.future):
             _deliver(request.future.set_exception, _too_late("the engine came to it"))
-            return False
-        return True
 
     def _put_away(self, tray: Tray) -> None:
         tray.clear()
@@ -343,6 +347,14 @@ class MicroBatcher:
             with contextlib.suppress(RuntimeError):  # it was answered, or somebody else has answered it
                 if future.running() or future.set_running_or_notify_cancel():
                     _deliver(future.set_exception, failure)
+
+
+def _starts(future: "Future[Array]") -> bool:
+    """Whether a future takes an answer still; from here on it cannot be cancelled."""
+    try:
+        return future.set_running_or_notify_cancel()
+    except RuntimeError:  # whoever holds the future has answered it
+        return False
 
 
 def _deliver(give: Callable[[Any], object], what: object) -> None:

@@ -89,7 +89,7 @@ class WritesInto(Protocol):
         """Have the staged batch, and no later one, answered in ``out``, which ``fetch`` then returns.
 
         Between ``load`` and ``enqueue``. ``out`` has shape (N, *output.shape) and the output's dtype, is C-contiguous
-        and writable, and is kept until the next ``load``.
+        and writable, and is let go by ``fetch``.
         """
         ...
 

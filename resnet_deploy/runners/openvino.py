@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resnet_deploy.batching import check_feed
+from resnet_deploy.host_arrays import writable_view
 from resnet_deploy.openvino_session import import_openvino, open_compiled, profile_layers, translate_failures
 from resnet_deploy.runners import tensor_specs
 
@@ -48,9 +49,7 @@ class OpenVinoRunner:
         self._compiled: Any = open_compiled(engine, threads=threads, requests=requests)
         self.device: str = self._compiled.get_property("EXECUTION_DEVICES")[0]
         self.notes = _notes(self._compiled, requests)
-        self._request: Any = self._compiled.create_infer_request()
-        self._feed: Array = np.empty(0)
-        self._out: Array | None = None
+        self._open_request()
 
     @classmethod
     def open(cls, bundle: "Bundle", threads: int) -> "OpenVinoRunner":
@@ -69,14 +68,21 @@ class OpenVinoRunner:
         """Return this runner and ``count`` others, each a request on the same compiled model and closed by itself."""
         others = tuple(copy.copy(self) for _ in range(count))
         for other in others:
-            other._request, other._feed = self._compiled.create_infer_request(), np.empty(0)  # noqa: SLF001
+            other._open_request()  # noqa: SLF001
         return (self, *others)
+
+    def _open_request(self) -> None:
+        self._request: Any = self._compiled.create_infer_request()
+        self._nothing: Any = self._request.get_tensor(self.input.name)  # its own, from before anything was loaded
+        self._feed: Array | None = None
+        self._out: Array | None = None
 
     def load(self, feed: "Array") -> None:
         """Stage one batch without copying it."""
         check_feed(feed, self)
-        self._feed, self._out = feed, None  # the tensor is a view of the feed
-        self._request.set_tensor(self.input.name, self._tensor(feed, shared_memory=True))
+        tensor = self._tensor(writable_view(feed), shared_memory=True)
+        self._request.set_tensor(self.input.name, tensor)
+        self._feed, self._out = feed, None  # the tensor is a view of the feed, and does not keep it
 
     def write_into(self, out: "Array") -> None:
         """Have the logits of the staged batch copied into ``out``, once.
@@ -97,12 +103,16 @@ class OpenVinoRunner:
             self._request.wait()
 
     def fetch(self) -> "Array":
-        """Copy the logits: the request writes over its own with the next batch."""
+        """Copy the logits, for the request writes over its own with the next batch; keep nothing of the caller's."""
         logits: Array = self._request.get_tensor(self.output.name).data
-        if self._out is None:
-            return np.array(logits)
-        np.copyto(self._out, logits)
-        return self._out
+        out, self._out = self._out, None
+        if out is None:
+            out = np.array(logits)
+        else:
+            np.copyto(out, logits)
+        self._request.set_tensor(self.input.name, self._nothing)
+        self._feed = None
+        return out
 
     def profile_layers(self, feed: "Array", calls: int) -> "list[LayerSeconds]":
         """Run ``calls`` calls of the model, compiled anew, under OpenVINO's profiler."""
@@ -111,8 +121,8 @@ class OpenVinoRunner:
 
     def close(self) -> None:
         """Release the request and the model."""
-        self._feed, self._out = np.empty(0), None
-        self._request = self._compiled = None
+        self._feed = self._out = None
+        self._request = self._compiled = self._nothing = None
 
 
 def _notes(compiled: Any, requests: int) -> tuple[str, ...]:

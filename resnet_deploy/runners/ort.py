@@ -1,6 +1,6 @@
 """ONNX Runtime on the CPU."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from resnet_deploy.batching import check_feed
 from resnet_deploy.ort_session import open_session, profile_kernels
@@ -46,7 +46,6 @@ class OrtRunner:
         self._feed: dict[str, Array] = {}
         self._outputs: list[Array] = []
         self._out: Array | None = None
-        self._binding: Any = None  # made when it is first needed
 
     @classmethod
     def open(cls, bundle: "Bundle", threads: int) -> "OrtRunner":
@@ -71,21 +70,25 @@ class OrtRunner:
             self._run_into(self._out)
 
     def _run_into(self, out: "Array") -> None:
-        """Run with input and output bound to the caller's memory."""
-        if self._binding is None:
-            self._binding = self._session.io_binding()
+        """Run with input and output bound to the caller's memory.
+
+        By a binding of its own (1 µs): with 1.32 one keeps every array that was ever bound to it.
+        """
+        binding = self._session.io_binding()
         for name, feed in self._feed.items():
-            self._binding.bind_cpu_input(name, feed)
-        self._binding.bind_output(self.output.name, "cpu", 0, out.dtype, out.shape, out.ctypes.data)
-        self._session.run_with_iobinding(self._binding)
+            binding.bind_cpu_input(name, feed)
+        binding.bind_output(self.output.name, "cpu", 0, out.dtype, out.shape, out.ctypes.data)
+        self._session.run_with_iobinding(binding)
         self._outputs = [out]
 
     def synchronize(self) -> None:
         """Return at once: ``enqueue`` has waited."""
 
     def fetch(self) -> "Array":
-        """Return the logits, in memory that ONNX Runtime gave away, or where they were wanted."""
-        return self._outputs[0]
+        """Return the logits, in memory that ONNX Runtime gave away, or where they were wanted; keep nothing."""
+        (logits,) = self._outputs
+        self._feed, self._outputs, self._out = {}, [], None
+        return logits
 
     def profile_layers(self, feed: "Array", calls: int) -> "list[LayerSeconds]":
         """Run ``calls`` calls in a session of their own under ONNX Runtime's profiler."""
@@ -95,4 +98,4 @@ class OrtRunner:
     def close(self) -> None:
         """Release the session."""
         self._feed, self._outputs, self._out = {}, [], None
-        self._session = self._binding = None
+        self._session = None

@@ -151,6 +151,20 @@ def test_classes_are_named_best_first(engine, pictures, deployment):
         assert sum(one.probability for one in best) <= 1
 
 
+def test_logits_of_submit_are_ranked_as_they_come(fp32, pictures):
+    torch = pytest.importorskip("torch")
+    images = pictures[1]
+    one, two = fp32.submit(images[0]).result(), fp32.submit(images[:2]).result()
+    expected = fp32.rank(two, top=3)
+    assert fp32.rank(torch.from_numpy(two), top=3) == expected
+    assert [best.index for best in fp32.rank(one[None], top=3)[0]] == [best.index for best in expected[0]]
+    with pytest.raises(FeedError, match=r"expected are floats \(N, 10\)") as caught:
+        fp32.rank(one)
+    assert "logits[None]" in caught.value.hint
+    with pytest.raises(FeedError, match="row 1 of the logits is not finite"):
+        fp32.rank(np.vstack([one, np.full(10, np.nan, np.float32)]))
+
+
 def test_probabilities_of_all_classes_sum_to_one(engine, pictures):
     for best in engine.classify(pictures[1][:5], top=99):
         assert len(best) == 10
@@ -240,6 +254,7 @@ WRONG = {
     "bytes": (lambda images, path: path.read_bytes(), "image 0 is of type int"),
     "path and nothing": (lambda images, path: [path, None], "image 1 is of type NoneType"),
     "number": (lambda images, path: 3, "int where images are expected"),
+    "memory": (lambda images, path: memoryview(images), "memoryview where images are expected"),
     "one image": (lambda images, path: Image.new("RGB", (40, 36)), "one image where a sequence is expected"),
 }
 

@@ -1,6 +1,9 @@
 """Arrays of any library in and out of an engine on the host, and many threads at one engine."""
 
+import gc
 import threading
+import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -129,16 +132,22 @@ def test_answers_of_copies_that_fill_up_a_batch_are_not_written(small_batches, i
     assert len(runner.outs) == 2  # of two calls, the first batch each; the second is filled up
 
 
-def test_onnx_runtime_writes_into_out(deployment, images):
+def test_onnx_runtime_writes_into_out(deployment, images, monkeypatch):
     """The address that ONNX Runtime itself says its result has."""
     runner = OrtRunner.open(open_bundle(deployment.engines["fp32"]), 1)
     assert isinstance(runner, WritesInto)
     out = np.full((5, 10), np.nan, np.float32)
+    session, bindings = runner._session, []
+    monkeypatch.setattr(
+        session,
+        "run_with_iobinding",
+        lambda bound: bindings.append(bound) or type(session).run_with_iobinding(session, bound),
+    )
     runner.load(images[:5])
     runner.write_into(out)
     runner.enqueue()
     assert runner.fetch() is out
-    assert runner._binding.get_outputs()[0].data_ptr() == out.ctypes.data
+    assert bindings[0].get_outputs()[0].data_ptr() == out.ctypes.data
     assert np.isfinite(out).all()
     kept = out.copy()
     runner.load(images[5:8])
@@ -176,6 +185,59 @@ def test_openvino_with_out_and_without_the_same_bits(deployment, images):
             assert engine(images[:count], out=out) is out
             np.testing.assert_array_equal(out, expected)
             assert np.isfinite(out).all()
+
+
+@pytest.fixture(params=["onnxruntime", "openvino", "openvino, two at once"])
+def opened(request, deployment):
+    """An engine whose batches have up to four images."""
+    bundle, batch = open_bundle(deployment.engines["fp32"]), BatchRange(1, 4, 4)
+    if request.param == "onnxruntime":
+        runners = (OrtRunner(deployment.model, deployment.card, batch, threads=1),)
+    else:
+        pytest.importorskip("openvino")
+        first = OpenVinoRunner(deployment.model, deployment.card, batch, threads=1)
+        runners = first.and_others(1 if "two" in request.param else 0)
+    with Engine(bundle, *runners) as engine:
+        yield engine
+
+
+def test_images_that_cannot_be_written_to(opened, images, tmp_path):
+    """Memory that is mapped to be read ends the process where it is written to."""
+    images[:6].tofile(tmp_path / "images")
+    mapped = np.memmap(tmp_path / "images", np.uint8, "r", shape=images[:6].shape)
+    expected = opened(images[:6])
+    for feed in (np.frombuffer(images[:6].tobytes(), np.uint8).reshape(mapped.shape), mapped):
+        assert not feed.flags.writeable
+        np.testing.assert_array_equal(opened(feed), expected)
+        np.testing.assert_array_equal(feed, images[:6])
+    np.testing.assert_array_equal(opened.submit(mapped[0]).result(), opened(images[:1])[0])
+
+
+def test_nothing_of_the_callers_is_kept(opened, images):
+    for with_out in (False, True):
+        feed = images[:6].copy()
+        out = np.empty((6, 10), np.float32) if with_out else None
+        logits = opened(feed, out=out)
+        kept = [weakref.ref(feed), weakref.ref(logits)]
+        del feed, logits, out
+        gc.collect()
+        assert [ref() for ref in kept] == [None, None]
+
+
+def test_an_interrupted_call_leaves_the_engine_idle(opened, images):
+    """Between starting a batch and waiting for it, which a runner that is struck there does the first time."""
+    expected = opened(images[:6])
+    runner = opened._runners[0]
+    wait = runner.synchronize
+
+    def strike():
+        runner.synchronize = wait
+        raise KeyboardInterrupt
+
+    runner.synchronize = strike
+    with pytest.raises(KeyboardInterrupt):
+        opened(images[:6])
+    np.testing.assert_array_equal(opened(images[:6]), expected)
 
 
 def test_out_that_does_not_fit_is_refused_before_anything_runs(small_batches, images):
@@ -247,3 +309,62 @@ def test_close_waits_for_calls_that_are_under_way(small_batches, images):
     for again in (engine, engine.classify, lambda images: engine(images, out=np.empty((3, 10), np.float32))):
         with pytest.raises(FeedError, match="the engine is closed"):
             again(images[:3])
+
+
+class Patient(Witness):
+    """Notes its batches by their first images, and lasts with the first one until somebody else wants the engine."""
+
+    def __init__(self, bundle):
+        super().__init__(bundle)
+        self.batches, self.begun, self.go = [], threading.Event(), threading.Event()
+
+    def enqueue(self):
+        self.batches.append((len(self.feed), int(self.feed[0, 0, 0, 0])))
+        self.begun.set()
+        assert self.go.wait(60)
+
+
+def numbered(count):
+    return np.broadcast_to(np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1), (count, 32, 32, 3))
+
+
+def await_true(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_a_long_call_lets_others_in_between_its_batches(small_batches):
+    """Four batches; a request and a short call come while the first is run."""
+    runner = Patient(small_batches)
+    with Engine(small_batches, runner) as engine, ThreadPoolExecutor(2) as pool:
+        long = pool.submit(engine, numbered(16))
+        assert runner.begun.wait(60)
+        submitted = engine.submit(numbered(100)[99])
+        await_true(lambda: len(engine._turns._line) == 2)
+        short = pool.submit(engine, numbered(90)[88:])
+        await_true(lambda: len(engine._turns._line) == 3)
+        runner.go.set()
+        assert submitted.result(60)[0] == 99
+        assert short.result(60)[:, 0].tolist() == [88, 89]
+        np.testing.assert_array_equal(long.result(60)[:, 0], range(16))
+    assert runner.batches == [(4, 0), (1, 99), (2, 88), (4, 4), (4, 8), (4, 12)]
+
+
+def test_close_lets_a_long_call_come_to_its_end(small_batches, paths):
+    """Of an array, and of files, between whose batches nobody has the engine."""
+    for images in (numbered(16), paths[:9]):
+        runner = Patient(small_batches)
+        engine = Engine(small_batches, runner)
+        with ThreadPoolExecutor(2) as pool:
+            long = pool.submit(engine, images)
+            assert runner.begun.wait(60)
+            closing = pool.submit(engine.close)
+            await_true(lambda engine=engine: engine._closed)
+            with pytest.raises(FeedError, match="the engine is closed"):
+                engine(numbered(1))
+            runner.go.set()
+            assert len(long.result(60)) == len(images)
+            closing.result(60)
+        assert runner.closed

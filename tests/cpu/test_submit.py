@@ -112,6 +112,41 @@ def test_close_without_draining_cancels(deployment, images):
     assert all(future.cancelled() for future in futures)
 
 
+FORKED = """
+import atexit, os, signal, sys
+import numpy as np
+import resnet_deploy
+engine = resnet_deploy.load(sys.argv[1], threads=1)
+image = np.zeros((32, 32, 3), np.uint8)
+engine.submit(image).result()
+with engine._turns.turn(), engine._batcher_lock, engine._batcher._lock:  # others have them while it forks
+    child = os.fork()
+if child:
+    _, status = os.waitpid(child, 0)
+    print(os.waitstatus_to_exitcode(status), engine.submit(image).result().shape, flush=True)
+else:
+    signal.alarm(30)  # kills what hangs
+    for use in (lambda: engine.submit(image), lambda: engine._batcher.submit(image), lambda: engine(image[None])):
+        try:
+            use()
+        except resnet_deploy.FeedError as error:
+            print(error.message, error.hint, sep="; ", flush=True)
+    engine._batcher.close()
+    engine.close()
+    atexit._run_exitfuncs()
+    print("closed", flush=True)
+    os._exit(0)  # a forked process that has imported ONNX Runtime 1.32 does not come to its end, whatever it does
+"""
+
+
+def test_a_forked_process_is_refused_and_ends(deployment):
+    """Locks that other threads had stay locked there: neither ``close`` nor what runs at exit waits for them."""
+    command = [sys.executable, "-c", FORKED, deployment.engines["fp32"]]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    refusal = "the engine was opened in another process; load it in each process, after the fork\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, refusal * 3 + "closed\n0 (10,)\n", "")
+
+
 PROGRAM = """
 import sys
 import numpy as np

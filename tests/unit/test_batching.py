@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_deploy.batching import check_feed, check_images, infer, infer_in_turns, run_once
+from resnet_deploy.batching import check_feed, check_images, infer, infer_some, run_into, run_once
 from resnet_deploy.errors import FeedError
 from resnet_deploy.protocols import TensorSpec
 from resnet_deploy.specs import BatchRange
@@ -139,14 +139,20 @@ def test_batch_that_is_not_contiguous_is_named():
     assert "ascontiguousarray" in caught.value.hint
 
 
+def in_turns(runners, images):
+    logits = np.full((len(images), 2), np.nan, np.float32)
+    assert infer_some(runners, images, logits) == len(images)
+    return logits
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_runners_take_turns_and_answers_keep_their_order(count):
     runners = [Recorder() for _ in range(count)]
     images = numbered(18)  # five batches, the last of two
-    np.testing.assert_array_equal(infer_in_turns(runners, images), infer(Recorder(), images))
+    np.testing.assert_array_equal(in_turns(runners, images), infer(Recorder(), images))
     calls = ["load", "enqueue", "synchronize", "fetch"]
     assert [runner.steps for runner in runners] == [calls * len(range(one, 5, count)) for one in range(count)]
-    assert infer_in_turns(runners, images[:0]).shape == (0, 2)
+    assert in_turns(runners, images[:0]).shape == (0, 2)
 
 
 def test_as_many_batches_are_under_way_as_there_are_runners():
@@ -165,7 +171,7 @@ def test_as_many_batches_are_under_way_as_there_are_runners():
             steps.append(f"fetch {self.name}")
             return super().fetch()
 
-    infer_in_turns([Noted("a"), Noted("b")], numbered(12))
+    in_turns([Noted("a"), Noted("b")], numbered(12))
     assert steps == ["load a", "load b", "fetch a", "load a", "fetch b", "fetch a"]
 
 
@@ -176,5 +182,79 @@ def test_what_was_begun_is_waited_for_when_a_batch_fails():
 
     runners = [Recorder(), Failing()]
     with pytest.raises(KeyboardInterrupt):
-        infer_in_turns(runners, numbered(12))
+        in_turns(runners, numbered(12))
     assert runners[0].steps == ["load", "enqueue", "synchronize"]
+
+
+class Interrupted(Recorder):
+    """Is struck once, within a step or after it."""
+
+    def __init__(self, step, **options):
+        super().__init__(**options)
+        self.step = step
+
+    def strike(self, step):
+        if self.step == step:
+            self.step = None
+            raise KeyboardInterrupt
+
+    def enqueue(self):
+        super().enqueue()
+        self.strike("enqueue")
+
+    def synchronize(self):
+        self.strike("synchronize")
+        super().synchronize()
+
+    def fetch(self):
+        answers = super().fetch()
+        self.strike("fetch")
+        return answers
+
+
+class Ahead(Interrupted):
+    """Answers what was enqueued last, when another batch is loaded already."""
+
+    loads_ahead = True
+
+    def enqueue(self):
+        self.enqueued = self.feeds[-1]
+        super().enqueue()
+
+    def fetch(self):
+        number = self.enqueued[:, 0, 0, 0].astype(np.float32)
+        super().fetch()
+        return np.stack([number, -number], axis=1)
+
+
+@pytest.mark.parametrize("step", ["enqueue", "synchronize", "fetch"])
+def test_an_interrupted_batch_is_waited_for(step):
+    """Else the next call finds the runner busy, and memory of this one is written to."""
+    images = np.ascontiguousarray(numbered(4))
+
+    def run_ahead(runner, images):
+        infer(runner, np.concatenate([images] * 3))
+
+    for kind, call in (
+        (Interrupted, run_once),
+        (Interrupted, lambda runner, images: run_into(runner, images, np.empty((4, 2), np.float32))),
+        (Interrupted, lambda runner, images: in_turns([runner, Recorder()], images)),
+        (Interrupted, lambda runner, images: in_turns([runner, Recorder()], np.concatenate([images] * 3))),
+        (Ahead, run_ahead),
+    ):
+        runner = kind(step)
+        with pytest.raises(KeyboardInterrupt):
+            call(runner, images)
+        assert runner.steps[-1] == "synchronize"
+
+
+@pytest.mark.parametrize("runners", [[Recorder()], [Recorder(), Recorder()], [Ahead(None)]], ids=["1", "2", "ahead"])
+@pytest.mark.parametrize("most", [1, 2, 5, 9])
+def test_what_is_stopped_says_how_far_it_came(runners, most):
+    """Its answers are there up to that, and no batch is under way."""
+    images, logits = numbered(18), np.full((18, 2), np.nan, np.float32)
+    asked = iter(range(1, 100))
+    done = infer_some(runners, images, logits, lambda: next(asked) < most)
+    assert done == min(4 * most, 18)
+    np.testing.assert_array_equal(logits[:done], infer(Recorder(), images)[:done])
+    assert np.isnan(logits[done:]).all()

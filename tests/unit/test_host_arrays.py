@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from resnet_deploy.errors import FeedError
-from resnet_deploy.host_arrays import require_apart, view_of_out, view_on_host
+from resnet_deploy.host_arrays import require_apart, view_of_logits, view_of_out, view_on_host, writable_view
 
 SHAPE = (3, 4)
 
@@ -64,7 +64,13 @@ def test_a_picture_has_the_interface_too():
     assert view_on_host(Image.new("RGB", (4, 3))).shape == (3, 4, 3)
 
 
-@pytest.mark.parametrize("error", [BufferError, RuntimeError, TypeError])
+@pytest.mark.parametrize("kind", [1, 3, 11])
+def test_memory_that_is_pinned_is_the_hosts(kind):
+    array = np.arange(12, dtype=np.uint8).reshape(SHAPE)
+    assert view_on_host(Dlpack(array, device=(kind, 0))).ctypes.data == array.ctypes.data
+
+
+@pytest.mark.parametrize("error", [BufferError, RuntimeError, TypeError, ValueError])
 def test_what_is_not_shared_is_said(error):
     with pytest.raises(FeedError, match="does not share it: because") as caught:
         view_on_host(Dlpack(np.zeros(3), error=error("because\nof much")))
@@ -77,6 +83,47 @@ def test_a_tensor_with_a_gradient_is_refused():
         view_on_host(torch.zeros(3, requires_grad=True))
     with pytest.raises(FeedError, match="does not share it"):
         view_on_host(torch.zeros(3, dtype=torch.bfloat16))
+    with pytest.raises(FeedError, match="does not share it"):
+        view_on_host(torch.zeros(3, device="meta"))
+    with pytest.raises(FeedError, match="does not share it"):
+        view_on_host(torch.eye(3).to_sparse())
+
+
+def test_memory_to_read_is_seen_as_to_be_written():
+    array = np.frombuffer(bytes(range(12)), np.uint8).reshape(SHAPE)[1:]
+    view = writable_view(array)
+    assert view.flags.writeable
+    assert (view.ctypes.data, view.shape, view.dtype) == (array.ctypes.data, array.shape, array.dtype)
+    assert not array.flags.writeable
+    own = np.zeros(3)
+    assert writable_view(own) is own
+
+
+def test_logits_of_any_library():
+    torch = pytest.importorskip("torch")
+    logits = np.arange(12, dtype=np.float32).reshape(SHAPE)
+    for rows in (logits, torch.from_numpy(logits), logits.astype(np.float64), logits[:0]):
+        np.testing.assert_array_equal(view_of_logits(rows, 4), np.asarray(rows))
+
+
+BROKEN = np.zeros(SHAPE, np.float32)
+BROKEN[1, 2] = np.nan
+NO_LOGITS = {
+    "of one image": (np.zeros(4, np.float32), r"float32 \(4,\), expected are floats \(N, 4\)", "logits[None]"),
+    "another width": (np.zeros((3, 5), np.float32), r"float32 \(3, 5\)", "submit"),
+    "integers": (np.zeros(SHAPE, np.int64), "int64", "submit"),
+    "one axis more": (np.zeros((1, *SHAPE), np.float32), r"\(1, 3, 4\)", "submit"),
+    "not finite": (BROKEN, "row 1 of the logits is not finite", "verify"),
+    "a list": ([[1.0, 2.0, 3.0, 4.0]], "logits are of type builtins.list", "array"),
+    "on a device": (Dlpack(np.zeros(SHAPE), device=(2, 0)), "logits are of type", "array in the host's memory"),
+}
+
+
+@pytest.mark.parametrize(("logits", "message", "hint"), NO_LOGITS.values(), ids=NO_LOGITS.keys())
+def test_what_are_no_logits(logits, message, hint):
+    with pytest.raises(FeedError, match=message) as caught:
+        view_of_logits(logits, 4)
+    assert hint in caught.value.hint
 
 
 def test_out_that_fits():
@@ -101,7 +148,7 @@ MISFITS = {
     "read-only": (read_only(), "out is read-only"),
     "turned": (np.empty((4, 3), np.float32).T, "out is not contiguous"),
     "with gaps": (np.empty((6, 4), np.float32)[::2], "out is not contiguous"),
-    "not aligned": (np.empty(49, np.uint8)[1:].view(np.float32).reshape(SHAPE), "not contiguous"),
+    "not aligned": (np.empty(49, np.uint8)[1:].view(np.float32).reshape(SHAPE), "out is not aligned to 4 bytes"),
 }
 
 

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from resnet_deploy import trays
+from resnet_deploy import microbatching, trays
 from resnet_deploy.errors import BusyError, DeadlineError, FeedError, SpecError
 from resnet_deploy.microbatching import Batching, MicroBatcher
 from resnet_deploy.protocols import TensorSpec
+from resnet_deploy.turns import Signal
 
 IMAGES, LOGITS = TensorSpec("images", "int32", (2,)), TensorSpec("logits", "float32", (3,))
 LONG_S = 60.0  # so long that a test has failed
@@ -46,6 +47,9 @@ class Fake:
             if number in self.failing:
                 raise self.failing[number]
         logits[...] = answers(numbers)
+
+    def turn(self):
+        return contextlib.nullcontext(self)
 
     def hold(self):
         """Let batches begin and not end, until ``go`` is set."""
@@ -83,7 +87,7 @@ def make(fake):
 
     def run(size=4, **batching):
         settings = Batching(**{"max_delay_s": 0.0} | batching)
-        made.append(MicroBatcher(fake, IMAGES, LOGITS, size, settings))
+        made.append(MicroBatcher(fake.turn, IMAGES, LOGITS, size, settings))
         return made[-1]
 
     yield run
@@ -239,6 +243,45 @@ def test_a_deadline_is_not_spent_on_waiting_for_company(make, fake):
     assert fake.batches == [[1, 2]]
 
 
+def await_true(condition):
+    end = time.monotonic() + LONG_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def patience(monkeypatch):
+    """For how long threads have begun to wait, in order."""
+    noted = []
+
+    class Noting(Signal):
+        def wait(self, seconds):
+            noted.append(seconds)
+            super().wait(seconds)
+
+    monkeypatch.setattr(microbatching, "Signal", Noting)
+    return noted
+
+
+def test_an_earlier_deadline_wakes_who_waits_for_company(patience, make, fake):
+    """Not only where the thread had not begun to wait."""
+    batcher = make(size=8, max_delay_s=LONG_S)
+    futures = [batcher.submit(image(1))]
+    await_true(lambda: LONG_S / 2 < patience[-1] <= LONG_S)
+    futures.append(batcher.submit(image(2), deadline=time.monotonic() + LONG_S / 2))
+    assert not wait(futures, LONG_S / 4).not_done
+    assert fake.batches == [[1, 2]]
+
+
+def test_the_delay_begins_when_the_engine_is_free(held):
+    batcher = held(size=4, max_delay_s=0.1)
+    batcher.submit(image(1))
+    free_since = time.monotonic() + 1000
+    assert batcher._patience_s(free_since) > 999  # from its arrival, it would be 0.1 s
+    assert batcher._patience_s(0) <= 0.1
+
+
 # --- deadlines and cancellation
 
 
@@ -282,6 +325,65 @@ def test_what_runs_cannot_be_cancelled(held, fake):
     np.testing.assert_array_equal(batcher.first.result(LONG_S), [0, 0, 0])
 
 
+class Shared:
+    """An engine that somebody else may have: ``lock``."""
+
+    def __init__(self, fake):
+        self.fake, self.lock, self.asked = fake, threading.Lock(), threading.Semaphore(0)
+
+    @contextlib.contextmanager
+    def turn(self):
+        self.asked.release()
+        with self.lock:
+            yield self.fake
+
+
+@pytest.fixture
+def shared(fake):
+    """An engine, and a batcher at it with batches of one."""
+    engine = Shared(fake)
+    batcher = MicroBatcher(engine.turn, IMAGES, LOGITS, 1, Batching(max_delay_s=0.0))
+    yield engine, batcher
+    batcher.close()
+
+
+def test_what_happens_until_the_engine_is_free_counts(shared, fake):
+    """While somebody else has the engine: one is cancelled, one becomes too late, one is dropped by a close."""
+    engine, batcher = shared
+    with engine.lock:
+        cancelled = batcher.submit(image(1))
+        assert engine.asked.acquire(timeout=LONG_S)
+        assert cancelled.cancel()
+    with engine.lock:
+        late = batcher.submit(image(2), deadline=time.monotonic() + 0.01)
+        assert engine.asked.acquire(timeout=LONG_S)
+        time.sleep(0.02)
+    with pytest.raises(DeadlineError):
+        late.result(LONG_S)
+    with ThreadPoolExecutor(1) as pool:
+        with engine.lock:
+            dropped = batcher.submit(image(3))
+            assert engine.asked.acquire(timeout=LONG_S)
+            closing = pool.submit(batcher.close, drain=False)
+            await_true(lambda: batcher._closed)
+        closing.result(LONG_S)
+    assert dropped.cancelled()
+    assert fake.batches == []
+
+
+def test_callbacks_do_not_keep_the_engine(shared, fake):
+    """They may call it themselves: those of requests that were run, failed or are too late."""
+    engine, batcher = shared
+    fake.failing[2] = ValueError("of the backend")
+    free = []
+    for number, deadline in ((1, math.inf), (2, math.inf), (3, 0.0)):
+        future = batcher.submit(image(number), deadline=deadline)
+        future.add_done_callback(lambda _: free.append(not engine.lock.locked()))
+        future.exception(LONG_S)
+    batcher.close()
+    assert free == [True] * 3
+
+
 # --- a full queue
 
 
@@ -323,10 +425,63 @@ def test_a_full_queue_blocks_callers_and_lets_them_in_as_they_came(held, fake):
 
 
 def await_line(batcher, count):
-    end = time.monotonic() + LONG_S
-    while len(batcher._in_line) < count:
-        assert time.monotonic() < end
-        time.sleep(0.001)
+    await_true(lambda: len(batcher._in_line) >= count)
+
+
+def test_nobody_overtakes_into_room_that_is_too_small_for_the_first(held, fake):
+    batcher = held(size=4, max_waiting=4)
+    batcher.submit(several(1, 2, 3))
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(batcher.submit, several(4, 5, 6))
+        await_line(batcher, 1)
+        try:
+            with pytest.raises(BusyError, match="3 images are waiting"):
+                batcher.submit(image(7), block=False)
+        finally:
+            fake.go.set()
+        first.result(LONG_S).result(LONG_S)
+    assert fake.batches == [[0], [1, 2, 3], [4, 5, 6]]
+
+
+def test_who_gets_in_wakes_the_next_in_line(held, fake, monkeypatch):
+    """At once: the look that everybody takes now and then is put off."""
+    monkeypatch.setattr(microbatching, "LOOK_AGAIN_S", 100 * LONG_S)
+    batcher = held(size=2, max_waiting=2)
+    batcher.submit(several(1, 2))
+    with ThreadPoolExecutor(2) as pool:
+        calls = []
+        for number in (3, 4):
+            calls.append(pool.submit(batcher.submit, image(number)))
+            await_line(batcher, len(calls))
+        batcher._begin()  # makes room for both and wakes the first of them
+        try:
+            for call in calls:
+                assert call.result(LONG_S / 6)
+        finally:
+            batcher._wake_all()
+            fake.go.set()
+
+
+def test_memory_of_batches_is_used_again(make, monkeypatch):
+    made = []
+
+    class Counted(trays.Tray):
+        def __init__(self, *args):
+            made.append(self)
+            super().__init__(*args)
+
+    monkeypatch.setattr(microbatching, "Tray", Counted)
+    batcher = make()
+    for number in range(20):
+        batcher.submit(image(number)).result(LONG_S)
+    assert 1 <= len(made) <= 3  # one is filled while another is put away
+
+
+def test_memory_that_is_used_again_has_no_deadline_of_before():
+    tray = trays.Tray(2, IMAGES, LOGITS)
+    tray.first_deadline = 3.0
+    tray.clear()
+    assert tray.first_deadline == math.inf
 
 
 def test_a_deadline_passes_while_there_is_no_room(held):
@@ -485,7 +640,6 @@ def test_an_awaiting_task_that_is_cancelled_cancels_its_request(held, fake):
         ({"max_delay_s": math.nan}, "a delay of nan"),
         ({"max_delay_s": math.inf}, "a delay of inf"),
         ({"max_waiting": 0}, "0 images may wait"),
-        ({"max_batch": 8, "max_waiting": 7}, "7 images may wait, a batch has up to 8"),
     ],
 )
 def test_settings_out_of_range(wrong, message):
@@ -500,6 +654,10 @@ def test_the_size_of_a_batch():
     assert Batching(max_waiting=10).batch_for(64) == 10
     with pytest.raises(SpecError, match="max_batch is 65, the engine takes 64"):
         Batching(max_batch=65).batch_for(64)
+    with pytest.raises(SpecError, match="max_batch is 1000000, the engine takes 64"):  # and not of max_waiting
+        Batching(max_batch=10**6).batch_for(64)
+    with pytest.raises(SpecError, match="7 images may wait, a batch has up to 8"):
+        Batching(max_batch=8, max_waiting=7).batch_for(64)
 
 
 # --- any schedule
@@ -585,7 +743,7 @@ def play(seed, *, kind=MicroBatcher, callers=6, asks=30):
     drain, closes_at = chance.random() < 0.5, chance.choice((None, chance.randrange(asks)))
     failing = {number: ValueError(number) for number in chance.sample(range(callers * 1000), 25 * callers)}
     outcome.fake.failing = failing
-    batcher = kind(outcome.fake, IMAGES, LOGITS, size, Batching(max_delay_s=delay, max_waiting=room))
+    batcher = kind(outcome.fake.turn, IMAGES, LOGITS, size, Batching(max_delay_s=delay, max_waiting=room))
 
     def call(number):
         caller = Caller(seed, number, batcher, outcome, size)
@@ -617,9 +775,9 @@ def test_every_accepted_request_is_answered_once_with_its_own_answer():
 class Forgetful(MicroBatcher):
     """Runs what was cancelled or is too late."""
 
-    def _begins(self, request, now):
-        super()._begins(request, now)
-        return True
+    def _sort(self, tray):
+        begun, refused = super()._sort(tray)
+        return sorted(begun + refused, key=lambda request: request.end), []
 
 
 class Shifted(MicroBatcher):
@@ -635,7 +793,7 @@ class Twice(MicroBatcher):
 
     def _put_away(self, tray):
         with contextlib.suppress(ValueError):
-            self._infer(tray.images[:1], tray.logits[:1])
+            self._turn().enter_result(tray.images[:1], tray.logits[:1])
         super()._put_away(tray)
 
 
@@ -676,7 +834,7 @@ def submit_until_interrupted(batcher, outcome, numbers, armed, struck):
 def test_interrupts_in_a_caller_lose_nothing():
     """A KeyboardInterrupt at any moment: what was accepted is answered, nothing runs twice, the batcher lives on."""
     outcome, numbers = Outcome(), itertools.count()
-    batcher = MicroBatcher(outcome.fake, IMAGES, LOGITS, 4, Batching(max_delay_s=0.0, max_waiting=8))
+    batcher = MicroBatcher(outcome.fake.turn, IMAGES, LOGITS, 4, Batching(max_delay_s=0.0, max_waiting=8))
     armed, struck, over = threading.Event(), threading.Event(), threading.Event()
     main = threading.main_thread().ident
 
