@@ -28,15 +28,18 @@ def test_shards_that_are_missing():
 @pytest.mark.parametrize(
     ("cores", "workers", "threads", "expected"),
     [
-        ((2,), 0, 0, (1, 2)),
-        ((6,), 0, 0, (1, 6)),
+        ((2,), 0, 0, (2, 1)),
+        ((4,), 0, 0, (4, 1)),
+        ((8,), 0, 0, (4, 2)),
+        ((64,), 0, 0, (16, 4)),
         ((16,), 0, 0, (4, 4)),
         ((16,), 0, 2, (8, 2)),
         ((16,), 3, 0, (3, 5)),
         ((16,), 3, 7, (3, 7)),
         ((2,), 5, 0, (5, 1)),
-        ((6, 6, 6), 0, 0, (3, 6)),  # not four of four threads, of which one would fit nowhere
-        ((8, 2), 0, 0, (3, 2)),
+        ((6, 6, 6), 3, 0, (3, 6)),
+        ((6, 6, 6), 4, 0, (4, 3)),  # not of four threads, of which one would fit nowhere
+        ((8, 2), 0, 0, (6, 1)),
     ],
 )
 def test_machines_are_parted(cores, workers, threads, expected):
