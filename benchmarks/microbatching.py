@@ -16,7 +16,7 @@ import argparse
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +46,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
         images: How many were answered.
         wall_s: From the common start to the last answer.
         cpu_s: Of the whole process, its backend's threads included.
-        seconds: Of each call: a batch, or a caller's wait for one image.
+        seconds: Of each call, to the microsecond: a batch, or a caller's wait for one image; empty with the `null`
+            runner, where there are some hundred thousand, and no percentile is told.
         batches: How many batches there were of each size, as strings; empty where nobody counted.
     """
 
@@ -102,7 +103,12 @@ def explicit_turn(engine: Engine, images: Any, seconds: float) -> Turn:
         before, now = now, time.perf_counter()
         taken.append(now - before)
     used = time.process_time() - cpu
-    return Turn(images=len(images) * len(taken), wall_s=now - start, cpu_s=used, seconds=tuple(taken))
+    return Turn(images=len(images) * len(taken), wall_s=now - start, cpu_s=used, seconds=rounded(taken))
+
+
+def rounded(seconds: Iterable[float]) -> tuple[float, ...]:
+    """Round to the microsecond."""
+    return tuple(round(second, 6) for second in seconds)
 
 
 def callers_turn(ask: Callable[[int], object], count: int, seconds: float) -> Turn:
@@ -125,7 +131,7 @@ def callers_turn(ask: Callable[[int], object], count: int, seconds: float) -> Tu
     for thread in threads:
         thread.join()
     wall, cpu = time.perf_counter() - starts[1], time.process_time() - starts[0]
-    seconds_each = tuple(second for one in taken for second in one)
+    seconds_each = rounded(second for one in taken for second in one)
     return Turn(images=len(seconds_each), wall_s=wall, cpu_s=cpu, seconds=seconds_each)
 
 
@@ -197,7 +203,8 @@ def compare_null(path: Path, options: argparse.Namespace) -> Comparison:
         for seconds in (0.1, *[min(options.seconds, 2.0)] * options.rounds):
             bare.append(bare_turn(options.callers, seconds))
             callers.append(submitted_turn(engine, sizes, images, seconds))
-    return Comparison(engine="null", batch=size, explicit=tuple(bare[1:]), callers=tuple(callers[1:]))
+    kept = [[msgspec.structs.replace(turn, seconds=()) for turn in turns[1:]] for turns in (bare, callers)]
+    return Comparison(engine="null", batch=size, explicit=tuple(kept[0]), callers=tuple(kept[1]))
 
 
 def rate(turn: Turn) -> float:
