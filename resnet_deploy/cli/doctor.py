@@ -44,6 +44,11 @@ def doctor(as_json: bool) -> None:
     """Report what this machine can build and run.
 
     Every library that is found is imported once, in a process of its own, so that a broken one cannot hide the rest.
+
+    \b
+    Examples:
+      resnet-deploy doctor
+      resnet-deploy doctor --json
     """
     environment = collect()
     import_failure = functools.cache(try_import)  # several backends share a library
