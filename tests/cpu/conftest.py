@@ -76,6 +76,20 @@ def deployment(tmp_path_factory):
     return Deployment(*paths, exported.card, data, calibration, engines, int8)
 
 
+@pytest.fixture(scope="module")
+def paths(deployment):
+    """The files of the deployment's data."""
+    return sorted(deployment.data.rglob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def images(deployment, paths):
+    """The same, prepared."""
+    from resnet_deploy.images import batch_from_images
+
+    return batch_from_images(paths, deployment.card.preprocess)
+
+
 @pytest.fixture(scope="session")
 def resnet18():
     """A ResNet-18 of ten classes, calibrated and quantized in every form."""

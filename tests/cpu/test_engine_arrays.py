@@ -14,7 +14,6 @@ from resnet_deploy.backends import find_backend
 from resnet_deploy.bundle import Bundle, open_bundle
 from resnet_deploy.engine import Engine, load
 from resnet_deploy.errors import FeedError
-from resnet_deploy.images import batch_from_images
 from resnet_deploy.protocols import WritesInto
 from resnet_deploy.runners.null import NullRunner
 from resnet_deploy.runners.openvino import OpenVinoRunner
@@ -26,16 +25,6 @@ from resnet_deploy.specs import BatchRange
 def engine(request, deployment):
     with load(deployment.engines[request.param], threads=1) as opened:
         yield opened
-
-
-@pytest.fixture(scope="module")
-def paths(deployment):
-    return sorted(deployment.data.rglob("*.png"))
-
-
-@pytest.fixture(scope="module")
-def images(deployment, paths):
-    return batch_from_images(paths, deployment.card.preprocess)
 
 
 class Witness(NullRunner):

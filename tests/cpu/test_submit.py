@@ -11,18 +11,7 @@ from PIL import Image
 from resnet_deploy.backends import find_backend
 from resnet_deploy.engine import load
 from resnet_deploy.errors import DataError, FeedError, FileError, SpecError
-from resnet_deploy.images import batch_from_images
 from resnet_deploy.microbatching import Batching
-
-
-@pytest.fixture(scope="module")
-def paths(deployment):
-    return sorted(deployment.data.rglob("*.png"))
-
-
-@pytest.fixture(scope="module")
-def images(deployment, paths):
-    return batch_from_images(paths, deployment.card.preprocess)
 
 
 @pytest.fixture(scope="module")
