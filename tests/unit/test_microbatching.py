@@ -18,9 +18,9 @@ import pytest
 
 from resnet_deploy import microbatching, trays
 from resnet_deploy.errors import BusyError, DeadlineError, FeedError, SpecError
+from resnet_deploy.fair_lock import Signal
 from resnet_deploy.microbatching import Batching, MicroBatcher
 from resnet_deploy.protocols import TensorSpec
-from resnet_deploy.turns import Signal
 
 IMAGES, LOGITS = TensorSpec("images", "int32", (2,)), TensorSpec("logits", "float32", (3,))
 LONG_S = 60.0  # so long that a test has failed
