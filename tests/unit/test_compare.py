@@ -186,8 +186,18 @@ class TestRelative:
         old, new = (EngineRun(make_samples(1, map(float, times), rounds)) for times in (calm, spiky))
         assert slowdown(old, new, "p50", 0.05).value == pytest.approx(1, abs=0.005)
         assert tail_slowdown(old, new).low > 2.5
+        lone = np.append(calm[:-1], 1.0)  # the slowest of a thousand calls is no p99, in no resample of rounds
+        assert tail_slowdown(old, EngineRun(make_samples(1, map(float, lone), rounds))).high < 1.1
         few = EngineRun(make_samples(1, map(float, spiky[:99]), rounds[:99]))
         assert tail_slowdown(old, few) is None
+
+    def test_a_tail_of_one_round_makes_its_interval_wide(self):
+        rounds = [number for number in range(4) for _ in range(50)]
+        calm = EngineRun(make_samples(1, [0.010] * 200, rounds))
+        for spiky in range(4):
+            uneven = EngineRun(make_samples(1, [0.030 if number == spiky else 0.010 for number in rounds], rounds))
+            found = tail_slowdown(calm, uneven)
+            assert (found.low, found.high) == pytest.approx((1, 3))  # resamples without that round, and with it
 
 
 class TestAnswers:
