@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cuda_stand_in import CudaStandIn, Error, MisuseError
+from cuda_machine import MisuseError
+from cuda_stand_in import CudaStandIn, Error
 
 from resnet_deploy.cuda.graphs import capture
 from resnet_deploy.cuda.memory import DeviceBuffer, PinnedBuffer, StreamBuffer, download, upload
