@@ -10,6 +10,7 @@ from fake_engine import IMAGES, LOGITS, LONG_S, await_line, image, several
 
 from resnet_deploy import microbatching, trays
 from resnet_deploy.errors import BusyError, DeadlineError, FeedError
+from resnet_deploy.fair_lock import Signal
 
 
 def test_a_full_queue_is_said(held, fake):
@@ -110,6 +111,25 @@ def test_a_deadline_passes_while_there_is_no_room(held):
     batcher.submit(image(1))
     with pytest.raises(DeadlineError, match="before there was room"):
         batcher.submit(image(2), deadline=time.monotonic() + 0.01)
+
+
+@pytest.mark.parametrize("look_again_s", [1.0, 100 * LONG_S])
+def test_who_waits_for_room_looks_again_and_at_its_deadline(held, fake, monkeypatch, look_again_s):
+    noted, caller = [], threading.current_thread()
+
+    class Noting(Signal):
+        def wait(self, seconds):
+            if threading.current_thread() is caller:
+                noted.append(seconds)
+                fake.go.set()  # there will be room
+            super().wait(seconds)
+
+    batcher = held(size=1, max_waiting=1)
+    batcher.submit(image(1))
+    monkeypatch.setattr(microbatching, "Signal", Noting)
+    monkeypatch.setattr(microbatching, "LOOK_AGAIN_S", look_again_s)
+    batcher.submit(image(2), deadline=time.monotonic() + LONG_S)
+    assert noted[0] <= min(look_again_s, LONG_S)
 
 
 def test_who_waits_for_room_hears_of_the_end(held, fake):
