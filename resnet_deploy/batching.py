@@ -132,23 +132,17 @@ def _keep(answers: "Array", out: "Array") -> None:
         out[...] = answers[: len(out)]
 
 
-def infer(runner: "Runner", images: "Array", out: "Array | None" = None) -> "Array":
+def infer(runner: "Runner", images: "Array") -> "Array":
     """Run any number of images, shape (N, *runner.input.shape); return logits (N, *runner.output.shape).
 
     Batches are as large as the runner takes; a remainder below its smallest is filled up with copies of the last image,
     whose answers are dropped. Images that are not C-contiguous are copied a batch at a time.
 
-    Args:
-        runner: Takes the batches.
-        images: Any number.
-        out: Where the logits go, C-contiguous, of the runner's dtype; None takes fresh memory. After an error it may
-            hold the answers of the batches before.
-
     Raises:
         FeedError: If dtype or shape does not fit.
     """
     check_images(images, runner)
-    logits = np.empty((len(images), *runner.output.shape), runner.output.dtype) if out is None else out
+    logits = np.empty((len(images), *runner.output.shape), runner.output.dtype)
     infer_some([runner], images, logits)
     return logits
 
@@ -164,7 +158,8 @@ def infer_some(
     Args:
         runners: Of the same engine.
         images: Any number.
-        out: Where the logits go, as ``infer`` has it.
+        out: Where the logits go, C-contiguous, of the runners' dtype. After an error it may hold the answers of the
+            batches before.
         goes_on: Asked after each batch is begun, whether another one may be.
 
     Returns:

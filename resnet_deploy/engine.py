@@ -15,16 +15,16 @@ import numpy as np
 from resnet_deploy import environment
 from resnet_deploy.batching import check_images, infer_some
 from resnet_deploy.bundle import Bundle, Manifest, open_bundle
+from resnet_deploy.compatibility import check_fits, choose_engine
 from resnet_deploy.device_arrays import is_on_device
 from resnet_deploy.errors import FeedError, SpecError
-from resnet_deploy.fitting import check_fits, choose_engine
+from resnet_deploy.fair_lock import LOOK_AGAIN_S, FairLock, Signal, require_process
 from resnet_deploy.fleet import is_fleet
 from resnet_deploy.host_arrays import require_apart, view_of_logits, view_of_out, view_on_host
 from resnet_deploy.microbatching import Batching, MicroBatcher
 from resnet_deploy.pictures import is_picture, pictures_of, type_name
 from resnet_deploy.runners import open_several, shares_requests, tensor_specs
 from resnet_deploy.specs import MAX_THREADS, require_at_most
-from resnet_deploy.turns import LOOK_AGAIN_S, Signal, Turns, require_process
 from resnet_deploy.verify import best_classes, softmax
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Engine:
     def __init__(self, bundle: Bundle, *runners: "Runner", batching: Batching | None = None) -> None:
         self.bundle = bundle
         self._runners = runners
-        self._turns = Turns()  # at the runners
+        self._runners_lock = FairLock()
         self._under_way: set[object] = set()  # calls
         self._ended = Signal()  # one of them has
         self._process = os.getpid()
@@ -254,17 +254,17 @@ class Engine:
         check_images(feed, self._opened()[0])
         done = 0
         while done < len(feed):
-            with self._turns.turn():
-                done += infer_some(self._opened(), feed[done:], out[done:], lambda: not self._turns.is_wanted)
+            with self._runners_lock.held():
+                done += infer_some(self._opened(), feed[done:], out[done:], lambda: not self._runners_lock.is_wanted)
 
     @contextmanager
     def _batch_turn(self) -> "Iterator[Callable[[Array, Array], object]]":
         """Have the engine to oneself, for one batch of ``submit``."""
-        with self._turns.turn():
+        with self._runners_lock.held():
             yield partial(infer_some, self._runners)
 
     def _infer_on_device(self, images: Any, stream: object, out: Any) -> "DeviceArray":
-        with self._turns.turn():
+        with self._runners_lock.held():
             runner = self._opened()[0]
         run_on = getattr(runner, "run_on", None)  # of runners whose memory is a GPU's
         if run_on is None:
@@ -306,7 +306,7 @@ class Engine:
             self._batcher.close(drain=drain)
         while self._under_way:
             self._ended.wait(LOOK_AGAIN_S)
-        with self._turns.turn():
+        with self._runners_lock.held():
             for runner in self._runners:
                 runner.close()
             self._runners = ()

@@ -26,8 +26,8 @@ import numpy as np
 
 from resnet_deploy.batching import check_images
 from resnet_deploy.errors import BusyError, DeadlineError, FeedError, SpecError
+from resnet_deploy.fair_lock import LOOK_AGAIN_S, Signal, require_process
 from resnet_deploy.trays import Request, Tray
-from resnet_deploy.turns import LOOK_AGAIN_S, Signal, require_process
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

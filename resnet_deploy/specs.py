@@ -248,7 +248,7 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """What an engine is to be.
 
     Attributes:
-        backend: A name in ``builders.BUILDERS``.
+        backend: A row of the table of backends.
         precision: Precision of the convolutions and of the classifier.
         batch: Batch sizes the engine accepts.
         profiles: Parts of that range that the engine is tuned for one by one; empty for the range as a whole.

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from resnet_deploy.bench import likeness
+from resnet_deploy.bench import comparability
 from resnet_deploy.bench.accuracy import agreement, change_interval, count_flips, hits
 from resnet_deploy.bench.comparison import (
     AnswerComparison,
@@ -27,7 +27,7 @@ from resnet_deploy.bench.comparison import (
 from resnet_deploy.bench.doubts import machine_warnings
 from resnet_deploy.bench.intervals import Interval
 from resnet_deploy.bench.records import BenchRecord, EngineRecord
-from resnet_deploy.bench.relative import Measured, Pace, common_ways, drift, figures, pace, slowdown, tail_slowdown
+from resnet_deploy.bench.slowdown import EngineRun, Pace, common_ways, drift, figures, pace, slowdown, tail_slowdown
 from resnet_deploy.bench.verdicts import LEVEL, NO_DIFFERENCE, accuracy_verdict, hides, slowdown_verdict
 from resnet_deploy.errors import SpecError
 
@@ -69,7 +69,7 @@ def compare(old: BenchRecord, new: BenchRecord, spec: CompareSpec) -> Comparison
         SpecError: If the runs are unlike and may not be compared anyway, or have no engine in common that was called in
             the same way, or ``spec`` names what is not there.
     """
-    unlike = likeness.differences(old, new)
+    unlike = comparability.differences(old, new)
     if unlike and not spec.anyway:
         raise SpecError(
             f"the runs are not alike: {'; '.join(unlike)}",
@@ -148,13 +148,13 @@ class _Judge:
             same_file=old.sha256 == new.sha256,
             size_bytes=(old.size_bytes, new.size_bytes),
             ways=tuple(
-                self._way(Measured(before, paces[0]), Measured(after, paces[1]))
+                self._way(EngineRun(before, paces[0]), EngineRun(after, paces[1]))
                 for before, after in common_ways(old, new)
             ),
             answers=self._answers(old, new),
         )
 
-    def _way(self, old: Measured, new: Measured) -> WayComparison:
+    def _way(self, old: EngineRun, new: EngineRun) -> WayComparison:
         times = {figure: slowdown(old, new, figure, self.levels.speed) for figure in figures(old.samples)}
         verdicts = {figure: slowdown_verdict(time) for figure, time in times.items()}
         verdict = next((one for one in ("worse", "better") if one in verdicts.values()), verdicts["p50"])
@@ -174,7 +174,7 @@ class _Judge:
         )
 
     def _answers(self, old: EngineRecord, new: EngineRecord) -> AnswerComparison | None:
-        if old.outputs is None or new.outputs is None or not likeness.same_images(self.old, self.new):
+        if old.outputs is None or new.outputs is None or not comparability.same_images(self.old, self.new):
             return None
         dataset = self.new.dataset
         assert dataset is not None  # the images are the same

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from resnet_deploy.batching import infer
-from resnet_deploy.bench.evaluate import join_outputs, outputs_of
 from resnet_deploy.bench.evaluation_records import EvaluationCost
+from resnet_deploy.bench.outputs import join_outputs, outputs_of
 from resnet_deploy.bench.records import Outputs
 from resnet_deploy.environment import Environment, differences
 

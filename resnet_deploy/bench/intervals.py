@@ -61,16 +61,20 @@ def throughput(samples: Samples) -> float:
     return samples.batch * len(samples.seconds) / sum(samples.wall or samples.seconds)
 
 
-def percentile_interval(samples: Samples, percent: float, *, resamples: int = _RESAMPLES, seed: int = 0) -> Interval:
+def percentile_interval(samples: Samples, percent: float) -> Interval:
     """Latency percentile with its interval; the rarer the percentile, the less its interval can be relied on."""
-    resampled = resampled_percentile(samples, percent, np.random.default_rng(seed), resamples)
-    return interval_of(percentile(samples.seconds, percent), resampled)
+    rounds = _units(samples)
+    resampled = [nearest_rank(np.concatenate([rounds[pick] for pick in row]), percent) for row in _picks(len(rounds))]
+    return interval_of(percentile(samples.seconds, percent), np.array(resampled))
 
 
-def throughput_interval(samples: Samples, *, resamples: int = _RESAMPLES, seed: int = 0) -> Interval:
+def throughput_interval(samples: Samples) -> Interval:
     """Throughput with its interval."""
-    rates = _resampled_throughput(samples, np.random.default_rng(seed), resamples)
-    return interval_of(throughput(samples), rates)
+    rounds = _units(samples)
+    time = np.array(samples.wall if len(samples.wall) == len(rounds) else [seconds.sum() for seconds in rounds])
+    images = np.array([samples.batch * len(seconds) for seconds in rounds])
+    picks = _picks(len(rounds))
+    return interval_of(throughput(samples), images[picks].sum(1) / time[picks].sum(1))
 
 
 def interval_of(value: float, resampled: "Floats") -> Interval:
@@ -95,29 +99,15 @@ def time_per_image(samples: Samples) -> dict[int, float]:
     }
 
 
-def resampled_percentile(
-    samples: Samples, percent: float, rng: np.random.Generator, resamples: int = _RESAMPLES
-) -> "Floats":
-    """Percentile of each resample of the rounds."""
-    rounds = _units(samples)
-    picks = rng.integers(0, len(rounds), size=(resamples, len(rounds)))
-    return np.array([nearest_rank(np.concatenate([rounds[pick] for pick in row]), percent) for row in picks])
-
-
 def _units(samples: Samples) -> "list[Floats]":
     """What is resampled: rounds, or the calls of a single one."""
     rounds = list(by_round(samples).values())
     return rounds if len(rounds) > 1 else list(rounds[0].reshape(-1, 1))
 
 
-def _resampled_throughput(samples: Samples, rng: np.random.Generator, resamples: int) -> "Floats":
-    """Throughput of each resample of the rounds."""
-    rounds = _units(samples)
-    time = np.array(samples.wall if len(samples.wall) == len(rounds) else [seconds.sum() for seconds in rounds])
-    images = np.array([samples.batch * len(seconds) for seconds in rounds])
-    picks = rng.integers(0, len(rounds), size=(resamples, len(rounds)))
-    rates: Floats = images[picks].sum(1) / time[picks].sum(1)
-    return rates
+def _picks(units: int) -> "NDArray[np.int64]":
+    """Which units are in each resample, (_RESAMPLES, units): the same whenever a record is shown."""
+    return np.random.default_rng(0).integers(0, units, size=(_RESAMPLES, units))
 
 
 def nearest_rank(seconds: "Floats", percent: float) -> float:

@@ -131,7 +131,7 @@ class PacedLoop:
         """Make calls as they fall due, while there are any."""
         taken: list[float] = []
         clock = time.perf_counter_ns
-        give_up = self.start + max(2 * self.budget_ns, int(LEAST_CALLS * self._period_ns))
+        give_up = self.start + 2 * self.budget_ns
         for number in self._numbers:
             due = self.start + int(number * self._period_ns)
             if number >= LEAST_CALLS and clock() > give_up:

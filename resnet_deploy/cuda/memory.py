@@ -83,12 +83,6 @@ def download(cuda: Cuda, target: int, source: int, nbytes: int, stream: Stream) 
     cuda.check("cudaMemcpyAsync", cuda.bindings.cudaMemcpyAsync(target, source, nbytes, kind, stream.native))
 
 
-def copy_on_device(cuda: Cuda, target: int, source: int, nbytes: int, stream: Stream) -> None:
-    """Copy within the device, in the order of ``stream``."""
-    kind = cuda.bindings.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-    cuda.check("cudaMemcpyAsync", cuda.bindings.cudaMemcpyAsync(target, source, nbytes, kind, stream.native))
-
-
 def _free_device(cuda: Cuda, pointer: int) -> None:
     cuda.call("cudaFree", pointer)
 

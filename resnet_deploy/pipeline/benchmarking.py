@@ -18,7 +18,7 @@ from resnet_deploy.errors import SpecError
 from resnet_deploy.pipeline.diagnosing import search_steps, worst_histograms
 from resnet_deploy.pipeline.lineup import EVALUATION_BATCH, BenchInputs, Candidate, Lineup, open_lineup
 from resnet_deploy.pipeline.matching import open_bundles
-from resnet_deploy.pipeline.measuring import Measured, measure
+from resnet_deploy.pipeline.measuring import Measurements, measure
 from resnet_deploy.pipeline.peers import choose_peers, with_peers
 from resnet_deploy.pipeline.references import REFERENCE
 from resnet_deploy.protocols import ProfilesLayers
@@ -92,7 +92,7 @@ def _run(
     )
 
 
-def _engine_record(candidate: Candidate, measured: Measured, spec: BenchSpec) -> EngineRecord:
+def _engine_record(candidate: Candidate, measured: Measurements, spec: BenchSpec) -> EngineRecord:
     entrant, bundle = candidate.entrant, candidate.bundle
     name, layers = entrant.name, measured.layers.get(entrant.name)
     notes = [*entrant.notes, *entrant.remarks(spec), *pace_notes(measured.latency[name])]

@@ -244,7 +244,7 @@ def _digests(folder: Path) -> dict[str, str]:
 @contextlib.contextmanager
 def _opened(bundle: Bundle, here: "Environment") -> "Iterator[Runner | None]":
     """Open an engine that was just built, if it can run on this machine."""
-    from resnet_deploy.fitting import check_fits
+    from resnet_deploy.compatibility import check_fits
 
     name, runner = bundle.manifest.spec.backend, None
     with contextlib.suppress(BundleError):  # compiled for other GPUs than this one

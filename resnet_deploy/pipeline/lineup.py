@@ -12,12 +12,12 @@ from resnet_deploy.bench.records import NotRun, Role
 from resnet_deploy.bench.ways import Entrant, require_ways
 from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.bundle import Bundle
+from resnet_deploy.compatibility import check_fits
 from resnet_deploy.datasets import ImageDataset
 from resnet_deploy.errors import BackendError, BundleError, DeviceError, SpecError
-from resnet_deploy.fitting import check_fits
 from resnet_deploy.fleet import folders_beside
-from resnet_deploy.pipeline.callers import open_entrant
 from resnet_deploy.pipeline.diagnosing import read_search
+from resnet_deploy.pipeline.entrants import open_entrant
 from resnet_deploy.pipeline.references import REFERENCE, find_reference, open_reference
 from resnet_deploy.runners import has_graphs, open_several
 from resnet_deploy.specs import BatchRange, ModelCard

@@ -21,9 +21,9 @@ from resnet_deploy.bench.loadgen_records import (
 from resnet_deploy.bench.loadgen_spec import LoadgenPlan, LoadgenSpec, PeakSpec
 from resnet_deploy.bench.records import NotRun
 from resnet_deploy.bundle import Bundle
+from resnet_deploy.compatibility import check_fits
 from resnet_deploy.datasets import ImageDataset, find_dataset
 from resnet_deploy.errors import BackendError, BundleError, DeviceError, SpecError
-from resnet_deploy.fitting import check_fits
 from resnet_deploy.pipeline.loadgen_peaks import search_peak
 from resnet_deploy.pipeline.loadgen_session import Session, SystemUnderTest
 from resnet_deploy.pipeline.loadgen_verdicts import Systems, judge, require_reference

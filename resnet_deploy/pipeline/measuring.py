@@ -9,16 +9,16 @@ from resnet_deploy import artifact, environment
 from resnet_deploy.bench.calls import Feeds
 from resnet_deploy.bench.decoding import measure_decoding
 from resnet_deploy.bench.end_to_end import EncodedImages
-from resnet_deploy.bench.evaluate import evaluate
 from resnet_deploy.bench.layer_times import layer_times
 from resnet_deploy.bench.machine import MachineWatch
 from resnet_deploy.bench.measure import measure_in_turns
+from resnet_deploy.bench.outputs import collect_outputs
 from resnet_deploy.bench.records import DecodeTimes, LayerTimes, MachineState, Outputs, Samples
 from resnet_deploy.bench.ways import Entrant
 from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.datasets import BatchReader
 from resnet_deploy.errors import DataError
-from resnet_deploy.pipeline.callers import open_entrant
+from resnet_deploy.pipeline.entrants import open_entrant
 from resnet_deploy.pipeline.lineup import Lineup
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.runners.null import NULL, NullRunner
@@ -34,7 +34,7 @@ _ENCODED_FILES: Final = 128  # read ahead and kept in memory; the largest batch,
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """What a run found out, by the names of the engines, and the state of the machine meanwhile."""
 
     outputs: dict[str, Outputs]
@@ -46,14 +46,14 @@ class Measured:
 
 def measure(
     lineup: Lineup, reader: BatchReader | None, spec: BenchSpec, layers: bool, progress: "Progress"
-) -> Measured:
+) -> Measurements:
     """Collect answers, time in turns, then decoding beside engines and layers, where asked for."""
     outputs: dict[str, Outputs] = {}
     if reader is None:
         images = synthetic_images(lineup.card.preprocess, max(spec.batches))
     else:
         evaluation = _Evaluation(reader)
-        outputs = evaluate(lineup.entrants, evaluation.batches(progress), lineup.reference)
+        outputs = collect_outputs(lineup.entrants, evaluation.batches(progress), lineup.reference)
         images = evaluation.first
     null = _null_entrant(lineup, spec)
     states: list[MachineState] = []
@@ -77,7 +77,7 @@ def measure(
         decoding = measure_decoding(few, lineup.entrants, progress)
     profiled = progress.track(lineup.entrants, "profiling layers", len(lineup.entrants)) if layers else ()
     times = {one.name: layer_times(one.runner, images, latency[one.name][0].batch) for one in profiled}
-    return Measured(outputs, latency, times, tuple(states), decoding)
+    return Measurements(outputs, latency, times, tuple(states), decoding)
 
 
 def _null_entrant(lineup: Lineup, spec: BenchSpec) -> Entrant:

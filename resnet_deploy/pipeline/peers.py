@@ -21,7 +21,7 @@ from resnet_deploy.capabilities import have_modules
 from resnet_deploy.errors import BackendError, BuildError, DataError, FileError, SpecError
 from resnet_deploy.fleet import folders_beside
 from resnet_deploy.pipeline.calibrating import RANDOM, Material, find_material, read_all
-from resnet_deploy.pipeline.callers import Opener, open_entrant
+from resnet_deploy.pipeline.entrants import Opener, open_entrant
 from resnet_deploy.pipeline.lineup import EVALUATION_BATCH, BenchInputs, Calibrated, Candidate, Lineup
 from resnet_deploy.pipeline.references import find_reference
 from resnet_deploy.specs import BatchRange, CalibrationSpec, ModelCard, Precision

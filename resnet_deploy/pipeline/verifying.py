@@ -14,8 +14,8 @@ from resnet_deploy import artifact, environment
 from resnet_deploy.batching import infer
 from resnet_deploy.bundle import CORRECTIONS, LOWERED, Bundle, open_bundle
 from resnet_deploy.capabilities import have_modules
+from resnet_deploy.compatibility import check_fits
 from resnet_deploy.errors import BackendError, BundleError, DataError, DeviceError, FileError, ModelError, SpecError
-from resnet_deploy.fitting import check_fits
 from resnet_deploy.fleet import folders_beside
 from resnet_deploy.parity import Ladder, Limits, Rung, Step, Tally
 from resnet_deploy.pipeline.references import find_reference, open_reference

@@ -57,12 +57,14 @@ def plot_tails(record: BenchRecord) -> go.Figure:
     return figure
 
 
-def tail_curve(samples: Samples, points: int = _CURVE_POINTS) -> list[tuple[float, float]]:
+def tail_curve(samples: Samples) -> list[tuple[float, float]]:
     """Pair times with the share of calls that took at least as long, thinned out where calls crowd, not in the tail."""
     ordered = sorted(samples.seconds)
     count = len(ordered)
     slower = (
-        {round(count ** (step / (points - 1))) for step in range(points)} if count > points else range(1, count + 1)
+        {round(count ** (step / (_CURVE_POINTS - 1))) for step in range(_CURVE_POINTS)}
+        if count > _CURVE_POINTS
+        else range(1, count + 1)
     )
     return [(ordered[count - number], number / count) for number in sorted(slower, reverse=True)]
 

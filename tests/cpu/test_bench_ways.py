@@ -21,7 +21,7 @@ from resnet_deploy.engine import load
 from resnet_deploy.errors import BuildError, SpecError
 from resnet_deploy.pipeline.benchmarking import bench, save
 from resnet_deploy.pipeline.building import BuildInputs, build
-from resnet_deploy.pipeline.callers import open_entrant
+from resnet_deploy.pipeline.entrants import open_entrant
 from resnet_deploy.pipeline.lineup import BenchInputs
 from resnet_deploy.protocols import Silent
 from resnet_deploy.runners import find_runner, open_several

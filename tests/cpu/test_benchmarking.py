@@ -12,8 +12,8 @@ pytest.importorskip("onnxruntime", reason="the engines are ONNX Runtime's")
 
 from resnet_deploy import artifact
 from resnet_deploy.batching import run_once
-from resnet_deploy.bench.evaluate import evaluate
 from resnet_deploy.bench.loops import WARMUP_CALLS
+from resnet_deploy.bench.outputs import collect_outputs
 from resnet_deploy.bench.records import read_record
 from resnet_deploy.bench.statistics import summarize
 from resnet_deploy.bench.ways import Entrant
@@ -307,14 +307,14 @@ def test_evaluation_compares_everybody_with_the_reference():
     wrong = Fixed([[3, 0, 0], [0, 1, 2], [np.inf, 0, 1]])
     entrants = [Entrant("right", right), Entrant("wrong", wrong)]
     batches = [np.array([[0], [1]], np.uint8), np.array([[2]], np.uint8)]
-    outputs = evaluate(entrants, batches, "right")
+    outputs = collect_outputs(entrants, batches, "right")
     assert outputs["right"].top5 == ((0, 1, 2), (1, 2, 0), (2, 0, 1))
     assert outputs["right"].noise == ()
     assert outputs["wrong"].top5 == ((0, 1, 2), (2, 1, 0), ())  # infinity is no best class
     assert outputs["wrong"].noise == (0, 2, np.inf)
     assert outputs["wrong"].signal == (9, 5, 1)
     assert outputs["wrong"].max_difference == (0, 1, np.inf)
-    alone = evaluate(entrants, batches, "")
+    alone = collect_outputs(entrants, batches, "")
     assert [one.noise for one in alone.values()] == [(), ()]
     np.testing.assert_array_equal(run_once(right, batches[0]), right.table[:2])
 

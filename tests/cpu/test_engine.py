@@ -16,6 +16,7 @@ from resnet_deploy import environment
 from resnet_deploy.backends import find_backend
 from resnet_deploy.bundle import Bundle, Requirements, open_bundle
 from resnet_deploy.capabilities import backend_status
+from resnet_deploy.compatibility import check_fits
 from resnet_deploy.driver import Gpu, GpuProbe
 from resnet_deploy.engine import Engine, load
 from resnet_deploy.environment import Library
@@ -27,7 +28,6 @@ from resnet_deploy.errors import (
     FileError,
     SpecError,
 )
-from resnet_deploy.fitting import check_fits
 from resnet_deploy.images import batch_from_images
 
 

@@ -331,9 +331,9 @@ def test_a_long_call_lets_others_in_between_its_batches(small_batches):
         long = pool.submit(engine, numbered(16))
         assert runner.begun.wait(60)
         submitted = engine.submit(numbered(100)[99])
-        await_true(lambda: len(engine._turns._line) == 2)
+        await_true(lambda: len(engine._runners_lock._line) == 2)
         short = pool.submit(engine, numbered(90)[88:])
-        await_true(lambda: len(engine._turns._line) == 3)
+        await_true(lambda: len(engine._runners_lock._line) == 3)
         runner.go.set()
         assert submitted.result(60)[0] == 99
         assert short.result(60)[:, 0].tolist() == [88, 89]

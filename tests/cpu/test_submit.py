@@ -108,7 +108,7 @@ import resnet_deploy
 engine = resnet_deploy.load(sys.argv[1], threads=1)
 image = np.zeros((32, 32, 3), np.uint8)
 engine.submit(image).result()
-with engine._turns.turn(), engine._batcher_lock, engine._batcher._lock:  # others have them while it forks
+with engine._runners_lock.held(), engine._batcher_lock, engine._batcher._lock:  # others have them while it forks
     child = os.fork()
 if child:
     _, status = os.waitpid(child, 0)

@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from synthetic_calibration import calibration_on_noise
 
 try:
     import tensorrt_rtx as trt
@@ -24,10 +25,8 @@ from resnet_deploy.errors import BackendError, BuildError, SpecError
 from resnet_deploy.export import export_onnx
 from resnet_deploy.models import create_model
 from resnet_deploy.onnx_files import bytes_from_onnx
-from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.precision import lower_to_float16
 from resnet_deploy.protocols import Silent
-from resnet_deploy.quantize.calibrate import CalibrationSource, calibration_from, observe
 from resnet_deploy.quantize.qdq import FORMS, insert_qdq
 from resnet_deploy.specs import BatchRange, BuildSpec, CalibrationSpec, ModelCard, Precision, Preprocess
 
@@ -65,16 +64,8 @@ def graphs(architecture: str, side: int) -> dict[Precision, bytes]:
         architecture=architecture, num_classes=10, weights="none", weights_sha256="", preprocess=preprocess
     )
     model = export_onnx(create_model(architecture, 10).eval(), card)
-    histograms, images = observe(model, [synthetic_images(preprocess, 2)])
-    source = CalibrationSource(
-        dataset="generated",
-        dataset_sha256="",
-        images=images,
-        preprocess_sha256=preprocess.digest,
-        weights_sha256="",
-        onnx_sha256="",
-    )
-    quantized, _ = insert_qdq(model, calibration_from(histograms, CalibrationSpec(), source), FORMS[BACKEND])
+    calibration = calibration_on_noise(model, preprocess)
+    quantized, _ = insert_qdq(model, calibration, FORMS[BACKEND])
     lowered = {"fp32": model, "fp16": lower_to_float16(model)[0], "int8": lower_to_float16(quantized)[0]}
     return {precision: bytes_from_onnx(graph) for precision, graph in lowered.items()}
 

@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from onnx import helper
+from synthetic_calibration import calibration_on_noise
 
 try:
     import tensorrt_rtx  # noqa: F401 - to see whether it loads
@@ -24,12 +25,10 @@ from resnet_deploy.compiled.plan import read_plan
 from resnet_deploy.export import export_onnx
 from resnet_deploy.models import create_model
 from resnet_deploy.onnx_files import bytes_from_onnx
-from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.precision import lower_to_float16
 from resnet_deploy.protocols import Silent
-from resnet_deploy.quantize.calibrate import CalibrationSource, calibration_from, observe
 from resnet_deploy.quantize.qdq import FORMS, QdqForm, insert_qdq
-from resnet_deploy.specs import BatchRange, BuildSpec, CalibrationSpec, ModelCard, Precision, Preprocess
+from resnet_deploy.specs import BatchRange, BuildSpec, ModelCard, Precision, Preprocess
 
 BACKEND = "tensorrt-rtx"
 OURS = FORMS[BACKEND]
@@ -55,10 +54,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Read:
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.normal_(module.bias)  # a bias of zero is left out of the engine
     model = export_onnx(network, card)
-    histograms, images = observe(model, [synthetic_images(preprocess, 2)])
-    digests = dict.fromkeys(("dataset_sha256", "weights_sha256", "onnx_sha256"), "")
-    source = CalibrationSource(dataset="generated", images=images, preprocess_sha256=preprocess.digest, **digests)
-    calibration = calibration_from(histograms, CalibrationSpec(), source)
+    calibration = calibration_on_noise(model, preprocess)
     kept: dict[str, CompiledGraph] = {}
 
     def quantized(form: QdqForm, in_float: Collection[str] = ()) -> bytes:

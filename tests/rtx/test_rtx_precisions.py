@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from synthetic_calibration import calibration_on_noise
 
 try:
     import tensorrt_rtx as trt
@@ -29,10 +30,9 @@ from resnet_deploy.onnx_files import bytes_from_onnx
 from resnet_deploy.pipeline.building import BuildInputs, build
 from resnet_deploy.pipeline.calibrating import RANDOM
 from resnet_deploy.pipeline.lowering import Recipe, lower
-from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.precision import lower_to_float16
 from resnet_deploy.protocols import Silent
-from resnet_deploy.quantize.calibrate import Calibration, CalibrationSource, calibration_from, observe
+from resnet_deploy.quantize.calibrate import Calibration
 from resnet_deploy.quantize.qdq import FLOAT8_FORMS, insert_qdq
 from resnet_deploy.simulation import BFLOAT16_NOTE
 from resnet_deploy.specs import (
@@ -69,16 +69,7 @@ def network() -> Network:
     preprocess = Preprocess(image_size=32, resize=32)
     card = ModelCard(architecture="resnet18", num_classes=10, weights="none", weights_sha256="", preprocess=preprocess)
     model = export_onnx(create_model("resnet18", 10).eval(), card)
-    histograms, images = observe(model, [synthetic_images(preprocess, 2)])
-    source = CalibrationSource(
-        dataset="generated",
-        dataset_sha256="",
-        images=images,
-        preprocess_sha256=preprocess.digest,
-        weights_sha256="",
-        onnx_sha256="",
-    )
-    calibration = calibration_from(histograms, CalibrationSpec(), source)
+    calibration = calibration_on_noise(model, preprocess)
     graphs = {}
     for precision in PRECISIONS:
         ranges = calibration if precision in QUANTIZED else None

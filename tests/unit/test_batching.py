@@ -145,6 +145,40 @@ def in_turns(runners, images):
     return logits
 
 
+class Writer(Recorder):
+    """Writes its answers where it was told, and notes whose memory that was."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.out, self.places = None, []
+
+    def load(self, feed):
+        super().load(feed)
+        self.out = None
+
+    def write_into(self, out):
+        self.out = out
+        self.places.append(out.ctypes.data)
+
+    def fetch(self):
+        answers = super().fetch()
+        if self.out is None:
+            return answers
+        self.out[...] = answers
+        return self.out
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_backend_that_can_writes_whole_batches_where_they_go(count):
+    runners = [Writer(least=4) for _ in range(count)]
+    logits = np.full((10, 2), np.nan, np.float32)
+    infer_some(runners, numbered(10), logits)
+    np.testing.assert_array_equal(logits, infer(Recorder(), numbered(10)))
+    # Not the last two: their batch is filled up to four, and would not fit.
+    places = sorted(place for runner in runners for place in runner.places)
+    assert places == [logits[row:].ctypes.data for row in (0, 4)]
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_runners_take_turns_and_answers_keep_their_order(count):
     runners = [Recorder() for _ in range(count)]

@@ -12,7 +12,7 @@ from record_factory import ENGINES, REFERENCE, SyntheticEngine, make_record, mak
 
 from resnet_deploy.bench.compare import CompareSpec, compare, names_of
 from resnet_deploy.bench.records import NotRun, Outputs
-from resnet_deploy.bench.relative import Measured, figures, pace, slowdown, tail_slowdown
+from resnet_deploy.bench.slowdown import EngineRun, figures, pace, slowdown, tail_slowdown
 from resnet_deploy.errors import SpecError
 
 INT8 = "resnet50-onnxruntime-int8"
@@ -151,8 +151,8 @@ class TestRelative:
         rng = np.random.default_rng(0)
         rounds = [number for number in range(12) for _ in range(9)]
         base = rng.uniform(0.01, 0.02, len(rounds))
-        before = Measured(make_samples(4, map(float, base * unit), rounds))
-        after = Measured(make_samples(4, map(float, base * unit * factor), rounds))
+        before = EngineRun(make_samples(4, map(float, base * unit), rounds))
+        after = EngineRun(make_samples(4, map(float, base * unit * factor), rounds))
         for figure in figures(before.samples):
             found = slowdown(before, after, figure, 0.05)
             assert found.value == pytest.approx(factor, rel=1e-6)
@@ -171,11 +171,11 @@ class TestRelative:
             )
             measured.append((engine, control))
         (old, old_control), (new, new_control) = measured
-        alone = slowdown(Measured(old), Measured(new), "p50", 0.05)
-        beside = slowdown(Measured(old, pace((old_control,))), Measured(new, pace((new_control,))), "p50", 0.05)
+        alone = slowdown(EngineRun(old), EngineRun(new), "p50", 0.05)
+        beside = slowdown(EngineRun(old, pace((old_control,))), EngineRun(new, pace((new_control,))), "p50", 0.05)
         assert alone.high / alone.low > 1.2
         # What is left but the noise of the calls is half of the control's own change between the runs.
-        change = slowdown(Measured(old_control), Measured(new_control), "p50", 0.05).value
+        change = slowdown(EngineRun(old_control), EngineRun(new_control), "p50", 0.05).value
         assert math.log(beside.high / beside.low) == pytest.approx(abs(math.log(change)), abs=0.01)
 
     def test_a_tail_is_seen_where_median_and_mean_hardly_move(self):
@@ -183,11 +183,21 @@ class TestRelative:
         rounds = [number for number in range(20) for _ in range(50)]
         calm = rng.uniform(0.010, 0.0101, 1000)
         spiky = np.where(np.arange(1000) % 50 == 7, 0.030, rng.uniform(0.010, 0.0101, 1000))
-        old, new = (Measured(make_samples(1, map(float, times), rounds)) for times in (calm, spiky))
+        old, new = (EngineRun(make_samples(1, map(float, times), rounds)) for times in (calm, spiky))
         assert slowdown(old, new, "p50", 0.05).value == pytest.approx(1, abs=0.005)
         assert tail_slowdown(old, new).low > 2.5
-        few = Measured(make_samples(1, map(float, spiky[:99]), rounds[:99]))
+        lone = np.append(calm[:-1], 1.0)  # the slowest of a thousand calls is no p99, in no resample of rounds
+        assert tail_slowdown(old, EngineRun(make_samples(1, map(float, lone), rounds))).high < 1.1
+        few = EngineRun(make_samples(1, map(float, spiky[:99]), rounds[:99]))
         assert tail_slowdown(old, few) is None
+
+    def test_a_tail_of_one_round_makes_its_interval_wide(self):
+        rounds = [number for number in range(4) for _ in range(50)]
+        calm = EngineRun(make_samples(1, [0.010] * 200, rounds))
+        for spiky in range(4):
+            uneven = EngineRun(make_samples(1, [0.030 if number == spiky else 0.010 for number in rounds], rounds))
+            found = tail_slowdown(calm, uneven)
+            assert (found.low, found.high) == pytest.approx((1, 3))  # resamples without that round, and with it
 
 
 class TestAnswers:

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cuda_stand_in import CudaStandIn, Error, MisuseError
+from cuda_machine import MisuseError
+from cuda_stand_in import CudaStandIn, Error
 
 from resnet_deploy.cuda.graphs import capture
-from resnet_deploy.cuda.memory import DeviceBuffer, PinnedBuffer, StreamBuffer, copy_on_device, download, upload
+from resnet_deploy.cuda.memory import DeviceBuffer, PinnedBuffer, StreamBuffer, download, upload
 from resnet_deploy.cuda.runtime import Cuda
 from resnet_deploy.cuda.streams import Event, Stream
 from resnet_deploy.errors import DeviceError, FeedError
@@ -192,14 +193,13 @@ def test_data_goes_round(seed):
     cuda = Cuda(0, stand_in)
     copies, other = Stream.create(cuda), Stream.create(cuda)
     pinned, back = PinnedBuffer(cuda, 32), PinnedBuffer(cuda, 32)
-    first, second = DeviceBuffer(cuda, 32), DeviceBuffer(cuda, 32)
+    device = DeviceBuffer(cuda, 32)
     pinned.view((8,), "float32")[:] = np.arange(8)
     arrived = Event(cuda)
-    upload(cuda, first.pointer, pinned.pointer, 32, copies)
+    upload(cuda, device.pointer, pinned.pointer, 32, copies)
     arrived.record(copies)
     other.wait(arrived)
-    copy_on_device(cuda, second.pointer, first.pointer, 32, other)
-    download(cuda, back.pointer, second.pointer, 32, other)
+    download(cuda, back.pointer, device.pointer, 32, other)
     other.synchronize()
     np.testing.assert_array_equal(back.view((8,), "float32"), np.arange(8))
 

@@ -90,6 +90,16 @@ def test_nested_folders_belong_to_their_class(tmp_path):
     assert dataset.labels == (0, 1, 1, 2)
 
 
+def test_hidden_folders_are_no_classes_linked_or_not(tmp_path):
+    for name in ("set/a/x.png", "set/b/x.png", "set/.git/x.png", "set/a/.thumbs/x.png", "store/x.png"):
+        write_image(tmp_path / name)
+    (tmp_path / "set" / ".linked").symlink_to(tmp_path / "store")
+    (tmp_path / "set" / "c").symlink_to(tmp_path / "store")
+    dataset = find_dataset(tmp_path / "set", CARD)  # nameless, so that the folders must be its three classes
+    assert names_of(dataset) == ["a/x.png", "b/x.png", "c/x.png"]
+    assert dataset.labels == (0, 1, 2)
+
+
 def test_links_to_files_and_class_folders_are_followed_but_not_in_circles(tmp_path):
     store = write_image(tmp_path / "store" / "x.png").parent
     root = tmp_path / "root"
@@ -319,6 +329,13 @@ def test_missing_file_is_not_skipped(flat):
     flat.paths[3].unlink()
     with pytest.raises(FileError, match=r"3\.png"):
         list(BatchReader(flat, SPEC, 4, skip_corrupt=True))
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (16, 16), (128, 16)])
+def test_a_thread_for_each_core_up_to_a_limit(flat, cores, threads, monkeypatch):
+    monkeypatch.setattr(datasets, "compute_threads", lambda: cores)
+    assert BatchReader(flat, SPEC, 2).threads == threads
+    assert BatchReader(flat, SPEC, 2, workers=3).threads == 3
 
 
 def test_leaving_early_ends_the_threads(flat):

@@ -78,6 +78,8 @@ def test_steps_cover_the_set_and_say_what_was_damaged(dataset):
 
 def test_whatever_step_it_goes_on_from_the_answers_are_the_same(dataset):
     whole = collect(steps_of(dataset))
+    assert whole.kept == (0, 1, 2, 3, 5, 6, 7, 8, 9)
+    assert len(whole.digests) == 11
     for done in range(1, 4):
         begun = steps_of(dataset)[:done]
         again = collect([*begun, *steps_of(dataset, begun[-1].end, session=2)])

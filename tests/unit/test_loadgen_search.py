@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_deploy.bench.loadgen_search import find_peak
+from resnet_deploy.bench.loadgen_search import _Seen, find_peak
 
 TOLERANCE = 0.02
 
@@ -95,3 +95,18 @@ def test_an_engine_that_contradicts_itself_is_not_settled():
     assert found.rate is None
     assert found.reason == "not settled after 30 probes: the machine may be too noisy"
     assert len(tried) == 30
+
+
+def test_what_was_seen_last_counts():
+    seen = _Seen()
+    for rate, held, low, high in (
+        (100, False, None, 100),
+        (50, True, 50, 100),
+        (60, True, 60, 100),
+        (55, False, 50, 55),  # against the 60, not against the 50
+        (120, True, 120, None),  # against both failures
+        (130, False, 120, 130),
+        (40, False, None, 40),  # against everything that held
+    ):
+        seen.add(rate, held=held)
+        assert (seen.low, seen.high) == (low, high)

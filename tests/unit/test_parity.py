@@ -40,6 +40,21 @@ def test_the_first_in_order_is_named():
     assert first_divergence([SOUND]) is None
 
 
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (Step("fc", "weights", 12.34, 0.0, 40.0), "fc: its weights alone leave 12.3 dB of 40.0 to be expected"),
+        (
+            Step("a", "grid", 3.0, 0.0, 41.0, clipped=0.125),
+            "a: the 8-bit grid of its result alone leaves 3.0 dB of 41.0 to be expected, clipping 12.50% of the values",
+        ),
+        (Step("add", "arithmetic", 9.0, 0.0, 60.0), "add: its arithmetic alone leaves 9.0 dB of 60.0 to be expected"),
+    ],
+)
+def test_a_step_says_what_it_loses(step, said):
+    assert str(step) == said
+
+
 # --- rungs
 
 

@@ -270,5 +270,19 @@ def test_expected_decibels_are_those_of_the_values(low, high, levels):
     assert ranges.expected_sqnr_db(observed(values), Range(low / 2, high / 2), levels) != pytest.approx(exact, abs=1)
 
 
+@pytest.mark.parametrize("value", [0.7, -0.7])
+def test_a_bin_stands_for_its_centre(value):
+    histogram = observed(np.full(10, value))
+    centre = (math.floor(abs(value) / histogram.width) + 0.5) * histogram.width
+
+    def decibels(bound):
+        """Of a grid of zero and ``bound``."""
+        ends = sorted((0.0, math.copysign(bound, value)))
+        return ranges.expected_sqnr_db(histogram, Range(*ends), 1)
+
+    assert decibels(centre) == 100
+    assert decibels(centre + histogram.width) < 80
+
+
 def test_a_tensor_of_zeros_loses_nothing():
     assert ranges.expected_sqnr_db(observed(np.zeros(10)), Range(0, 0), 255) == 100

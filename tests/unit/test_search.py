@@ -46,6 +46,13 @@ def test_the_most_gained_for_the_least_cost_comes_first():
     assert run(dear, [A, B, C], 3.5)[1][1].in_float == ("a",)
 
 
+def test_what_is_gained_counts_as_a_share():
+    # Half of the noise at twice the cost comes before a fifth at the same.
+    bench = Bench({"a": 0.05, "b": 0.02, "c": 0.03}, {"a": 2.0, "b": 1.0})
+    assert run(bench, [B, A], 5.0)[1][1].in_float == ("a",)
+    assert run(Bench(bench.noise, {"a": 3.0, "b": 1.0}), [A, B], 3.0)[1][1].in_float == ("b",)
+
+
 def test_a_cost_within_the_noise_of_the_clock_is_not_divided_by():
     # b gains a thousandth and seems to make the engine faster; a gains half for a cost of 1 %.
     bench = Bench({"a": 0.05, "b": 0.0001, "c": 0.0499}, {"a": 0.01, "b": -0.01, "c": 1.0})

@@ -20,6 +20,7 @@ from resnet_deploy.specs import (
     ModelCard,
     Preprocess,
 )
+from resnet_deploy.trt_options import TrtOptions
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Bad:
 CARD = {"architecture": "resnet18", "num_classes": 2, "weights": "none", "weights_sha256": "0" * 64}
 INT8 = {"backend": "onnxruntime", "precision": "int8"}
 FP8 = {"backend": "tensorrt-rtx", "precision": "fp8"}
+RTX = {"backend": "tensorrt-rtx", "precision": "fp16"}
 BAD = (
     Bad(Preprocess, {"image_size": 0}, "image size 0 is not positive"),
     Bad(Preprocess, {"image_size": -3}, "image size -3 is not positive"),
@@ -89,6 +91,11 @@ BAD = (
     Bad(BuildSpec, FP8 | {"calibration": CalibrationSpec(method="entropy")}, "entropy chooses ranges for the even"),
     Bad(BuildSpec, FP8 | {"calibration": CalibrationSpec(method="mse")}, "mse chooses ranges for the even steps"),
     Bad(BuildSpec, FP8 | {"calibration": CalibrationSpec(), "max_drop": 1.0}, "fp8 takes no limit of accuracy"),
+    Bad(BuildSpec, INT8 | {"calibration": CalibrationSpec(), "max_drop": -0.5}, "a drop of -0.5 points"),
+    Bad(BuildSpec, INT8 | {"calibration": CalibrationSpec(), "max_drop": 100.5}, "a drop of 100.5 points"),
+    Bad(BuildSpec, RTX | {"backend": "openvino", "profiles": (BatchRange(1, 8, 64),)}, "openvino has no profiles"),
+    Bad(BuildSpec, RTX | {"profiles": (BatchRange(1, 4, 8),)}, "the profiles do not make up 1:8:64"),
+    Bad(BuildSpec, RTX | {"trt": TrtOptions(refittable=True)}, "tensorrt-rtx has no --refittable"),
     Bad(BenchSpec, {"batches": ()}, "batch sizes"),
     Bad(BenchSpec, {"batches": (1, 0)}, "batch sizes"),
     Bad(BenchSpec, {"batches": (1, 8, 1)}, "batch sizes"),
@@ -148,6 +155,8 @@ GOOD = (
     BuildSpec(**INT8, calibration=CalibrationSpec(method="entropy", percentile=50.1)),
     BuildSpec(backend="onnxruntime", precision="fp16", batch=BatchRange(2, 4, 8)),
     BuildSpec(backend="tensorrt-rtx", precision="bf16"),
+    BuildSpec(**RTX, batch=BatchRange(1, 4, 8), profiles=(BatchRange(1, 4, 8), BatchRange(1, 1, 2))),
+    *(BuildSpec(**INT8, calibration=CalibrationSpec(), max_drop=points) for points in (0.0, 100.0)),
     *(BuildSpec(**FP8, calibration=CalibrationSpec(method=method)) for method in ("max", "percentile", "auto")),
     BenchSpec(batches=(1024, 1), seconds=1e-3, rounds=1, seed=-1),
     BenchSpec(scopes=bench_spec.SCOPES, concurrency=(1024, 1), graphs=(False, True), rates=(1e5,)),

@@ -66,6 +66,21 @@ class TestThroughput:
         noisy = statistics.throughput_interval(draw_rounds(np.random.default_rng(0), 0.1))
         assert noisy.low < noisy.value < noisy.high
 
+    @pytest.mark.parametrize("rounds", [range(8), [0] * 8], ids=["rounds", "the calls of one round"])
+    def test_interval_holds_95_percent_of_resamples(self, rounds):
+        # The slow one of eight is drawn 3 times or more in 7.2 % of resamples, 4 times or more in 1.5 %.
+        samples = make_samples(1, [9.0] + [1.0] * 7, list(rounds))
+        interval = statistics.throughput_interval(samples)
+        assert (interval.low, interval.value, interval.high) == pytest.approx((8 / 32, 8 / 16, 8 / 8))
+        latency = statistics.percentile_interval(samples, 70)  # of 8, the 6th: 9 s if the slow one is drawn 3 times
+        assert (latency.low, latency.value, latency.high) == (1, 1, 9)
+
+    def test_calls_that_overlap_count_once(self):
+        samples = msgspec.structs.replace(make_samples(2, [0.4] * 8, [0] * 4 + [1] * 4), concurrency=4, wall=(0.5, 0.5))
+        assert statistics.throughput(samples) == pytest.approx(16.0)
+        interval = statistics.throughput_interval(samples)
+        assert (interval.low, interval.high) == pytest.approx((16.0, 16.0))
+
 
 class TestShareInterval:
     def test_is_wilsons(self):

@@ -4,7 +4,7 @@ import gc
 
 import numpy as np
 import pytest
-from test_trt_runner import SEEDS, Bench, images
+from trt_bench import SEEDS, Bench, images
 from trt_stand_in import expected
 
 from resnet_deploy.batching import run_once

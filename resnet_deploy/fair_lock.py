@@ -1,4 +1,4 @@
-"""Whose turn it is at an engine, first come first."""
+"""Who may work at an engine: its own process, and there one thread at a time, first come first."""
 
 import contextlib
 import os
@@ -30,20 +30,20 @@ class Signal:
         self._lock.acquire(timeout=max(seconds, 0) if seconds < threading.TIMEOUT_MAX else -1)
 
 
-class Turns:
+class FairLock:
     """A lock that threads get in the order in which they asked for it.
 
     Whoever lets go of a ``threading.Lock`` and asks for it again mostly gets it before those who wait.
 
-    An interrupt at any moment leaves the line: a turn is a place in it, which a generator gives up when it is dropped.
+    An interrupt at any moment leaves the line: a place in it is given up when the generator that took it is dropped.
     """
 
     def __init__(self) -> None:
-        self._line: deque[Signal] = deque()  # the first one's turn it is
+        self._line: deque[Signal] = deque()  # the first one has the lock
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Wait in line, and have the turn until the end of the ``with``."""
+    def held(self) -> Iterator[None]:
+        """Wait in line, and have the lock until the end of the ``with``."""
         mine = Signal()
         try:
             self._line.append(mine)

@@ -40,7 +40,7 @@ def join_outputs(parts: "Iterable[Outputs]") -> Outputs:
     return Outputs(**{name: tuple(values) for name, values in listed.items()})  # type: ignore[arg-type]
 
 
-def evaluate(entrants: "Sequence[Entrant]", batches: "Iterable[Array]", reference: str) -> dict[str, Outputs]:
+def collect_outputs(entrants: "Sequence[Entrant]", batches: "Iterable[Array]", reference: str) -> dict[str, Outputs]:
     """Run every entrant on every batch.
 
     Args:
@@ -53,7 +53,7 @@ def evaluate(entrants: "Sequence[Entrant]", batches: "Iterable[Array]", referenc
     """
     parts: dict[str, list[Outputs]] = {entrant.name: [] for entrant in entrants}
     for batch in batches:
-        logits = {entrant.name: infer(entrant.runner, np.ascontiguousarray(batch)) for entrant in entrants}
+        logits = {entrant.name: infer(entrant.runner, batch) for entrant in entrants}
         for name, answers in parts.items():
             answers.append(outputs_of(logits[name], None if name == reference else logits.get(reference)))
     return {name: join_outputs(answers) for name, answers in parts.items()}

@@ -1,4 +1,4 @@
-"""Turns at an engine: first come, first served, whatever strikes who waits."""
+"""A lock in the order of asking: first come, first served, whatever strikes who waits."""
 
 import os
 import threading
@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from resnet_deploy import turns
+from resnet_deploy import fair_lock
 from resnet_deploy.errors import FeedError
-from resnet_deploy.turns import Signal, Turns, require_process
+from resnet_deploy.fair_lock import FairLock, Signal, require_process
 
 LONG_S = 20.0
 
@@ -23,20 +23,20 @@ def await_line(line, count):
 @pytest.fixture(autouse=True)
 def no_second_look(monkeypatch):
     """Whoever is not woken sleeps for longer than any test."""
-    monkeypatch.setattr(turns, "LOOK_AGAIN_S", 100 * LONG_S)
+    monkeypatch.setattr(fair_lock, "LOOK_AGAIN_S", 100 * LONG_S)
 
 
 def test_turns_come_in_the_order_of_asking():
-    line, order = Turns(), []
+    line, order = FairLock(), []
 
     def ask(number):
         for again in range(3):  # and again at once, as a long call does
-            with line.turn():
+            with line.held():
                 order.append((again, number))
                 if not again:
                     await_line(line, 4 - number)  # nobody is through before all are in line
 
-    with line.turn():
+    with line.held():
         assert not line.is_wanted
         threads = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(4)]
         for count, thread in enumerate(threads, 2):
@@ -54,25 +54,25 @@ def test_turns_come_in_the_order_of_asking():
 
 
 def test_who_is_interrupted_leaves_the_line(monkeypatch):
-    line = Turns()
+    line = FairLock()
 
     def strike(self, seconds):
         raise KeyboardInterrupt
 
-    with line.turn():
+    with line.held():
         with monkeypatch.context() as patch:
             patch.setattr(Signal, "wait", strike)
             with pytest.raises(KeyboardInterrupt):
-                line.turn().__enter__()
+                line.held().__enter__()
         assert not line.is_wanted
-    with line.turn():
+    with line.held():
         pass
 
 
 def test_a_turn_that_was_had_and_not_begun_is_given_up():
     """As an interrupt between the generator and the body of the ``with`` leaves it."""
-    line = Turns()
-    turn = line.turn()
+    line = FairLock()
+    turn = line.held()
     turn.__enter__()
     assert len(line._line) == 1
     del turn

@@ -41,7 +41,7 @@ _UNEVEN: Final = 0.5  # share of the control's own change by which an engine's m
 
 
 @dataclass(frozen=True)
-class Measured:
+class EngineRun:
     """One engine in one run, called in one way, and the pace of the control beside it; None without a control."""
 
     samples: Samples
@@ -64,7 +64,7 @@ def pace(ways: tuple[Samples, ...]) -> Pace:
     return {"throughput": _mean(ways, "throughput"), "p50": _mean(ways, "p50")}
 
 
-def slowdown(old: Measured, new: Measured, figure: Figure, level: float) -> Interval:
+def slowdown(old: EngineRun, new: EngineRun, figure: Figure, level: float) -> Interval:
     """Estimate the new time over the old, relative to the control: above 1 is slower.
 
     Args:
@@ -80,7 +80,7 @@ def slowdown(old: Measured, new: Measured, figure: Figure, level: float) -> Inte
     return _ratio(shift, _unevenness(old, new, figure))
 
 
-def tail_slowdown(old: Measured, new: Measured) -> Interval | None:
+def tail_slowdown(old: EngineRun, new: EngineRun) -> Interval | None:
     """Estimate the new p99 over the old, each over its control's p50; None where a run has too few calls for it.
 
     Returns:
@@ -108,7 +108,7 @@ def _ratio(shift: Interval, wider: float = 0.0) -> Interval:
     return Interval(*(float(np.exp(end)) for end in (shift.value, shift.low - wider, shift.high + wider)))
 
 
-def _unevenness(old: Measured, new: Measured, figure: Figure) -> float:
+def _unevenness(old: EngineRun, new: EngineRun, figure: Figure) -> float:
     """How far the machine may have changed an engine's time otherwise than the control's, as a logarithm."""
     if old.pace is None or new.pace is None:
         return 0.0
@@ -120,7 +120,7 @@ def _shift_of_pace(old: Pace, new: Pace, figure: Figure, level: float) -> Interv
     return shift_interval(before, after, level)
 
 
-def _relative(measured: Measured, figure: Figure) -> "Floats":
+def _relative(measured: EngineRun, figure: Figure) -> "Floats":
     """Logarithm of a figure in each round, less the control's in the same round."""
     own = _by_round(measured.samples, figure)
     if measured.pace is None:
@@ -142,7 +142,7 @@ def _by_round(samples: Samples, figure: Figure) -> dict[int, float]:
     return {number: float(np.log(time)) for number, time in time_per_image(samples).items()}
 
 
-def _tail(measured: Measured, rng: np.random.Generator) -> "tuple[float, Floats]":
+def _tail(measured: EngineRun, rng: np.random.Generator) -> "tuple[float, Floats]":
     """Logarithm of p99 over the control's time, and what it is in resamples that draw the same rounds for both."""
     rounds = by_round(measured.samples)
     control = dict.fromkeys(rounds, 0.0) if measured.pace is None else measured.pace["p50"]

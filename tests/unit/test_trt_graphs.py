@@ -1,0 +1,127 @@
+"""The TensorRT runner on stand-ins: when a graph is captured, what it knows, and when it is given up."""
+
+import numpy as np
+import pytest
+from trt_bench import SEEDS, Bench, images
+from trt_stand_in import GraphStrategy, expected
+
+from resnet_deploy.batching import run_once
+from resnet_deploy.cuda.streams import Stream
+from resnet_deploy.device_arrays import DeviceArray
+from resnet_deploy.runners.trt_lanes import MOST_GRAPHS
+
+
+def test_a_graph_is_captured_after_a_run_without_it():
+    bench = Bench()
+    feed, stream = bench.on_device(images(4)), Stream.create(bench.cuda)
+    out = DeviceArray.empty((4, 3), "float32", stream)
+    for _ in range(5):
+        bench.runner.run_on(feed, stream=stream, out=out)
+        np.testing.assert_array_equal(out.to_host(), expected(images(4)))
+    kinds = [kind for kind, _ in bench.trt.enqueued]
+    assert kinds == ["plain", "plain", "captured"]  # once for the call, once more in the graph's own context
+    assert bench.launches() == 3
+    assert bench.trt.enqueued[-1][1] != stream.handle  # never captured from the caller's stream
+    bench.close()
+
+
+def test_with_a_graph_three_calls_are_all():
+    bench = Bench()
+    feed, stream = bench.on_device(images(4)), Stream.create(bench.cuda)
+    out = DeviceArray.empty((4, 3), "float32", stream)
+    for _ in range(3):
+        bench.runner.run_on(feed, stream=stream, out=out)
+    del bench.cuda_stand_in.calls[:]
+    bench.runner.run_on(feed, stream=stream, out=out)
+    assert bench.cuda_stand_in.names() == ["cudaStreamIsCapturing", "cudaGraphLaunch", "cudaEventRecord"]
+    bench.close()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_other_buffers_and_sizes_have_graphs_of_their_own(seed):
+    bench = Bench(seed=seed)
+    stream = Stream.create(bench.cuda)
+    sets = []
+    for size in (1, 8, 3, 8):
+        feed = images(size, size + len(sets))
+        out = DeviceArray.empty((size, 3), "float32", stream)
+        sets.append((feed, bench.on_device(feed), out))
+    for _ in range(4):
+        for feed, array, out in sets:
+            bench.runner.run_on(array, stream=stream, out=out)
+            np.testing.assert_array_equal(out.to_host(), expected(feed))
+    assert bench.graphs() == 4
+    bench.close()
+
+
+def test_growing_memory_drops_the_graphs_that_knew_the_old():
+    bench = Bench()
+    stream = Stream.create(bench.cuda)
+    small, large = bench.on_device(images(1)), bench.on_device(images(8))
+    out_small, out_large = (DeviceArray.empty((size, 3), "float32", stream) for size in (1, 8))
+    for _ in range(3):
+        bench.runner.run_on(small, stream=stream, out=out_small)
+    assert bench.graphs() == 1
+    bench.runner.run_on(large, stream=stream, out=out_large)
+    assert bench.graphs() == 0
+    for _ in range(3):
+        bench.runner.run_on(small, stream=stream, out=out_small)
+    np.testing.assert_array_equal(out_small.to_host(), expected(images(1)))
+    np.testing.assert_array_equal(out_large.to_host(), expected(images(8)))
+    bench.close()
+
+
+def test_graphs_are_bounded():
+    bench = Bench()
+    stream, feed = Stream.create(bench.cuda), bench.on_device(images(1))
+    outs = [DeviceArray.empty((1, 3), "float32", stream) for _ in range(MOST_GRAPHS + 4)]
+    for _ in range(2):
+        for out in outs:
+            bench.runner.run_on(feed, stream=stream, out=out)
+    assert bench.graphs() == MOST_GRAPHS
+    bench.close()
+    assert "graph" not in bench.cuda_stand_in.left()
+
+
+def test_a_refused_capture_is_remembered_and_said():
+    bench = Bench()
+    bench.trt.not_capturable = True
+    assert bench.runner.notes == ("CUDA graphs, one for each batch size and pair of buffers",)
+    for number in range(6):
+        feed = images(4, number)
+        np.testing.assert_array_equal(run_once(bench.runner, feed), expected(feed))
+    assert bench.cuda_stand_in.names().count("cudaStreamBeginCapture") == 1
+    (note,) = bench.runner.notes
+    assert note.startswith("no CUDA graphs: tensorrt: execute_async_v3 failed: cudaErrorStreamCapture")
+    bench.close()
+
+
+def test_no_memory_for_a_graph_is_no_failure():
+    bench = Bench()
+    bench.trt.contexts_left = 1
+    for number in range(6):
+        feed = images(4, number)
+        np.testing.assert_array_equal(run_once(bench.runner, feed), expected(feed))
+    assert bench.runner.notes == ("no CUDA graphs: tensorrt: create_execution_context failed: no memory for a context",)
+    bench.close()
+
+
+def test_without_graphs_none_is_captured():
+    bench = Bench(graphs=False)
+    for _ in range(6):
+        run_once(bench.runner, images(4))
+    assert "cudaStreamBeginCapture" not in bench.cuda_stand_in.names()
+    assert bench.runner.notes == ("no CUDA graphs, as asked for",)
+    bench.close()
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_rtx_captures_by_itself(graphs):
+    bench = Bench(rtx=True, graphs=graphs)
+    for _ in range(4):
+        run_once(bench.runner, images(4))
+    assert "cudaStreamBeginCapture" not in bench.cuda_stand_in.names()
+    config = bench.trt.engines[0].contexts[0].config
+    assert config.cuda_graph_strategy == (GraphStrategy.WHOLE_GRAPH_CAPTURE if graphs else GraphStrategy.DISABLED)
+    assert ("itself" in bench.runner.notes[0]) == graphs
+    bench.close()
