@@ -25,7 +25,8 @@ import msgspec
 
 from resnet_deploy import artifact
 from resnet_deploy.environment import Environment
-from resnet_deploy.errors import BundleError, FileError, SpecError
+from resnet_deploy.errors import BundleError, FileError
+from resnet_deploy.json_files import decode_json
 from resnet_deploy.specs import BuildSpec, ModelCard
 
 SCHEMA_VERSION: Final = 1
@@ -249,19 +250,19 @@ def _digest(fields: dict[str, object]) -> str:
 
 def _decode_manifest(path: Path, data: bytes) -> Manifest:
     try:
-        version = msgspec.json.decode(data, type=_Version).schema_version
+        version = decode_json(data, _Version).schema_version
         if version > SCHEMA_VERSION:
             raise BundleError(
                 f"{path}: schema_version is {version}, this version reads up to {SCHEMA_VERSION}",
                 hint="upgrade resnet-deploy, or build the engine again",
             )
-        manifest = msgspec.json.decode(data, type=Manifest)
-        fields = msgspec.json.decode(data, type=dict[str, object])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, SpecError) as error:
+        manifest = decode_json(data, Manifest)
+        fields = decode_json(data, dict[str, object])
+    except ValueError as error:
         raise BundleError(f"{path}: {MANIFEST} is damaged: {error}", hint=_REBUILD) from error
     for name in (manifest.engine, *manifest.files):
         # A manifest may come from anywhere: names must stay inside the bundle.
-        if name in ("", ".", "..") or Path(name).name != name or "\0" in name:
+        if not is_plain_name(name):
             raise BundleError(f"{path}: {MANIFEST} names {name!r}, which is not a file of the bundle", hint=_REBUILD)
     if manifest.engine not in manifest.files:
         raise BundleError(f"{path}: {MANIFEST} has no digest for {manifest.engine}", hint=_REBUILD)
@@ -270,6 +271,11 @@ def _decode_manifest(path: Path, data: bytes) -> Manifest:
             f"{path}: {MANIFEST} was altered: its SHA-256 differs from its field {_DIGEST}", hint=_REBUILD
         )
     return manifest
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name can only be of something directly inside a folder."""
+    return name not in ("", ".", "..") and Path(name).name == name and "\0" not in name
 
 
 class _Version(msgspec.Struct):

@@ -10,6 +10,7 @@ import io
 import re
 import urllib.request
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
@@ -225,11 +226,12 @@ def _fetch(url: str, progress: Progress) -> Iterator[bytes]:
 def _parse_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:
+    except Exception as error:  # also PyTorch's own, on a type that it lacks or a shape that it cannot count
         raise _damaged(path) from error
 
 
 def _parse_pickle(data: bytes, path: Path) -> object:
+    _require_stored(data, path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of what is an error below, or of no consequence
@@ -244,6 +246,20 @@ def _parse_pickle(data: bytes, path: Path) -> object:
         raise _damaged(path) from error
 
 
+def _require_stored(data: bytes, path: Path) -> None:
+    """Refuse an archive that unpacks to more than it holds: PyTorch would unpack it, and ``torch.save`` packs none."""
+    if not data.startswith(b"PK\3\4"):
+        return
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except Exception as error:  # BadZipFile, struct.error, NotImplementedError, ...
+        raise _damaged(path) from error
+    if unpacked > len(data):
+        hint = "where you trust its origin, load it and re-save: torch.save(model.state_dict(), 'weights.pth')"
+        raise WeightsError(f"{path} is a compressed archive", hint=hint)
+
+
 def _damaged(path: Path) -> WeightsError:
     return WeightsError(f"{path} is not a checkpoint, or is damaged", hint="copy or download it again")
 
@@ -256,7 +272,11 @@ def _unusual(tensor: Tensor) -> str:
         return "is quantized already"
     if tensor.is_nested:
         return "is a nested tensor"
-    return "" if tensor.layout == torch.strided else f"is stored as {tensor.layout}"
+    if tensor.layout != torch.strided:
+        return f"is stored as {tensor.layout}"
+    # A view may repeat a few bytes into any size, which whoever copies it pays for.
+    is_whole = tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    return "" if is_whole else "has more values than are stored"
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
@@ -273,8 +293,9 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} holds no state dict", hint="save one with torch.save(model.state_dict(), PATH)")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
+            what = repr(name) if isinstance(name, str | int) else f"a key of type {type(name).__name__}"
             raise WeightsError(
-                f"{path} holds {name!r}, which is no tensor", hint="save model.state_dict() and nothing else"
+                f"{path} holds {what}, which is no tensor", hint="save model.state_dict() and nothing else"
             )
         if fault := _unusual(value):
             raise WeightsError(

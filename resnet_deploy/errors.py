@@ -28,9 +28,17 @@ Each carries a ``hint``: what to do next. The command line prints both, one line
 else that reaches the user is a bug and keeps its traceback.
 """
 
+from typing import Final
+
+_LONGEST: Final = 1000  # characters of a message; a path alone may have four times as many
+
 
 class ResnetDeployError(Exception):
     """Base of all errors raised on purpose.
+
+    What they quote, such as names in a file of unknown origin, may hold anything: line feeds and what else would not
+    show, such as a terminal's control sequences, are written as escapes, and the middle of what is very long is left
+    out.
 
     Args:
         message: One line: what was wrong, naming the file, option or field.
@@ -40,9 +48,17 @@ class ResnetDeployError(Exception):
     exit_code: int = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = _one_line(message)
+        self.hint = _one_line(hint)
+        super().__init__(self.message)
+
+
+def _one_line(text: str) -> str:
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 class UserError(ResnetDeployError):

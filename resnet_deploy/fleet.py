@@ -14,8 +14,9 @@ from typing import Final
 import msgspec
 
 from resnet_deploy import artifact
-from resnet_deploy.bundle import Bundle, Measured, Requirements, open_bundle
+from resnet_deploy.bundle import Bundle, Measured, Requirements, is_plain_name, open_bundle
 from resnet_deploy.errors import BundleError
+from resnet_deploy.json_files import decode_json
 from resnet_deploy.specs import Precision
 
 INDEX: Final = "index.json"
@@ -90,13 +91,13 @@ def read_fleet(folder: Path) -> Fleet:
     """
     path = folder / INDEX
     try:
-        fleet = msgspec.json.decode(artifact.read_bytes(path), type=Fleet)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        fleet = decode_json(artifact.read_bytes(path), Fleet)
+    except ValueError as error:
         raise BundleError(f"{path} is damaged: {error}", hint=_AGAIN) from error
     if fleet.schema_version > SCHEMA_VERSION:
         raise BundleError(f"{path} is of schema_version {fleet.schema_version}", hint="upgrade resnet-deploy")
     for engine in fleet.engines:
-        if engine.folder in ("", ".", "..") or Path(engine.folder).name != engine.folder:
+        if not is_plain_name(engine.folder):
             raise BundleError(f"{path} names {engine.folder!r}, which is no folder inside the fleet", hint=_AGAIN)
     return fleet
 

@@ -34,6 +34,8 @@ _FILTERS: Final[dict[Interpolation, Image.Resampling]] = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
+# Pillow goes by the bytes and not by the name: left to itself, it has Ghostscript run what a PostScript file says.
+_FORMATS: Final = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 _DAMAGED_HINT: Final = "replace the file"
 _TOO_LARGE_HINT: Final = "shrink the image first"
 
@@ -54,7 +56,7 @@ def decode(path: Path, data: bytes | None = None) -> Image.Image:
             decompression bombs (``PIL.Image.MAX_IMAGE_PIXELS``, which Pillow itself only warns about up to twice).
     """
     try:
-        with path.open("rb") if data is None else io.BytesIO(data) as file, Image.open(file) as image:
+        with path.open("rb") if data is None else io.BytesIO(data) as file, Image.open(file, formats=_FORMATS) as image:
             _refuse_oversize(image.size)
             return rgb_from_image(image)
     except DataError as error:
@@ -93,7 +95,7 @@ def preprocess_image(image: Image.Image, spec: Preprocess) -> "Array":
         raise DataError("the image has no pixels", hint=_DAMAGED_HINT)
     is_area = spec.interpolation == "area"
     if is_area:
-        image = ImageOps.exif_transpose(image)
+        image = _upright(image)
     width, height = resized_size(image.size, spec.resize)
     if _is_too_large((width, height)):
         raise DataError(f"too elongated: it would be resized to {width}x{height} pixels", hint="crop the image first")
@@ -193,6 +195,14 @@ def resized_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
 def crop_offset(length: int, side: int) -> int:
     """Return where torchvision's centre crop of ``side`` begins; a half goes to the even neighbour."""
     return round((length - side) / 2)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image by its EXIF orientation, which is not looked at before."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # SyntaxError, struct.error, ... as in decode
+        raise DataError(f"damaged EXIF data ({_one_line(error)})", hint=_DAMAGED_HINT) from error
 
 
 def _resized(picture: Image.Image, size: tuple[int, int], interpolation: Interpolation) -> Image.Image:

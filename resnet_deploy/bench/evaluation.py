@@ -81,6 +81,9 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
         seconds: Since the step before.
         waiting: Of these, waiting for decoded images.
         inferring: Of these, within the engines.
+
+    Raises:
+        ValueError: If an engine has not one answer for each image.
     """
 
     session: int
@@ -91,6 +94,10 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     waiting: float
     inferring: float
+
+    def __post_init__(self) -> None:
+        if any(len(outputs.top5) != len(self.kept) for outputs in self.answers):
+            raise ValueError(f"not one answer for each of {len(self.kept)} images")
 
 
 def take_steps(

@@ -92,7 +92,7 @@ class EvaluationRecord(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.engines:
             raise ValueError("an evaluation of no engine")
-        require_one_each({one.name: one.outputs for one in self.engines}, self.dataset)
+        require_one_each([(one.name, one.outputs) for one in self.engines], self.dataset)
 
 
 FORMAT: Final = record_files.Format("evaluate", SCHEMA_VERSION, EvaluationRecord)

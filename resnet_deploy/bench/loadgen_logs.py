@@ -16,6 +16,7 @@ from resnet_deploy import artifact
 from resnet_deploy.bench.loadgen_records import LoadgenResult, Metric, Setting
 from resnet_deploy.bench.loadgen_spec import LOADGEN_NAMES, Scenario
 from resnet_deploy.errors import LoadgenError
+from resnet_deploy.json_files import decode_json
 
 DETAIL: Final = "mlperf_log_detail.txt"
 SUMMARY: Final = "mlperf_log_summary.txt"
@@ -88,7 +89,7 @@ def read_detail(path: Path) -> LoadgenResult:
         )
     except KeyError as error:
         raise LoadgenError(f"{path} has no entry {error}", hint=_HINT) from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise LoadgenError(f"{path} has an entry that makes no sense: {error}", hint=_HINT) from error
 
 
@@ -100,10 +101,10 @@ def read_answers(path: Path, images: int) -> NDArray[np.int64]:
         LoadgenError: If it is damaged, or an image was not answered exactly once.
     """
     try:
-        entries = msgspec.json.decode(artifact.read_bytes(path), type=list[_Answer])
+        entries = decode_json(artifact.read_bytes(path), list[_Answer])
         indices = [entry.qsl_idx for entry in entries]
         classes = np.frombuffer(bytes.fromhex("".join(entry.data for entry in entries)), np.int64)
-    except (msgspec.DecodeError, ValueError) as error:
+    except ValueError as error:
         raise LoadgenError(f"{path} is not an accuracy log of LoadGen's: {error}", hint=_HINT) from error
     if sorted(indices) != list(range(images)) or len(classes) != images:
         raise LoadgenError(f"{path}: {len(entries)} answers for {images} images, not one each", hint=_HINT)
@@ -122,8 +123,8 @@ def _read_log(path: Path) -> _Log:
         if not line.startswith(_MARK):
             continue
         try:
-            entry = msgspec.json.decode(line.removeprefix(_MARK), type=_Entry)
-        except msgspec.DecodeError as error:
+            entry = decode_json(line.removeprefix(_MARK), _Entry)
+        except ValueError as error:
             raise LoadgenError(f"{path} is not a detail log of LoadGen's: {error}", hint=_HINT) from error
         values[entry.key] = entry.value
         if entry.metadata.is_error:
@@ -154,9 +155,9 @@ def _one_line(text: str) -> str:
 def _metric(scenario: Scenario, values: dict[str, Any]) -> Metric:
     """Take what the summary prints as the result; a latency is early stopping's estimate, and 0 there means none."""
     if scenario == "offline":
-        return Metric(name="throughput", value=values["result_samples_per_second"], unit="samples/s")
+        return Metric(name="throughput", value=float(values["result_samples_per_second"]), unit="samples/s")
     if scenario == "server":
-        return Metric(name="completed rate", value=values["result_completed_samples_per_sec"], unit="queries/s")
+        return Metric(name="completed rate", value=float(values["result_completed_samples_per_sec"]), unit="queries/s")
     name, key = ("p90", "early_stopping_latency_ss")
     if scenario == "multistream":
         name, key = ("p99", "early_stopping_latency_ms")

@@ -1,7 +1,7 @@
 """What a run of MLCommons' LoadGen leaves behind: its own figures and verdicts, and the digests of its logs."""
 
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -17,6 +17,12 @@ Setting = bool | int | float | str
 Purpose = Literal["performance", "accuracy", "probe", "capacity", "overhead"]
 
 
+_NEEDED: Final[dict[Scenario, tuple[str, ...]]] = {
+    "server": ("target_qps", "target_latency_ns"),
+    "multistream": ("samples_per_query",),
+}
+
+
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
     """The one figure of a scenario that MLPerf compares; the value is None where LoadGen gave none."""
 
@@ -29,7 +35,7 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
     """Right answers, counted by us from the answers in LoadGen's log."""
 
     correct: int
-    images: int
+    images: Annotated[int, msgspec.Meta(ge=1)]
 
     @property
     def share(self) -> float:
@@ -56,6 +62,9 @@ class LoadgenResult(msgspec.Struct, frozen=True, kw_only=True):
         scheduled: Server: queries per second that really fell due; of a thousand drawn arrivals, some percent more or
             fewer than were asked for.
         loadgen: Version and commit.
+
+    Raises:
+        ValueError: If a setting that its scenario cannot do without is missing, or is no positive number.
     """
 
     scenario: Scenario
@@ -71,6 +80,12 @@ class LoadgenResult(msgspec.Struct, frozen=True, kw_only=True):
     late: int | None
     loadgen: str
     scheduled: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in _NEEDED.get(self.scenario, ()):
+            value = self.settings.get(name)
+            if not isinstance(value, int | float) or value <= 0:
+                raise ValueError(f"{self.scenario} without {name}")
 
 
 class LoadgenTest(msgspec.Struct, frozen=True, kw_only=True):

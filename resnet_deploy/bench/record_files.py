@@ -11,7 +11,8 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 
 from resnet_deploy import artifact
-from resnet_deploy.errors import FileError, SpecError
+from resnet_deploy.errors import FileError
+from resnet_deploy.json_files import decode_json
 
 T = TypeVar("T")
 
@@ -69,8 +70,8 @@ def kind_of(path: Path) -> str:
         FileError: If it is missing or cannot be read.
     """
     try:
-        return msgspec.json.decode(artifact.read_bytes(path), type=_Head).kind
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        return decode_json(artifact.read_bytes(path), _Head).kind
+    except ValueError:
         return BENCH  # whoever reads it as one says what is wrong
 
 
@@ -83,13 +84,13 @@ def read(path: Path, form: Format[T]) -> T:
     data = artifact.read_bytes(path)
     hint = f"give a file from `{form.kind}`"
     try:
-        head = msgspec.json.decode(data, type=_Head)
+        head = decode_json(data, _Head)
         if head.kind != form.kind:
             raise FileError(f"{path} is a record of `{head.kind}`", hint=hint)
         if head.schema_version > form.version:
             raise FileError(
                 f"{path} has schema version {head.schema_version}", hint="read it with a newer resnet-deploy"
             )
-        return msgspec.json.decode(data, type=form.type)
-    except (msgspec.DecodeError, UnicodeDecodeError, SpecError) as error:
+        return decode_json(data, form.type)
+    except ValueError as error:
         raise FileError(f"{path} is no record of `{form.kind}`: {error}", hint=hint) from error

@@ -9,7 +9,7 @@ in each round and what decoding costs. What 2 adds has a default that says what 
 as they are. Fields that a reader does not know are ignored; a record of a later version is refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -23,6 +23,7 @@ from resnet_deploy.specs import Preprocess
 SCHEMA_VERSION: Final = 2
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
+Rate = Annotated[float, msgspec.Meta(gt=0)]  # per second
 Role = Literal["reference", "engine", "peer"]
 
 
@@ -249,8 +250,8 @@ class DecodeTimes(msgspec.Struct, frozen=True, kw_only=True):
 
     workers: Count
     images: Count
-    decode: float
-    engines: dict[str, tuple[float, float]]
+    decode: Rate
+    engines: dict[str, tuple[Rate, Rate]]
 
 
 class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -273,15 +274,15 @@ class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True):
     skipped: tuple[str, ...] = ()
 
 
-def require_one_each(answers: Mapping[str, Outputs], dataset: DatasetRecord) -> None:
-    """Hold answers, by the names of engines, and labels against the number of images.
+def require_one_each(answers: Iterable[tuple[str, Outputs]], dataset: DatasetRecord) -> None:
+    """Hold answers, each with the name of its engine, and labels against the number of images.
 
     Raises:
         ValueError: If they are not one per image.
     """
-    counts = {"labels": len(dataset.labels)} if dataset.labels else {}
-    counts |= {f"answers of {name!r}": len(outputs.top5) for name, outputs in answers.items()}
-    for what, count in counts.items():
+    counts = [("labels", len(dataset.labels))] if dataset.labels else []
+    counts += [(f"answers of {name!r}", len(outputs.top5)) for name, outputs in answers]
+    for what, count in counts:
         if count != dataset.images:
             raise ValueError(f"{count} {what} for {dataset.images} images")
 
@@ -346,7 +347,7 @@ class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):
         if self.reference and self.reference not in [engine.name for engine in self.engines]:
             raise ValueError(f"the reference {self.reference!r} is not among the engines")
         if self.dataset is not None:
-            answers = {one.name: one.outputs for one in self.engines if one.outputs is not None}
+            answers = [(one.name, one.outputs) for one in self.engines if one.outputs is not None]
             require_one_each(answers, self.dataset)
 
 

@@ -13,11 +13,14 @@ import json
 import re
 from typing import Any, Final
 
-from resnet_deploy.compiled.layers import CompiledGraph, Kind, LayerInfo, Tensor
-from resnet_deploy.compiled.steps import fused_by, kind_of, steps_of
+import msgspec
+
+from resnet_deploy.compiled.layers import BATCH, CompiledGraph, Kind, LayerInfo, Tensor
+from resnet_deploy.compiled.steps import fused_by, kind_of, nodes_of, steps_of
 from resnet_deploy.errors import BundleError
 
 MAX_BYTES: Final = 64_000_000
+_END: Final = 1 << 31  # TensorRT's dimensions have had 32 bits, and no ResNet's needs more
 _DTYPES: Final = (  # first match wins: UInt8 before Int8, BF16 before FP16
     (r"uint8", "uint8"),
     (r"int8", "int8"),
@@ -67,6 +70,7 @@ def _decode(data: bytes) -> dict[str, Any]:
         raise BundleError(f"the layers cannot be read: {len(data)} bytes, more than the {MAX_BYTES} that are read")
     try:
         found = json.loads(data, strict=False)  # metadata may hold raw separators
+        msgspec.json.encode(found)  # half a surrogate pair could be neither shown nor written
     except (ValueError, RecursionError) as error:
         raise BundleError(f"the layers cannot be read: {error}", hint=_REBUILD) from error
     if not isinstance(found, dict):
@@ -95,8 +99,8 @@ def _layer(layer: dict[str, Any], variable: set[str]) -> LayerInfo:
     if _word(layer, "Origin") == "QDQ" and kind == "reformat":  # what a Q or DQ by itself is called
         kind = "quantize" if any(tensor.dtype == "int8" for tensor in outputs) else "dequantize"
     fused = fused_by(steps, inputs, kind) if steps else _fused(layer, kind, inputs, outputs)
-    named = re.findall(r"\[ONNX Layer: ([^\]]*)\]", _word(layer, "Metadata")) or name.split(" + ")
-    return LayerInfo(name, kind, inputs, outputs, fused, tuple(named), _word(layer, "TacticName"))
+    named = nodes_of(_word(layer, "Metadata")) or tuple(name.split(" + "))
+    return LayerInfo(name, kind, inputs, outputs, fused, named, _word(layer, "TacticName"))
 
 
 def _kind(layer_type: str) -> Kind:
@@ -109,7 +113,7 @@ def _tensor(found: dict[str, Any], variable: set[str]) -> Tensor:
     both = fields.get("format/datatype", "")
     dtype, layout = fields.get("datatype", both), fields.get("format", both)
     dimensions = fields.get("dimensions")
-    is_shape = isinstance(dimensions, list) and all(isinstance(one, int) for one in dimensions)
+    is_shape = isinstance(dimensions, list) and all(isinstance(one, int) and BATCH <= one < _END for one in dimensions)
     name = str(fields.get("name", ""))
     shape = tuple(dimensions) if is_shape and isinstance(dimensions, list) else ()
     return Tensor(name, _dtype(str(dtype)), shape, str(layout), name not in variable)

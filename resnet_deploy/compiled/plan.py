@@ -15,7 +15,7 @@ from typing import Final
 
 from resnet_deploy.compiled.layers import BATCH, CompiledGraph, Kind, LayerInfo, Tensor
 from resnet_deploy.compiled.program import MAX_CHARACTERS, Block, parse_program
-from resnet_deploy.compiled.steps import fused_by, kind_of, steps_of
+from resnet_deploy.compiled.steps import fused_by, kind_of, nodes_of, steps_of
 from resnet_deploy.errors import BundleError
 
 _MARK: Final = b"NLYM"
@@ -109,7 +109,7 @@ def _layer(operation: str, block: Block, tensors: dict[str, Tensor]) -> LayerInf
     )
     name = block.text("name")
     steps = steps_of(name) if operation in ("function", "runtime_fusion") else ()
-    nodes = tuple(re.findall(r"\[ONNX Layer: ([^\]]*)\]", block.text("layers")))
+    nodes = nodes_of(block.text("layers"))
     kind = kind_of(steps, inputs, outputs) if steps else _KINDS.get(operation, "other")
     fused = tuple(what for flag, what in _FUSIBLE.items() if block.text(flag) == "true")
     fused = fused_by(steps, inputs, kind) if steps else fused

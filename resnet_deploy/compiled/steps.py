@@ -15,6 +15,12 @@ def steps_of(name: str) -> tuple[str, ...]:
     return tuple(re.findall("[A-Z][a-z]*", found[1])) if found else ()
 
 
+def nodes_of(text: str) -> tuple[str, ...]:
+    """Read the nodes out of what compilers say of a kernel's origin: ``[ONNX Layer: conv1][ONNX Layer: relu]``."""
+    parts = (part.partition("]") for part in text.split("[ONNX Layer: ")[1:])
+    return tuple(name for name, end, _ in parts if end)
+
+
 def kind_of(steps: tuple[str, ...], inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> Kind:
     """Tell what a generated kernel mainly does, by its steps and by what it reads and writes."""
     if "Fc" in steps or "Gemm" in steps:

@@ -1,17 +1,20 @@
 """What a bundle keeps of its calibration and its search, in the few figures that a report draws."""
 
 import math
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
-import msgspec
 import numpy as np
 
 from resnet_deploy import artifact
 from resnet_deploy.bench.records import SearchStep, TensorHistogram
 from resnet_deploy.bundle import CALIBRATION, OBSERVATIONS, SEARCH, Bundle
+from resnet_deploy.errors import BundleError
+from resnet_deploy.json_files import decode_json
 
 if TYPE_CHECKING:
     from resnet_deploy.quantize.search import Search
+
+T = TypeVar("T")
 
 WORST: Final = 6
 _DRAWN_BINS: Final = 128
@@ -21,7 +24,8 @@ def worst_histograms(bundle: Bundle) -> tuple[TensorHistogram, ...]:
     """Pick the tensors that the INT8 grid serves worst, by what the histograms expect; nothing for other precisions.
 
     Raises:
-        DataError: If the bundle's observations are damaged, which its manifest would have told.
+        BundleError, DataError: If the bundle's calibration or observations are damaged, which its manifest would have
+            told.
     """
     files = bundle.manifest.files
     if bundle.manifest.spec.precision != "int8":
@@ -34,7 +38,7 @@ def worst_histograms(bundle: Bundle) -> tuple[TensorHistogram, ...]:
     from resnet_deploy.quantize.ranges import Range, expected_sqnr_db
 
     observations = read_observations(bundle.path / OBSERVATIONS)
-    calibration = msgspec.json.decode(artifact.read_bytes(bundle.path / CALIBRATION), type=Calibration)
+    calibration = _read(bundle, CALIBRATION, Calibration)
     is_symmetric = FORMS[bundle.manifest.spec.backend].activation == "int8"
     found = []
     for name, histogram in observations.histograms.items():
@@ -59,12 +63,16 @@ def worst_histograms(bundle: Bundle) -> tuple[TensorHistogram, ...]:
 
 
 def read_search(bundle: Bundle) -> "Search | None":
-    """Read the search that kept the engine to a limit of accuracy; None where there was none."""
+    """Read the search that kept the engine to a limit of accuracy; None where there was none.
+
+    Raises:
+        BundleError: If it is damaged.
+    """
     if SEARCH not in bundle.manifest.files:
         return None
     from resnet_deploy.quantize.search import Search
 
-    return msgspec.json.decode(artifact.read_bytes(bundle.path / SEARCH), type=Search)
+    return _read(bundle, SEARCH, Search)
 
 
 def search_steps(bundle: Bundle) -> tuple[SearchStep, ...]:
@@ -78,3 +86,11 @@ def search_steps(bundle: Bundle) -> tuple[SearchStep, ...]:
         SearchStep(layers=len(layers & set(point.in_float)), drop=point.drop or 0.0, cost=point.cost / whole)
         for point in search.steps
     )
+
+
+def _read(bundle: Bundle, name: str, kind: type[T]) -> T:
+    try:
+        return decode_json(artifact.read_bytes(bundle.path / name), kind)
+    except ValueError as error:
+        reason = f"{bundle.path}: {name} is damaged: {error}"
+        raise BundleError(reason, hint="build the engine again with `resnet-deploy build`") from error

@@ -2,11 +2,12 @@
 
 import contextlib
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
@@ -20,6 +21,7 @@ from resnet_deploy.bench.records import DatasetRecord, DecodeTimes
 from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.datasets import BatchReader, ImageDataset, digest_images, find_dataset
 from resnet_deploy.errors import DataError, FileError, SpecError
+from resnet_deploy.json_files import decode_json
 from resnet_deploy.pipeline.lineup import BenchInputs, Lineup, open_lineup
 from resnet_deploy.pipeline.matching import open_bundles
 from resnet_deploy.pipeline.references import REFERENCE
@@ -28,6 +30,8 @@ from resnet_deploy.version import __version__
 
 if TYPE_CHECKING:
     from resnet_deploy.protocols import Progress
+
+T = TypeVar("T")
 
 JOURNAL: Final = "evaluation.journal"
 _DECODING_IMAGES: Final = 512  # that decoding is timed on, spread evenly over the set
@@ -118,14 +122,14 @@ class _Work:
 
     def run(self, progress: "Progress") -> None:
         """Take every step that the journal does not have yet."""
-        wanted, found = self.subject(), next(iter(self.journal), None)
+        wanted, found = self.subject(), read_subject(self.journal)
         if found is None:
             self.journal.clear()
             self.journal.append(msgspec.json.encode(wanted))
         else:
-            _require_same(_decoded_subject(found, self.journal.path), wanted, self.journal.path)
+            _require_same(found, wanted, self.journal.path)
         last: Step | None = None
-        for last in self.steps():
+        for last in read_steps(self.journal):
             if not self.inputs.skip_corrupt and len(last.kept) < len(last.digests):
                 raise SpecError(
                     f"{self.journal.path} has left damaged images out", hint="add --skip-corrupt, or --restart"
@@ -137,13 +141,6 @@ class _Work:
         for step in take_steps(batches, reader, self.lineup.entrants, start, session):
             self.journal.append(msgspec.json.encode(step))
 
-    def steps(self) -> Iterator[Step]:
-        """Read the steps taken so far."""
-        lines = iter(self.journal)
-        next(lines, None)
-        for line in lines:
-            yield msgspec.json.decode(line, type=Step)
-
     def time_decoding(self, progress: "Progress") -> DecodeTimes:
         """Time decoding, alone and beside each engine, on some of the images."""
         reader = self._reader(self.dataset.subset(min(_DECODING_IMAGES, len(self.dataset))), hashing=False)
@@ -151,10 +148,11 @@ class _Work:
 
     def record(self, decoding: DecodeTimes | None) -> EvaluationRecord:
         """Put all that the journal has together."""
-        collected = collect(self.steps())
+        collected = collect(read_steps(self.journal))
         if not collected.kept:
             raise DataError(f"{self.dataset.root}: every image is damaged", hint="give --data sound images")
-        card, subject = self.lineup.card, _decoded_subject(next(iter(self.journal)), self.journal.path)
+        card, subject = self.lineup.card, read_subject(self.journal)
+        assert subject is not None
         return EvaluationRecord(
             created=subject.created,
             environment=subject.environment,
@@ -211,10 +209,34 @@ class _Work:
         )
 
 
-def _decoded_subject(line: bytes, path: Path) -> Subject:
+def read_subject(journal: Journal) -> Subject | None:
+    """Read what a journal is of; None of an empty one.
+
+    Raises:
+        FileError: If another version wrote it.
+    """
+    line = next(iter(journal), None)
+    return None if line is None else _decoded(line, Subject, journal.path)
+
+
+def read_steps(journal: Journal) -> Iterator[Step]:
+    """Read the steps taken so far.
+
+    Raises:
+        FileError: If another version wrote them.
+    """
+    subject = read_subject(journal)
+    for line in itertools.islice(journal, 1, None):
+        step = _decoded(line, Step, journal.path)
+        if subject is None or len(step.answers) != len(subject.engines):
+            raise FileError(f"{journal.path} has answers of other engines than it is of", hint=_RESTART)
+        yield step
+
+
+def _decoded(line: bytes, kind: type[T], path: Path) -> T:
     try:
-        return msgspec.json.decode(line, type=Subject)
-    except msgspec.DecodeError as error:
+        return decode_json(line, kind)
+    except ValueError as error:
         raise FileError(f"{path} is of another version of resnet-deploy", hint=_RESTART) from error
 
 

@@ -12,6 +12,7 @@ from resnet_deploy.capabilities import have_modules
 from resnet_deploy.compiled.layers import CompiledGraph
 from resnet_deploy.compiled.lint import Finding
 from resnet_deploy.errors import BackendError, BundleError, FileError, ModelError
+from resnet_deploy.json_files import decode_json
 from resnet_deploy.pipeline.linting import lint_engine, read_compiled
 from resnet_deploy.pipeline.source import Source, read_source
 from resnet_deploy.pipeline.verifying import read_lowered
@@ -217,7 +218,7 @@ def _read_graph(bundle: Bundle) -> "tuple[tuple[Layer, ...], tuple[Activation, .
         if tensor is None:
             activations.append(Activation(grid))
             continue
-        method = tensor.method or calibration.spec.method
+        method = calibration.method_of(tensor)
         chosen = tensor.ranges[method]
         activations.append(Activation(grid, tensor.observed, chosen, method, clipped.get(grid.source)))
     return read_layers(model), tuple(activations)
@@ -239,13 +240,22 @@ class _Calibration(msgspec.Struct, frozen=True):
     spec: _Method
     tensors: dict[str, _Tensor]
 
+    def __post_init__(self) -> None:
+        for name, tensor in self.tensors.items():
+            if self.method_of(tensor) not in tensor.ranges:
+                raise ValueError(f"{name} has no range by {self.method_of(tensor)}")
+
+    def method_of(self, tensor: _Tensor) -> str:
+        """Whose range is taken."""
+        return tensor.method or self.spec.method
+
 
 def _read_calibration(bundle: Bundle) -> _Calibration | None:
     if CALIBRATION not in bundle.manifest.files:
         return None
     try:
-        return msgspec.json.decode(artifact.read_bytes(bundle.path / CALIBRATION), type=_Calibration)
-    except msgspec.DecodeError as error:
+        return decode_json(artifact.read_bytes(bundle.path / CALIBRATION), _Calibration)
+    except ValueError as error:
         reason = f"{bundle.path}: {CALIBRATION} is damaged: {error}"
         raise BundleError(reason, hint="build the engine again with `resnet-deploy build`") from error
 
@@ -258,8 +268,7 @@ def _clipped(bundle: Bundle, calibration: _Calibration) -> dict[str, float]:
     from resnet_deploy.quantize.ranges import Range
 
     chosen = {
-        name: Range(*tensor.ranges[tensor.method or calibration.spec.method])
-        for name, tensor in calibration.tensors.items()
+        name: Range(*tensor.ranges[calibration.method_of(tensor)]) for name, tensor in calibration.tensors.items()
     }
     return clipped_shares(read_observations(bundle.path / OBSERVATIONS).histograms, chosen)
 

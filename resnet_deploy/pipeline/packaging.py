@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-import msgspec
-
 from resnet_deploy import artifact
 from resnet_deploy.bundle import GOLDEN, MANIFEST, Bundle, open_bundle
 from resnet_deploy.errors import BundleError, FileError, SpecError
 from resnet_deploy.integrations.triton.config import LABELS, WARMUP, Contents
 from resnet_deploy.integrations.triton.folders import CONFIG, INTERFACE, ModelFolder, model_folders, origin
 from resnet_deploy.integrations.triton.hosts import Serving, notes
+from resnet_deploy.json_files import decode_json
 from resnet_deploy.pipeline.replaying import read_golden
 
 State = Literal["new", "new version", "rewritten", "unchanged"]
@@ -137,10 +136,10 @@ def _require_same_interface(file: Path, folder: ModelFolder) -> None:
     wanted = folder.version_files[INTERFACE]
     assert isinstance(wanted, bytes)
     written = artifact.read_bytes(file) if artifact.is_file(file) else b"{}"
-    new = msgspec.json.decode(wanted, type=dict[str, object])
+    new = decode_json(wanted, dict[str, object])
     try:
-        old = msgspec.json.decode(written, type=dict[str, object])
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        old = decode_json(written, dict[str, object])
+    except ValueError:
         old = {}
     if not (old.get("labels") and new.get("labels")):  # a model that has none contradicts no other
         old["labels"] = new["labels"] = []

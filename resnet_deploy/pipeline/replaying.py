@@ -1,6 +1,8 @@
 """Golden vectors replayed: how far an engine's answers here are from those that its bundle keeps."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from zipfile import ZipFile
 
 import numpy as np
 
@@ -37,7 +39,8 @@ def read_golden(bundle: Bundle) -> "tuple[Array, Array]":
     """
     try:
         with np.load(bundle.golden_path, allow_pickle=False) as arrays:
-            images, logits = arrays["images"], arrays["logits"]
+            _refuse_compressed(arrays.zip, bundle.golden_path)
+            images, logits = (np.asarray(arrays[name]) for name in ("images", "logits"))
     except Exception as error:  # numpy and zipfile raise TokenError, NotImplementedError, ... on damaged bytes
         raise BundleError(f"{bundle.path}: {GOLDEN} is damaged: {error}", hint=_REBUILD) from error
     card = bundle.manifest.card
@@ -46,3 +49,9 @@ def read_golden(bundle: Bundle) -> "tuple[Array, Array]":
     if logits.dtype != np.float32 or logits.shape != (len(images), card.num_classes):
         raise BundleError(f"{bundle.path}: {GOLDEN}: its logits do not fit card.num_classes", hint=_REBUILD)
     return images, logits
+
+
+def _refuse_compressed(archive: ZipFile, path: Path) -> None:
+    """Raise ValueError where an archive unpacks to more than the file; ``numpy.savez`` stores arrays as they are."""
+    if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+        raise ValueError("it is compressed")

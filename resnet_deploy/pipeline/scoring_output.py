@@ -13,6 +13,7 @@ from resnet_deploy.bench import record_files
 from resnet_deploy.environment import Environment
 from resnet_deploy.errors import FileError, SpecError
 from resnet_deploy.integrations.pyarrow import read_footer
+from resnet_deploy.json_files import decode_json
 from resnet_deploy.pipeline.scoring_folders import open_folder
 from resnet_deploy.pipeline.scoring_plan import ScoringRequest
 from resnet_deploy.pipeline.scoring_shard import ERRORS, ShardDone, is_part, part_name
@@ -20,6 +21,7 @@ from resnet_deploy.version import __version__
 
 RECORD: Final = "_scoring.json"
 SCHEMA_VERSION: Final = 1
+_DIGITS: Final = 18  # of a count; Python reads no number of thousands
 _READERS: Final = 16  # an object store takes its time for each file
 
 
@@ -135,8 +137,8 @@ class ScoringOutput:
         with self._folder.open_file(RECORD) as file:
             data = file.read()
         try:
-            begun = msgspec.json.decode(data, type=ScoringRecord)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            begun = decode_json(data, ScoringRecord)
+        except ValueError as error:
             raise FileError(f"{self._place}/{RECORD} is damaged or of another version", hint=_ANOTHER) from error
         if begun.schema_version > SCHEMA_VERSION:
             raise FileError(f"{self._place}/{RECORD} has schema version {begun.schema_version}", hint=_ANOTHER)
@@ -161,7 +163,7 @@ class ScoringOutput:
             raise SpecError(f"{self._place}/{part_name(number)} is of another request", hint=_ANOTHER)
         expected = min(self._size, self._images - number * self._size)
         bad = about.get("bad", "")
-        is_whole = bad.isdecimal() and rows + int(bad) == expected
+        is_whole = bad.isdecimal() and len(bad) <= _DIGITS and rows + int(bad) == expected
         return ShardDone(number, rows, int(bad)) if is_whole else None
 
 

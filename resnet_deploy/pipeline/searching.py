@@ -13,6 +13,7 @@ import numpy as np
 from resnet_deploy import artifact, environment
 from resnet_deploy.batching import infer
 from resnet_deploy.errors import DataError, FileError
+from resnet_deploy.json_files import decode_json
 from resnet_deploy.pipeline import lowering
 from resnet_deploy.pipeline.guarding import median_seconds
 from resnet_deploy.quantize.search import Point, Search, find_units, search
@@ -93,8 +94,8 @@ class Notebook:
     def __post_init__(self) -> None:
         if artifact.is_file(self.path):
             try:
-                kept = msgspec.json.decode(artifact.read_bytes(self.path), type=_Notes)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                kept = decode_json(artifact.read_bytes(self.path), _Notes)
+            except ValueError as error:
                 hint = "move it away: a search keeps there what it has measured"
                 raise FileError(f"{self.path} holds something else than the notes of a search", hint=hint) from error
             if kept.key == self.key:

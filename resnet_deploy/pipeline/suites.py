@@ -121,7 +121,9 @@ def read_suite(path: Path) -> Suite:
     """
     try:
         return msgspec.toml.decode(artifact.read_bytes(path), type=Suite)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise FileError(f"{path} is no suite: nested too deeply", hint="see benchmarks/cpu.toml for one") from error
+    except (msgspec.DecodeError, ValueError) as error:  # a number of thousands of digits is a ValueError of its own
         raise FileError(f"{path} is no suite: {error}", hint="see benchmarks/cpu.toml for one") from error
 
 

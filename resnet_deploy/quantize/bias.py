@@ -109,7 +109,7 @@ def read_corrections(path: "Path") -> "Corrections":
 
     try:
         corrections: Corrections = load(artifact.read_bytes(path))
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, KeyError) as error:  # KeyError: of a type that NumPy lacks
         raise DataError(f"{path}: the corrections are damaged: {error}", hint="build the engine again") from error
     return corrections
 

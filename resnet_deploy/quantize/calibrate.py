@@ -49,6 +49,9 @@ class TensorCalibration(msgspec.Struct, frozen=True, kw_only=True):
         output_sqnr_db: Where the method was chosen by it: what each leaves of the layers that read the tensor.
         values: How many values were seen.
         histogram_sha256: Digest of the histogram the ranges were chosen from.
+
+    Raises:
+        ValueError: If the range that is taken is not there.
     """
 
     observed: tuple[float, float]
@@ -57,6 +60,10 @@ class TensorCalibration(msgspec.Struct, frozen=True, kw_only=True):
     output_sqnr_db: dict[RangeMethod, float] = {}
     values: int
     histogram_sha256: str
+
+    def __post_init__(self) -> None:
+        if self.method not in self.ranges:
+            raise ValueError(f"there is no range by {self.method}")
 
 
 class CalibrationSource(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ occupied bin, and all else as JSON in the header.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from resnet_deploy import artifact
 from resnet_deploy.datasets import digest_images
 from resnet_deploy.errors import DataError, ModelError
+from resnet_deploy.json_files import decode_json
 from resnet_deploy.quantize.observers import BINS, EXPONENTS, Histogram
 from resnet_deploy.specs import ComputeDevice
 
@@ -105,7 +106,7 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True):
     schema_version: int = SCHEMA_VERSION
     model: Observed
     dataset: str
-    images: dict[str, str]
+    images: dict[str, Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]]
     count: int
     skipped: tuple[str, ...]
     device: ComputeDevice = "cpu"
@@ -127,11 +128,12 @@ def read_observations(path: Path) -> Observations:
             text = (file.metadata() or {}).get(_KEY)
             if text is None:
                 raise DataError(f"{path} holds no observations", hint=_HINT)
-            header = msgspec.json.decode(text, type=_Header)
+            header = decode_json(text, _Header)
             histograms = {
                 name: _restored(file.get_tensor(name), scalars) for name, scalars in header.histograms.items()
             }
-    except (SafetensorError, msgspec.DecodeError, ValueError, OverflowError) as error:
+    except (SafetensorError, ValueError, OverflowError, AttributeError) as error:
+        # AttributeError: of a type that NumPy lacks.
         raise DataError(f"{path}: the observations are damaged: {error}", hint=_HINT) from error
     if header.schema_version > SCHEMA_VERSION:
         raise DataError(f"{path}: schema_version is {header.schema_version}", hint="upgrade resnet-deploy")

@@ -57,6 +57,9 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
         images: How many they were, the damaged ones left out.
         sensitivity: Each unit alone in floating point, by name; empty where nothing had to be given back.
         steps: From everything on integers to what keeps to the budget; the last is the engine.
+
+    Raises:
+        ValueError: If there is no step.
     """
 
     max_drop: float
@@ -67,6 +70,10 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
     images: int
     sensitivity: dict[str, Point]
     steps: tuple[Point, ...]
+
+    def __post_init__(self) -> None:
+        if not self.steps:
+            raise ValueError("a search of no step")
 
     @property
     def in_float(self) -> tuple[str, ...]:

@@ -176,6 +176,8 @@ def _overhead(record: LoadgenRecord) -> tuple[str, ...]:
     alone, together = by_scenario.get("singlestream"), by_scenario.get("offline")
     if alone is None or together is None or together.metric is None or not together.metric.value:
         return ("not measured",)
+    if not alone.percentiles.keys() >= {"50.00", "99.00"}:
+        return ("not measured",)
     median, tail = (wording.significant(alone.percentiles[percent] * 1e6) for percent in ("50.00", "99.00"))
     per_image = wording.significant(1e6 / together.metric.value)
     line = (
