@@ -1,6 +1,6 @@
 """Long mixed load on one engine: wrong answers, memory that grows, handles that are left, latency that drifts.
 
-    python benchmarks/soak.py ENGINE... --minutes 30 [--window 5] [--workers 6] [--requests 1] [--library FILE] [-o FILE]
+    python benchmarks/soak.py ENGINE... [--minutes 30] [--window 5] [--workers 6] [--library FILE] [-o FILE]
 
 A process for each engine, one after the other, loads it once. Threads then make requests of all kinds, in random order:
 direct calls with arrays of any number of images, with `out`, with tensors of PyTorch, with files; `submit`, some of it
@@ -65,8 +65,10 @@ def soak(load: Load) -> Soak:
 def _windows(lines: Iterator[str]) -> Iterator[Window]:
     for line in lines:
         window = msgspec.json.decode(line, type=Window)
+        private = window.reading.private / MIB
+        print(f"{window.start + window.seconds:.0f} s, {private:.0f} MiB", end="\r", file=sys.stderr, flush=True)
         for text in window.wrong:
-            print(f"at {window.start:.0f} s: {text}", file=sys.stderr)
+            print(f"in the {window.seconds:.0f} s from {window.start:.0f} s on: {text}", file=sys.stderr)
         yield window
 
 

@@ -13,7 +13,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import msgspec
 import numpy as np
 import soak_reading
 from soak_records import Load, Opening, Times, Window
-from soak_requests import BATCHING, C_KINDS, KINDS, Request, Subject, make_golden, open_c_engine
+from soak_requests import BATCHING, C_KINDS, KINDS, MOST_AT_ONCE, Request, Subject, c_infer, make_golden, open_c_engine
 
 from resnet_deploy.bench.intervals import percentile
 from resnet_deploy.bench.machine import MachineWatch
@@ -165,14 +166,22 @@ def main() -> None:
     engine = load(asked.engine, requests=asked.requests, batching=BATCHING)
     with tempfile.TemporaryDirectory() as folder, engine:
         golden = make_golden(engine, Path(folder), asked.seed)
+        see_every_size(engine, golden.images)
         tell(golden.opening)
         subject, kinds = Subject(engine, golden, asked), dict(KINDS)
         with contextlib.ExitStack() as opened:
             if asked.library:
                 subject.c_engine = opened.enter_context(open_c_engine(Path(asked.library), Path(asked.engine)))
+                see_every_size(partial(c_infer, subject.c_engine), golden.images)
                 kinds |= C_KINDS
             for window in soak(subject, kinds):
                 tell(window)
+
+
+def see_every_size(run: Callable[[Any], object], images: Any) -> None:
+    """Run a batch of every size there will be: OpenVINO keeps what it has made for a size, 5 MB of a ResNet-50."""
+    for size in range(1, MOST_AT_ONCE + 1):
+        run(np.resize(images, (size, *images.shape[1:])))
 
 
 def tell(what: Opening | Window) -> None:

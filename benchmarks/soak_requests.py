@@ -197,33 +197,29 @@ def cancel(subject: Subject, rng: np.random.Generator) -> int:
     futures = [subject.engine.submit(subject.golden.images[pick]) for pick in picks]
     for future in futures[::2]:
         future.cancel()
-    return _settle(subject, futures, picks, CancelledError)
+    return _settle(subject, futures, picks, (CancelledError,))
 
 
 def deadline(subject: Subject, rng: np.random.Generator) -> int:
     """Submit with a deadline that may pass before the engine is free, or before there is room."""
     picks = subject.draw(rng, 16)
     timeout_s = float(rng.choice([1e-6, 1e-3, 1e-2]))
-    futures = []
-    for pick in picks:
-        try:
-            futures.append(subject.engine.submit(subject.golden.images[pick], timeout_s=timeout_s))
-        except DeadlineError:
-            subject.outcomes["deadline: DeadlineError of submit"] += 1
-            break
-    return _settle(subject, futures, picks[: len(futures)], DeadlineError)
+    futures: list[Future[Any]] = []
+    try:
+        futures.extend(subject.engine.submit(subject.golden.images[pick], timeout_s=timeout_s) for pick in picks)
+    except DeadlineError:
+        subject.outcomes["deadline: DeadlineError of submit"] += 1
+    return _settle(subject, futures, picks[: len(futures)], (DeadlineError,))
 
 
 def flood(subject: Subject, rng: np.random.Generator) -> int:
     """Submit more than may wait, as an event loop does; what is refused has to be told by BusyError."""
     picks = rng.integers(0, IMAGES, FLOOD)
-    futures = []
-    for pick in picks:
-        try:
-            futures.append(subject.engine.submit(subject.golden.images[pick], block=False))
-        except BusyError:
-            subject.outcomes["flood: BusyError"] += 1
-            break
+    futures: list[Future[Any]] = []
+    try:
+        futures.extend(subject.engine.submit(subject.golden.images[pick], block=False) for pick in picks)
+    except BusyError:
+        subject.outcomes["flood: BusyError"] += 1
     return _settle(subject, futures, picks[: len(futures)], ())
 
 
@@ -286,27 +282,31 @@ def other_engine(subject: Subject, rng: np.random.Generator) -> int:
         other.close(drain=drain)
     if not all(future.done() for future in futures):
         raise WrongError("closed with a request that has no answer")
-    return len(picks) + _settle(subject, futures, picks, () if drain else CancelledError)
+    return len(picks) + _settle(subject, futures, picks, () if drain else (CancelledError,))
 
 
 def c_call(subject: Subject, rng: np.random.Generator) -> int:
     """Call the C library with images in memory."""
     picks = subject.draw(rng, MOST_AT_ONCE)
-    images = np.ascontiguousarray(subject.golden.images[picks])
-    answers = subject.c_engine.infer(images.ctypes.data, images.nbytes, len(picks))
-    subject.golden.check(np.array(answers, np.float32).reshape(len(picks), -1), picks)
+    subject.golden.check(c_infer(subject.c_engine, subject.golden.images[picks]), picks)
     return len(picks)
 
 
-def _settle(subject: Subject, futures: "list[Future[Any]]", picks: Picks, allowed: Any) -> int:
+def c_infer(engine: Any, images: NDArray[Any]) -> Floats:
+    """Run contiguous images by the C library."""
+    answers = engine.infer(images.ctypes.data, images.nbytes, len(images))
+    return np.array(answers, np.float32).reshape(len(images), -1)
+
+
+def _settle(
+    subject: Subject, futures: "list[Future[Any]]", picks: Picks, allowed: tuple[type[BaseException], ...]
+) -> int:
     """Wait for one answer to each request; it may fail as ``allowed``."""
     for future, pick in zip(futures, picks, strict=True):
-        try:
-            answer = subject.answer(future)
-        except allowed as error:
-            subject.outcomes[f"{type(error).__name__} of a request"] += 1
-        else:
-            subject.golden.compare(answer, subject.golden.logits[pick])
+        with contextlib.suppress(*allowed):
+            subject.golden.compare(subject.answer(future), subject.golden.logits[pick])
+            continue
+        subject.outcomes[f"{allowed[0].__name__} of a request"] += 1
     return len(futures)
 
 

@@ -4,23 +4,22 @@ The first quarter of the windows is left out: caches fill, and allocators find t
 
 Growth is the median of the slopes between all pairs of moments (Theil 1950, Sen 1968); its interval runs from the k-th
 smallest slope to the k-th largest, k as the exact distribution of Kendall's S has it. Neighbouring readings resemble
-each other, which that distribution does not know; so they are first summed up in thirty blocks, by their medians. A
-single step, such as an allocator's that takes more memory once and keeps it, moves neither end beyond 0. It grows if the
-whole interval is above 0 and what it comes to by the end is more than `GROWTH` of the level.
+each other, which that distribution does not know; so they are first summed up in thirty blocks, by their medians. An
+allocator takes memory in steps and keeps it, and one step makes a slope; so it grows only if it does in either half of
+the time, whose intervals, of 95 %, are both above 0, and comes to more than `GROWTH` of the level by the end.
 
 Descriptors and threads are whole numbers that do not vary while nothing is under way: there are more of them if the
 fewest of the last third are more than the most of the first.
 
 Latency is the median of each window and kind, and processor time that of a window per image; the last third is held
 against the first by Hodges and Lehmann's shift of logarithms. It is slower if the whole interval is above 0 and the
-estimate is a tenth or more. Where other processes, or the host, took more of the cores in the last third than in the
-first, latency cannot be told.
+estimate is a tenth or more. Where other processes, or the host, took a share of the cores in either, it cannot be told.
 
-Confidence is shared by all that is tested: an interval is of 1 - 0.05 / tests.
+Intervals that are told share their confidence: each is of 1 - 0.05 / tests.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -39,10 +38,9 @@ LEVEL = 0.05
 GROWTH = 0.005  # of the level, by the end: what allocators keep back of loads that vary is less (see the tests)
 SLOWER = 0.1  # as `bench` has it of drift
 TAKEN = 0.05  # of the cores, as `bench` has it of other processes
-FEWEST_PER_WINDOW = 1  # of requests, for a kind's latency to be looked at
 
 Floats = NDArray[np.float64]
-Verdict = Literal["steady", "grew", "slower", "cannot tell", "wrong", "ended"]
+Verdict = Literal["steady", "grew", "slower", "cannot tell"]
 AMOUNTS = ("private", "heap", "objects", "blocks")
 HANDLES = ("files", "threads")
 
@@ -98,17 +96,18 @@ class Findings:
 def judge(soak: Soak) -> Findings:
     """Look at everything; at least six windows after the warm-up."""
     windows = after_warm_up(soak.windows)
-    kinds = [kind for kind in windows[0].times if all(_is_measured(one, kind) for one in windows)]
-    amounts = [name for name in AMOUNTS if windows[0].reading.__getattribute__(name) is not None]
-    level = LEVEL / (len(amounts) + len(kinds) + 1)
+    kinds = {kind: latency(windows, kind) for kind in dict.fromkeys(kind for one in windows for kind in one.times)}
+    often = {kind: seconds for kind, seconds in kinds.items() if len(seconds) >= len(windows) / 2}
+    amounts = [name for name in AMOUNTS if getattr(windows[0].reading, name) is not None]
+    level, quiet = LEVEL / (len(amounts) + len(often) + 1), is_quiet(windows)
     times = np.array([one.start for one in windows])
     per_image = np.array([one.processor_s / sum(kind.images for kind in one.times.values()) for one in windows])
     return Findings(
         amounts=tuple(growth(name, times, readings(windows, name), level) for name in amounts),
         handles=tuple(handles(name, readings(windows, name)) for name in HANDLES),
         latency=(
-            slowing("processor time per image", per_image, level),
-            *(slowing(kind, _latency(windows, kind), level, quiet=is_quiet(windows)) for kind in kinds),
+            slowing("processor time per image", per_image, level, quiet=quiet),
+            *(slowing(kind, seconds, level, quiet=quiet) for kind, seconds in often.items()),
         ),
         wrong=sum(one.wrong_count for one in soak.windows),
         end=soak.end,
@@ -132,13 +131,20 @@ def readings(windows: Sequence[Window], name: str) -> Floats:
     return np.array([getattr(one.reading, name) for one in windows], np.float64)
 
 
+def latency(windows: Sequence[Window], kind: str) -> Floats:
+    """List the medians of a kind of request, of the windows that have any."""
+    return np.array([one.times[kind].p50 for one in windows if kind in one.times])
+
+
 def growth(what: str, times: Floats, values: Floats, level: float) -> Finding:
     """Say whether values grow over time, in any unit of it."""
-    per_time = trend(blocks(times), blocks(values), level)
+    per_time = _trend_of_blocks(times, values, BLOCKS, level)
     span = float(times[-1] - times[0])
     change = Interval(*(end * span for end in (per_time.value, per_time.low, per_time.high)))
     start = float(np.median(thirds(values)[0]))
-    grew = change.low > 0 and change.value > GROWTH * start
+    halves = np.array_split(np.arange(len(values)), 2)
+    goes_on = all(_trend_of_blocks(times[half], values[half], BLOCKS // 2, LEVEL).low > 0 for half in halves)
+    grew = goes_on and change.value > GROWTH * start
     return Finding(what, "grew" if grew else "steady", start, change)
 
 
@@ -150,7 +156,7 @@ def handles(what: str, values: Floats) -> Finding:
 
 
 def slowing(what: str, seconds: Floats, level: float, *, quiet: bool = True) -> Finding:
-    """Say whether something takes longer in the end; ``quiet``: whether the machine was no busier then."""
+    """Say whether something takes longer in the end; ``quiet``: whether it had the machine to itself."""
     first, last = thirds(seconds)
     shift = shift_interval(np.log(blocks(first, BLOCKS // 3)), np.log(blocks(last, BLOCKS // 3)), level)
     change = Interval(*(float(np.expm1(end)) for end in (shift.value, shift.low, shift.high)))
@@ -160,10 +166,9 @@ def slowing(what: str, seconds: Floats, level: float, *, quiet: bool = True) -> 
 
 
 def is_quiet(windows: Sequence[Window]) -> bool:
-    """Whether others took no more of the cores in the last third than in the first."""
+    """Whether others took next to nothing of the cores, in the first third and in the last."""
     shares = np.array([(one.machine.elsewhere or 0) + (one.machine.stolen or 0) for one in windows])
-    first, last = thirds(shares)
-    return bool(np.median(last) - np.median(first) <= TAKEN)
+    return all(bool(np.median(part) <= TAKEN) for part in thirds(shares))
 
 
 def trend(times: Floats, values: Floats, level: float) -> Interval:
@@ -183,6 +188,10 @@ def pairs_outside(n: int, level: float) -> int:
     return sum(1 for total in itertools.accumulate(ways) if total <= allowed)
 
 
+def _trend_of_blocks(times: Floats, values: Floats, most: int, level: float) -> Interval:
+    return trend(blocks(times, most), blocks(values, most), level)
+
+
 def blocks(values: Floats, most: int = BLOCKS) -> Floats:
     """Medians of ``most`` blocks of successive values; the values themselves where there are fewer."""
     return np.array([np.median(part) for part in np.array_split(values, min(most, len(values)))])
@@ -194,24 +203,25 @@ def thirds(values: Floats) -> tuple[Floats, Floats]:
     return values[:size], values[len(values) - size :]
 
 
-def _is_measured(window: Window, kind: str) -> bool:
-    return kind in window.times and window.times[kind].count >= FEWEST_PER_WINDOW
-
-
-def _latency(windows: Sequence[Window], kind: str) -> Floats:
-    return np.array([one.times[kind].p50 for one in windows])
-
-
 def words(findings: Findings) -> list[str]:
     """Say it, one line each: first what is bad, then what was looked at."""
     lines = [f"ended: {findings.end}"] if findings.end else []
     if findings.wrong:
         lines.append(f"WRONG: {findings.wrong} requests were not as they have to be")
-    every = (*findings.amounts, *findings.handles, *findings.latency)
-    telling: dict[str, Callable[[Finding], str]] = {
-        "grew": lambda one: f"GREW: {one.what}, {one.change.value:+,.0f} ({one.change.low:+,.0f} to {one.change.high:+,.0f})",
-        "slower": lambda one: f"SLOWER: {one.what}, {one.change.value:+.0%} ({one.change.low:+.0%} to {one.change.high:+.0%})",
-        "cannot tell": lambda one: f"cannot tell: {one.what}, {one.change.value:+.0%}, while others took more of the cores",
-    }
-    lines += [telling[one.verdict](one) for one in every if one.verdict in telling]
+    lines += [
+        text
+        for found in (*findings.amounts, *findings.handles, *findings.latency)
+        if (text := _telling(found)) is not None
+    ]
     return lines or ["steady: nothing grew, nothing slowed down, and every answer was right"]
+
+
+def _telling(found: Finding) -> str | None:
+    low, value, high = found.change.low, found.change.value, found.change.high
+    if found.verdict == "grew":
+        return f"GREW: {found.what}, {value:+,.0f} ({low:+,.0f} to {high:+,.0f})"
+    if found.verdict == "slower":
+        return f"SLOWER: {found.what}, {value:+.0%} ({low:+.0%} to {high:+.0%})"
+    if found.verdict == "cannot tell":
+        return f"cannot tell: {found.what}, {value:+.0%}, but others used the cores too"
+    return None
