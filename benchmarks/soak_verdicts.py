@@ -5,8 +5,8 @@ The first quarter of the windows is left out: caches fill, and allocators find t
 Growth is the median of the slopes between all pairs of moments (Theil 1950, Sen 1968); its interval runs from the k-th
 smallest slope to the k-th largest, k as the exact distribution of Kendall's S has it. Neighbouring readings resemble
 each other, which that distribution does not know; so they are first summed up in thirty blocks, by their medians. An
-allocator takes memory in steps and keeps it, and one step makes a slope; so it grows only if it does in either half of
-the time, whose intervals, of 95 %, are both above 0, and comes to more than `GROWTH` of the level by the end.
+allocator takes memory in steps and keeps it, and one step makes a slope; so it grows only if it comes to more than
+`GROWTH` of the level by the end, and either half of the time has a quarter of that, its interval of 95 % above 0.
 
 Descriptors and threads are whole numbers that do not vary while nothing is under way: there are more of them if the
 fewest of the last third are more than the most of the first.
@@ -143,9 +143,14 @@ def growth(what: str, times: Floats, values: Floats, level: float) -> Finding:
     change = Interval(*(end * span for end in (per_time.value, per_time.low, per_time.high)))
     start = float(np.median(thirds(values)[0]))
     halves = np.array_split(np.arange(len(values)), 2)
-    goes_on = all(_trend_of_blocks(times[half], values[half], BLOCKS // 2, LEVEL).low > 0 for half in halves)
-    grew = goes_on and change.value > GROWTH * start
+    grew = change.value > GROWTH * start and all(_grows(times[half], values[half], change.value / 4) for half in halves)
     return Finding(what, "grew" if grew else "steady", start, change)
+
+
+def _grows(times: Floats, values: Floats, least: float) -> bool:
+    """Whether values grow, by at least so much."""
+    per_time = _trend_of_blocks(times, values, BLOCKS // 2, LEVEL)
+    return per_time.low > 0 and per_time.value * float(times[-1] - times[0]) >= least
 
 
 def handles(what: str, values: Floats) -> Finding:
