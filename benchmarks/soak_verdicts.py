@@ -6,7 +6,8 @@ Growth is the median of the slopes between all pairs of moments (Theil 1950, Sen
 smallest slope to the k-th largest, k as the exact distribution of Kendall's S has it. Neighbouring readings resemble
 each other, which that distribution does not know; so they are first summed up in thirty blocks, by their medians. An
 allocator takes memory in steps and keeps it, and one step makes a slope; so it grows only if it comes to more than
-`GROWTH` of the level by the end, and either half of the time has a quarter of that, its interval of 95 % above 0.
+`GROWTH` of the level by the end, and does so in either half of the time, whose intervals, of 99 %, are above 0, and in
+neither by less than a third of what it is in the other.
 
 Descriptors and threads are whole numbers that do not vary while nothing is under way: there are more of them if the
 fewest of the last third are more than the most of the first.
@@ -35,6 +36,7 @@ from resnet_deploy.bench.shifts import inner_interval, shift_interval
 WARM_UP = 0.25
 BLOCKS = 30
 LEVEL = 0.05
+HALF_LEVEL = 0.01  # of each half, which both have to grow
 GROWTH = 0.005  # of the level, by the end: what allocators keep back of loads that vary is less (see the tests)
 SLOWER = 0.1  # as `bench` has it of drift
 TAKEN = 0.05  # of the cores, as `bench` has it of other processes
@@ -142,15 +144,16 @@ def growth(what: str, times: Floats, values: Floats, level: float) -> Finding:
     span = float(times[-1] - times[0])
     change = Interval(*(end * span for end in (per_time.value, per_time.low, per_time.high)))
     start = float(np.median(thirds(values)[0]))
-    halves = np.array_split(np.arange(len(values)), 2)
-    grew = change.value > GROWTH * start and all(_grows(times[half], values[half], change.value / 4) for half in halves)
+    grew = change.value > GROWTH * start and goes_on(times, values)
     return Finding(what, "grew" if grew else "steady", start, change)
 
 
-def _grows(times: Floats, values: Floats, least: float) -> bool:
-    """Whether values grow, by at least so much."""
-    per_time = _trend_of_blocks(times, values, BLOCKS // 2, LEVEL)
-    return per_time.low > 0 and per_time.value * float(times[-1] - times[0]) >= least
+def goes_on(times: Floats, values: Floats) -> bool:
+    """Whether values grow in either half, and in neither by less than a third of what they do in the other."""
+    halves = np.array_split(np.arange(len(values)), 2)
+    found = [_trend_of_blocks(times[half], values[half], BLOCKS // 2, HALF_LEVEL) for half in halves]
+    less, more = sorted(one.value for one in found)
+    return all(one.low > 0 for one in found) and less >= more / 3
 
 
 def handles(what: str, values: Floats) -> Finding:
