@@ -24,7 +24,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 from soak_records import Load, Opening, Soak, SoakRecord, Window
-from soak_verdicts import Finding, Findings, after_warm_up, judge, thirds, words
+from soak_verdicts import FEWEST, Finding, Findings, after_warm_up, judge, thirds, words
 
 from resnet_deploy import environment
 from resnet_deploy.bench import record_files
@@ -130,8 +130,10 @@ def _slowing(found: Finding) -> str:
 
 
 def _p99(windows: "tuple[Window, ...]", kind: str) -> str:
-    found = np.array([window.times[kind].p99 if kind in window.times else np.nan for window in windows])
-    first, last = (float(np.nanmedian(part)) * 1e3 for part in thirds(found))
+    found = np.array([window.times[kind].p99 for window in windows if kind in window.times])
+    if len(found) < FEWEST:
+        return ""
+    first, last = (float(np.median(part)) * 1e3 for part in thirds(found))
     return f"{first:.3g} ms, {last:.3g} ms"
 
 

@@ -37,6 +37,7 @@ WARM_UP = 0.25
 BLOCKS = 30
 LEVEL = 0.05
 HALF_LEVEL = 0.01  # of each half, which both have to grow
+FEWEST = 6  # windows: thirds of two
 GROWTH = 0.005  # of the level, by the end: what allocators keep back of loads that vary is less (see the tests)
 SLOWER = 0.1  # as `bench` has it of drift
 TAKEN = 0.05  # of the cores, as `bench` has it of other processes
@@ -101,15 +102,14 @@ def judge(soak: Soak) -> Findings:
     kinds = {kind: latency(windows, kind) for kind in dict.fromkeys(kind for one in windows for kind in one.times)}
     often = {kind: seconds for kind, seconds in kinds.items() if len(seconds) >= len(windows) / 2}
     amounts = [name for name in AMOUNTS if getattr(windows[0].reading, name) is not None]
-    level, quiet = LEVEL / (len(amounts) + len(often) + 1), is_quiet(windows)
     times = np.array([one.start for one in windows])
-    per_image = np.array([one.processor_s / sum(kind.images for kind in one.times.values()) for one in windows])
+    often |= {"processor time per image": processor_times(windows)}
+    level, quiet = LEVEL / (len(amounts) + len(often)), is_quiet(windows)
     return Findings(
         amounts=tuple(growth(name, times, readings(windows, name), level) for name in amounts),
         handles=tuple(handles(name, readings(windows, name)) for name in HANDLES),
-        latency=(
-            slowing("processor time per image", per_image, level, quiet=quiet),
-            *(slowing(kind, seconds, level, quiet=quiet) for kind, seconds in often.items()),
+        latency=tuple(
+            slowing(kind, seconds, level, quiet=quiet) for kind, seconds in often.items() if len(seconds) >= FEWEST
         ),
         wrong=sum(one.wrong_count for one in soak.windows),
         end=soak.end,
@@ -123,7 +123,7 @@ def after_warm_up(windows: Sequence[Window]) -> Sequence[Window]:
         SystemExit: If too few are left to tell anything.
     """
     left = windows[int(len(windows) * WARM_UP) :]
-    if len(left) < 6:
+    if len(left) < FEWEST:
         raise SystemExit(f"{len(left)} windows after the warm-up are too few to tell growth: soak for longer")
     return left
 
@@ -136,6 +136,12 @@ def readings(windows: Sequence[Window], name: str) -> Floats:
 def latency(windows: Sequence[Window], kind: str) -> Floats:
     """List the medians of a kind of request, of the windows that have any."""
     return np.array([one.times[kind].p50 for one in windows if kind in one.times])
+
+
+def processor_times(windows: Sequence[Window]) -> Floats:
+    """List the processor time that an image took, of the windows that have any."""
+    images = [sum(kind.images for kind in one.times.values()) for one in windows]
+    return np.array([one.processor_s / many for one, many in zip(windows, images, strict=True) if many])
 
 
 def growth(what: str, times: Floats, values: Floats, level: float) -> Finding:
