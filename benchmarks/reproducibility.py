@@ -199,7 +199,7 @@ def compile_here(backend: str, graph: Path, model: Path) -> None:
     images = synthetic_images(open_bundle(graph.parent).manifest.card.preprocess, IMAGES)
     if backend == "openvino":
         compiled = open_compiled(graph)
-        Path("compiled").write_bytes(compiled.export_model())
+        Path("compiled").write_bytes(compiled.export_model().getvalue())
         (logits,) = compiled({0: images}).values()
     else:
         ort = import_onnxruntime()
