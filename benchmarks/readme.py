@@ -24,8 +24,11 @@ import microbatching
 import msgspec
 import overhead
 import plan_facts
+import reproducibility
 import scoring
+import soak
 from rich.console import Console
+from soak_records import SoakRecord
 
 from resnet_deploy.bench import statistics
 from resnet_deploy.bench.loadgen_records import read_loadgen_record
@@ -170,6 +173,16 @@ def scoring_bound(name: str) -> tuple[float, float, float]:
     return record.decode, record.alone, record.bound
 
 
+def soak_table(name: str) -> str:
+    """Lay out what a soak found."""
+    return "\n".join(soak.table(decoded(name, SoakRecord)))
+
+
+def reproducibility_table(name: str) -> str:
+    """Lay out which files are the same when they are made again."""
+    return "\n".join(reproducibility.table(decoded(name, reproducibility.ReproducibilityRecord)))
+
+
 def loadgen_table(name: str) -> str:
     """Lay out what LoadGen said as a terminal shows it, without the notes."""
     return tables_of(print_loadgen, read_loadgen_record(RESULTS / name))
@@ -213,6 +226,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
             loadgen_overhead,
         ),
         *(microbatching_table, cpp_table, preprocess_table, scoring_table, scoring_bound),
+        *(soak_table, reproducibility_table),
         *(int8_quality_table, calibration_table, calibration_ratio, plan_table),
     )
 }
