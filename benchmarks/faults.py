@@ -103,10 +103,11 @@ def kill_all(names: Sequence[str], kills: int, folder: Path, draw: random.Random
 def pair_all(names: Sequence[str], pairs: int, folder: Path, draw: random.Random) -> tuple[PairTrial, ...]:
     """Run every command twice at once."""
     trials = []
-    for name in names:
-        for trial in run_together(SUBJECTS[name], folder / "base", folder / "pairs", pairs, draw):
-            trials.append(trial)
-            tell(f"{name}, twice at once", trial.is_sound, str(trial))
+    with contextlib.suppress(KeyboardInterrupt):  # what was done counts
+        for name in names:
+            for trial in run_together(SUBJECTS[name], folder / "base", folder / "pairs", pairs, draw):
+                trials.append(trial)
+                tell(f"{name}, twice at once", trial.is_sound, str(trial))
     return tuple(trials)
 
 
@@ -118,11 +119,12 @@ def place_all(names: Sequence[str], parts: Sequence[str], folder: Path, steps: i
         "read-only": forbid_writing,
         "memory": partial(limit_memory, limits=MEMORY),
     }
-    for name in names:
-        for part in parts:
-            for trial in ways[part](SUBJECTS[name], base, work) if part in ways else ():
-                trials.append(trial)
-                tell(f"{name}, {trial.place}: {trial.what}", trial.is_sound, str(trial))
+    with contextlib.suppress(KeyboardInterrupt):
+        for name in names:
+            for part in parts:
+                for trial in ways[part](SUBJECTS[name], base, work) if part in ways else ():
+                    trials.append(trial)
+                    tell(f"{name}, {trial.place}: {trial.what}", trial.is_sound, str(trial))
     return tuple(trials)
 
 

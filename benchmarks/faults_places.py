@@ -51,7 +51,7 @@ def fill_disks(subject: Subject, base: Path, work: Path, sizes: int) -> Iterator
     undisturbed = run_undisturbed(subject, base, work, over_earlier=False)
     whole = sum(path.stat().st_size for path in (work / "undisturbed").rglob("*") if path.is_file())
     for step in range(sizes):
-        size = max(16_384, whole * (step + 1) // (sizes + 1))
+        size = max(resource.getpagesize(), whole * (step + 1) // (sizes + 1))
         disk = mounted(work / "disk", f"size={size}")
         try:
             ended = run(subject.words(base), disk)
