@@ -362,11 +362,10 @@ def _move_into_place(temporary: Path, path: Path) -> None:
         try:
             temporary.rename(path)
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # a folder that was put there just now
                 raise
         else:
             return
-        # Somebody else's folder has come to lie there since: it is replaced as any other.
     if not _exchange(temporary, path):
         # Without renameat2 there is a moment with nothing at all, but never one with a partial folder.
         aside = temporary.with_suffix(".old")

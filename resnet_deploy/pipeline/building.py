@@ -148,7 +148,6 @@ def build(inputs: BuildInputs, spec: BuildSpec, progress: "Progress") -> Built:
         existing = _cached(output, key)
     if existing is not None:
         require_speedup(existing.manifest.measured.speedup, inputs.require_speedup)
-        artifact.remove_abandoned(output)  # of a build that was killed when this one was in its place
         return Built(existing, cache_hit=True)
     # The folder first: where there is no writing, nobody should wait for a calibration to learn it.
     with artifact.atomic_folder(output) as folder, artifact.translate_os_errors(output):
@@ -329,6 +328,7 @@ def _cached(output: Path, key: str) -> Bundle | None:
         bundle = open_bundle(output)
         bundle.verify_files()
         if bundle.manifest.cache_key == key:
+            artifact.remove_abandoned(output)  # of a build that was killed when this one was in its place
             return bundle
     except BundleError:
         pass  # damaged: built anew in its place
