@@ -17,6 +17,7 @@ import click
 import cpp_preprocess
 import cpp_throughput
 import decode
+import faults
 import gate_power
 import int8_quality
 import jinja2
@@ -183,6 +184,11 @@ def reproducibility_table(name: str) -> str:
     return "\n".join(reproducibility.table(decoded(name, reproducibility.ReproducibilityRecord)))
 
 
+def fault_tables(name: str) -> str:
+    """Lay out what kills, crowds and bad places did."""
+    return "\n".join(faults.table(decoded(name, faults.FaultRecord))).rstrip()
+
+
 def loadgen_table(name: str) -> str:
     """Lay out what LoadGen said as a terminal shows it, without the notes."""
     return tables_of(print_loadgen, read_loadgen_record(RESULTS / name))
@@ -227,7 +233,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         ),
         *(microbatching_table, cpp_table, preprocess_table, scoring_table, scoring_bound),
         *(soak_table, reproducibility_table),
-        *(int8_quality_table, calibration_table, calibration_ratio, plan_table),
+        *(int8_quality_table, calibration_table, calibration_ratio, plan_table, fault_tables),
     )
 }
 

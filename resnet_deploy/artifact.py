@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from resnet_deploy.errors import FileError
+from resnet_deploy.locks import locked_folder
 
 _CHUNK_BYTES: Final = 1 << 20
 _AT_FDCWD: Final = -100  # linux/fcntl.h: relative paths are relative to the working folder
@@ -84,7 +85,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
     """Hand out a temporary path for each of ``paths``, as ``atomic_file``; they all take their places, or none does.
 
-    Only a machine that stops between two renames can leave some of them behind.
+    Two writers of the same paths take turns in renaming, so that what lies there is of one of them. Only a process or a
+    machine that is stopped between two renames can leave some of them behind.
 
     Raises:
         FileError: As ``atomic_file``.
@@ -96,6 +98,9 @@ def atomic_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
             with translate_os_errors(path):
                 _make_readable(temporary)
                 _flush(temporary)
+        if len(paths) > 1:
+            with translate_os_errors(paths[0]):
+                stack.enter_context(locked_folder(_final(paths[0]).parent))
         _move_together(temporaries, paths)
 
 
@@ -108,7 +113,7 @@ def _temporary_file(path: Path) -> Iterator[Path]:
             raise FileError(f"{path} is not a regular file", hint="give a file that may be replaced")
     with _folder_of(target, path):
         with translate_os_errors(path):
-            _remove_abandoned(target)
+            remove_abandoned(target)
             temporary, lock = _make_locked(target, _make_file)
         try:
             yield temporary
@@ -178,7 +183,7 @@ def atomic_folder(path: Path, *, staging: Path | None = None) -> Iterator[Path]:
             raise FileError(f"{path} is not a folder", hint="give a folder, or a name that is not taken")
     with _folder_of(target, path):
         with translate_os_errors(path):
-            _remove_abandoned(staged)
+            remove_abandoned(staged)
             temporary, lock = _make_locked(staged, _make_folder)
         try:
             yield temporary
@@ -301,13 +306,17 @@ def _make_locked(target: Path, make: Callable[[Path], Path]) -> tuple[Path, int]
         # Between its making and its locking, somebody took it for abandoned, and removes it.
 
 
-def _remove_abandoned(target: Path) -> None:
-    """Remove the temporaries of ``target`` whose process is gone; leave those of which that cannot be told."""
+def remove_abandoned(path: Path) -> None:
+    """Remove the temporaries of ``path`` whose process is gone; leave those of which that cannot be told.
+
+    Whoever writes ``path`` does so; whoever finds that it is there already has to ask for it.
+    """
+    target = _final(path)
     names = re.compile(re.escape(f".{target.name}.") + r"[a-z0-9_]{8}\.tmp")  # as tempfile makes them up
     with contextlib.suppress(OSError):
-        for path in target.parent.iterdir():
-            if names.fullmatch(path.name):
-                _remove_if_abandoned(path)
+        for found in target.parent.iterdir():
+            if names.fullmatch(found.name):
+                _remove_if_abandoned(found)
 
 
 def _remove_if_abandoned(path: Path) -> None:
@@ -350,8 +359,14 @@ def _lock(path: Path, *, where_there_are_none: bool) -> int | None:
 def _move_into_place(temporary: Path, path: Path) -> None:
     """Rename ``temporary`` to ``path``; what is there already is swapped out and left under the temporary name."""
     if not path.exists():
-        temporary.rename(path)
-    elif not _exchange(temporary, path):
+        try:
+            temporary.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # a folder that was put there just now
+                raise
+        else:
+            return
+    if not _exchange(temporary, path):
         # Without renameat2 there is a moment with nothing at all, but never one with a partial folder.
         aside = temporary.with_suffix(".old")
         path.rename(aside)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _KERNEL_TIME: Final = "_kernel_time"
 _IN_FP32: Final = "InsertedPrecisionFreeCast_"  # how ONNX Runtime calls an FP16 node that it computes in FP32
 _BOUND_FAULT: Final = "Error in execution: "
+_OUT_OF_MEMORY: Final = ("std::bad_alloc", "Failed to allocate memory")
 CPU_PROVIDER: Final = "CPUExecutionProvider"
 
 
@@ -151,7 +152,7 @@ def session_options(ort: Any, threads: int) -> Any:
 
 @contextlib.contextmanager
 def translate_refusals() -> Iterator[None]:
-    """Turn what ONNX Runtime raises into a BuildError; some faults of a graph show only when it is run.
+    """Turn what ONNX Runtime raises into a BuildError or a MemoryError; some faults show only when a graph is run.
 
     Its exceptions have no base of their own; they are known by the module that they come from. Where inputs and
     outputs are bound, it raises a RuntimeError with words of its own before those of the fault.
@@ -164,4 +165,6 @@ def translate_refusals() -> Iterator[None]:
         if type(error).__module__.partition(".")[0] != "onnxruntime" and not is_bound:
             raise
         first_line = text.removeprefix(_BOUND_FAULT).splitlines()[0]
+        if any(words in text for words in _OUT_OF_MEMORY):
+            raise MemoryError(first_line) from error
         raise BuildError(f"ONNX Runtime refuses the model: {first_line}") from error

@@ -10,6 +10,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -32,18 +33,33 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with translate_os_errors(path):
-            self._file = path.open("a+b", buffering=0)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        self._file = self._open()
+        while not self._is_there():  # between its opening and its locking, somebody was done with it, and removed it
             self._file.close()
+            self._file = self._open()
+        self._flushed = time.monotonic()
+
+    def _open(self) -> FileIO:
+        """Open and lock the file."""
+        with translate_os_errors(self.path):
+            file = self.path.open("a+b", buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
             raise FileError(
-                f"{path}: another process is writing it", hint="wait for it, or choose another -o"
+                f"{self.path}: another process is writing it", hint="wait for it, or choose another -o"
             ) from error
         except OSError:
             pass  # a file system without locks
-        self._flushed = time.monotonic()
+        return file
+
+    def _is_there(self) -> bool:
+        """Whether the open file is the one that bears the name."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
+        except FileNotFoundError:
+            return False
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield every whole line from the start; then what follows the last of them is cut off."""

@@ -168,6 +168,11 @@ class RemoteFolder:
             if self._files.get_file_info(self._root).type != kinds.Directory:
                 raise FileError(f"{self.uri}: no such folder", hint="check the address")
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep nobody out: object stores have no locks. Two commands would write the same tables twice."""
+        yield
+
     def image_names(self) -> list[str]:
         """List the images below, sorted, relative to the folder; raise DataError if there are none."""
         self.require()

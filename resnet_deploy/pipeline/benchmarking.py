@@ -1,13 +1,13 @@
 """PyTorch and engines of one model, side by side in one run, into a record."""
 
 import contextlib
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from resnet_deploy import environment
+from resnet_deploy.bench import record_files
 from resnet_deploy.bench.loops import WARMUP_CALLS
 from resnet_deploy.bench.machine import governor
 from resnet_deploy.bench.measure import pace_notes
@@ -56,8 +56,7 @@ def bench(inputs: BenchInputs, spec: BenchSpec, *, threads: int, progress: "Prog
 
 def save(record: BenchRecord, folder: Path) -> Path:
     """Write ``record`` into ``folder`` under a name made of the model and the time; return the path."""
-    stamp = record.created.replace(":", "").replace("-", "")
-    path = folder / f"{record.architecture}-{stamp}.json"
+    path = folder / f"{record.architecture}-{record_files.file_stamp(record.created)}.json"
     write_record(record, path)
     return path
 
@@ -70,7 +69,7 @@ def _run(
         dataset = None if reader is None else _dataset_record(reader)
         in_sample = [reader is not None and one.was_fitted_to(reader.dataset) for one in lineup.candidates]
     return BenchRecord(
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        created=record_files.created_now(),
         environment=environment.collect(),
         architecture=lineup.card.architecture,
         weights_sha256=lineup.card.weights_sha256,

@@ -328,6 +328,7 @@ def _cached(output: Path, key: str) -> Bundle | None:
         bundle = open_bundle(output)
         bundle.verify_files()
         if bundle.manifest.cache_key == key:
+            artifact.remove_abandoned(output)  # of a build that was killed when this one was in its place
             return bundle
     except BundleError:
         pass  # damaged: built anew in its place

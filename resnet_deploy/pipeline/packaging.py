@@ -5,12 +5,9 @@ made beside the repository and renamed into it; a new version of a model that is
 links) of its folder, which is then exchanged for the old one in one step.
 """
 
-import contextlib
 import errno
-import fcntl
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -22,6 +19,7 @@ from resnet_deploy.integrations.triton.config import LABELS, WARMUP, Contents
 from resnet_deploy.integrations.triton.folders import CONFIG, INTERFACE, ModelFolder, model_folders, origin
 from resnet_deploy.integrations.triton.hosts import Serving, notes
 from resnet_deploy.json_files import decode_json
+from resnet_deploy.locks import locked_folder
 from resnet_deploy.pipeline.replaying import read_golden
 
 State = Literal["new", "new version", "rewritten", "unchanged"]
@@ -78,7 +76,8 @@ def package_for_triton(engine: Path, repository: Path, serving: Serving, version
     bundle = open_bundle(engine)
     bundle.verify_files()
     folders = model_folders(_contents(bundle), serving)
-    with artifact.writable_folder(repository), _held(repository):
+    # Others would choose the same number meanwhile.
+    with artifact.writable_folder(repository), artifact.translate_os_errors(repository), locked_folder(repository):
         versions = []
         for folder in folders:  # every refusal comes before anything is written
             existing = _versions_of_ours(repository / folder.name, folder)
@@ -86,19 +85,6 @@ def package_for_triton(engine: Path, repository: Path, serving: Serving, version
             versions.append(_choose(repository / folder.name, folder, existing, version) if is_engine else 1)
         models = tuple(_place(repository, folder, number) for folder, number in zip(folders, versions, strict=True))
     return Packaged(str(repository), bundle.manifest.name, models, notes(bundle.manifest))
-
-
-@contextlib.contextmanager
-def _held(repository: Path) -> Iterator[None]:
-    """Keep others out who would choose the same number meanwhile; on a file system without locks, nobody is."""
-    with artifact.translate_os_errors(repository):
-        handle = os.open(repository, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _contents(bundle: Bundle) -> Contents:
@@ -175,11 +161,13 @@ def _place(repository: Path, folder: ModelFolder, version: int) -> PackagedModel
     target = repository / folder.name
     wanted = _files(folder, version)
     is_new, is_next = not artifact.exists(target), not artifact.exists(target / str(version))
-    if not is_new and all(_holds(target / path, content) for path, content in wanted.items()):
-        return PackagedModel(folder.name, version, "unchanged")
     # A link may lead out of the repository: what it leads to is replaced.
-    root = Path(os.path.realpath(target)).parent
+    final = Path(os.path.realpath(target))
+    root = final.parent
     staging = _staging(root)
+    if not is_new and all(_holds(target / path, content) for path, content in wanted.items()):
+        artifact.remove_abandoned(staging / final.name)  # of a command that was killed when this was in its place
+        return PackagedModel(folder.name, version, "unchanged")
     try:
         _make(target, wanted, version, staging)
     except FileError as error:

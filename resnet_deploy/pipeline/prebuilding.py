@@ -86,7 +86,7 @@ def prebuild(inputs: BuildInputs, specs: list[BuildSpec], folder: Path, jobs: in
             wanted = replace(inputs, output=folder / name)
             if spec.precision not in QUANTIZED:
                 wanted = replace(wanted, calib=None, samples=inputs.samples or _as_samples(inputs.calib))
-            running[pool.submit(_build_one, wanted, spec, name)] = name
+            running[_submit(pool, wanted, spec, name)] = name
         try:
             for done in progress.track(as_completed(running), "building", len(running)):
                 failure = _outcome(done, running[done])
@@ -120,6 +120,16 @@ def _as_samples(calib: str | None) -> Path | None:
     """Take the folder of images to calibrate on for an engine that only wants a few to answer."""
     path = Path(calib) if calib is not None else None
     return path if path is not None and artifact.is_folder(path) else None
+
+
+def _submit(pool: ProcessPoolExecutor, inputs: BuildInputs, spec: BuildSpec, name: str) -> "Future[Failure | None]":
+    """Have an engine built; where a process has been killed already, the future says so, as that of any other does."""
+    try:
+        return pool.submit(_build_one, inputs, spec, name)
+    except BrokenProcessPool as error:
+        lost: Future[Failure | None] = Future()
+        lost.set_exception(error)
+        return lost
 
 
 def _outcome(done: "Future[Failure | None]", name: str) -> Failure | None:

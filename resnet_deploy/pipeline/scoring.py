@@ -73,8 +73,8 @@ def score(places: ScoringPlaces, spec: ScoringSpec, way: ScoringWay, progress: "
         The record, as it lies in the output.
 
     Raises:
-        UserError: If something cannot be read or written, there is no image, or what lies in the output is of another
-            engine, list of images, or request; the message says what differs.
+        UserError: If something cannot be read or written, there is no image, another command is scoring into the
+            output, or what lies there is of another engine, list of images, or request; the message says what differs.
         ScoringError: If shards are left, after all others were done.
     """
     bundle = open_bundle(places.engine)
@@ -92,29 +92,30 @@ def score(places: ScoringPlaces, spec: ScoringSpec, way: ScoringWay, progress: "
         top=spec.top,
         logits=spec.logits,
     )
-    with progress.task("finding what is done"):
-        output = ScoringOutput(place, request)
-    on_gpu = find_backend(bundle.manifest.spec.backend).device not in ("any", "cpu")
-    workers, threads = way.machines.part(spec, len(output.missing), on_gpu=on_gpu)
-    task = ScoringTask(
-        engine=absolute(str(places.engine)),
-        engine_sha256=request.engine_sha256,
-        source=source,
-        output=place,
-        scoring_sha256=request.digest,
-        top=spec.top,
-        logits=spec.logits,
-        threads=threads,
-        on_gpu=on_gpu,
-    )
-    session = ScoringSession(
-        begun=record_files.created_now(),
-        way=way.name,
-        workers=workers,
-        threads=threads,
-        environment=environment.collect(),
-    )
-    return _run(output, session, way.score(task, Shards(names, spec.shard_size, output.missing), workers), progress)
+    with open_folder(place).held():
+        with progress.task("finding what is done"):
+            output = ScoringOutput(place, request)
+        on_gpu = find_backend(bundle.manifest.spec.backend).device not in ("any", "cpu")
+        workers, threads = way.machines.part(spec, len(output.missing), on_gpu=on_gpu)
+        task = ScoringTask(
+            engine=absolute(str(places.engine)),
+            engine_sha256=request.engine_sha256,
+            source=source,
+            output=place,
+            scoring_sha256=request.digest,
+            top=spec.top,
+            logits=spec.logits,
+            threads=threads,
+            on_gpu=on_gpu,
+        )
+        session = ScoringSession(
+            begun=record_files.created_now(),
+            way=way.name,
+            workers=workers,
+            threads=threads,
+            environment=environment.collect(),
+        )
+        return _run(output, session, way.score(task, Shards(names, spec.shard_size, output.missing), workers), progress)
 
 
 def _run(

@@ -11,6 +11,7 @@ from resnet_deploy.datasets import image_names
 from resnet_deploy.errors import FileError
 from resnet_deploy.images import tensor_from_source
 from resnet_deploy.integrations.pyarrow import RemoteFolder
+from resnet_deploy.locks import locked_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +27,10 @@ class Folder(Protocol):
 
     def require(self) -> None:
         """Raise FileError if it is not there."""
+        ...
+
+    def held(self) -> "contextlib.AbstractContextManager[None]":
+        """Make it where need be, and keep other commands from writing to it, as far as that can be done."""
         ...
 
     def image_names(self) -> list[str]:
@@ -79,6 +84,22 @@ class LocalFolder:
         if not artifact.is_folder(self.path):
             what = " is not a folder" if artifact.exists(self.path) else ": no such folder"
             raise FileError(f"{self.path}{what}", hint="check the path; every machine that works must see it")
+
+    @contextlib.contextmanager
+    def held(self) -> "Iterator[None]":
+        """Make it, and lock it; the lock ends with this process, whatever becomes of its workers.
+
+        Raises:
+            FileError: If it cannot be written to, or another command is scoring into it.
+        """
+        with artifact.writable_folder(self.path), contextlib.ExitStack() as stack:
+            with artifact.translate_os_errors(self.path):
+                is_ours = stack.enter_context(locked_folder(self.path, wait=False))
+            if not is_ours:
+                raise FileError(
+                    f"{self.path}: another command is scoring into it", hint="wait for it, or choose another --out"
+                )
+            yield
 
     def image_names(self) -> list[str]:
         """List the images below, as ``datasets.image_names``."""

@@ -260,6 +260,14 @@ def test_same_request_builds_nothing(case):
     assert built.bundle.manifest == open_bundle(case.output).manifest
 
 
+def test_what_a_killed_build_left_goes_though_the_engine_is_there(case):
+    """Killed when the new folder was in its place, and the old one still under the temporary name."""
+    left = case.output.with_name(f".{case.output.name}.abcdefgh.tmp")
+    left.mkdir()
+    assert case.build().cache_hit
+    assert not left.exists()
+
+
 def add_image(case):
     shutil.copy(case.calibration / "00.png", case.calibration / "another.png")
 

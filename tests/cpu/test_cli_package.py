@@ -243,6 +243,14 @@ def test_packaging_twice_changes_nothing(deployment, package, invoke, tmp_path):
             assert (again / path).read_bytes() == (tmp_path / "models" / path).read_bytes()
 
 
+def test_what_a_killed_command_left_goes_though_the_model_is_there(deployment, package, tmp_path):
+    """Killed when the new folder was in its place, and the old one still under the temporary name."""
+    package(deployment.engines["int8"])
+    (tmp_path / ".net.abcdefgh.tmp").mkdir()
+    package(deployment.engines["int8"])
+    assert list(tmp_path.glob(".net.*")) == []
+
+
 def test_another_engine_is_the_next_version(deployment, package):
     package(deployment.engines["fp32"])
     repository = package(deployment.engines["int8"])

@@ -1,10 +1,12 @@
 """A fleet's engines: built in processes of their own, listed in one index, chosen from where one is loaded."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -302,6 +304,26 @@ def test_a_signal_ends_it_and_its_workers_and_leaves_no_half(deployment, tmp_pat
     assert not [name for name in left if name.startswith(".fp16")]
     assert INDEX not in left
     assert len(left) < 6
+
+
+def test_a_worker_that_is_killed_is_told_of(deployment, tmp_path):
+    """As by a system that is short of memory; nothing waits for it."""
+
+    def kill_one():
+        while not (workers := workers_of(os.getpid())):
+            time.sleep(0.01)
+        os.kill(workers[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    prebuilt = prebuild(BuildInputs(deployment.model), specs("fp32", "fp16"), tmp_path / "engines", 1, Silent())
+    killer.join()
+    assert prebuilt.fleet is None
+    assert [one.name for one in prebuilt.failures] == ["fp32-onnxruntime", "fp16-onnxruntime"]
+    with pytest.raises(BuildError, match=r"fp32-onnxruntime was not built \(and 1 more\): .* was killed") as caught:
+        require_whole(prebuilt)
+    assert "memory" in caught.value.hint
+    assert not (tmp_path / "engines").exists()
 
 
 def workers_of(pid: int) -> list[int]:

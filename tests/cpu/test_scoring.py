@@ -26,6 +26,7 @@ from PIL import Image
 from scoring_images import assert_each_once, draw_pictures, errors, lay_out, parts, scores
 
 import resnet_deploy
+from resnet_deploy.locks import locked_folder
 from resnet_deploy.pipeline import scoring_workers
 from resnet_deploy.pipeline.scoring import ScoringWay
 
@@ -205,6 +206,17 @@ def test_requests_that_cannot_be_met(invoke, line, fill, tmp_path, deployment, m
         image = source / "a" / "0000.jpg"
         assert_refused(invoke("predict", image, *engine, option), f"{option.split('=')[0]} has no effect", "--out DIR")
     assert files(tmp_path) == before
+
+
+def test_two_commands_do_not_score_into_one_folder(invoke, line, fill, tmp_path):
+    source, out = fill(4), tmp_path / "out"
+    out.mkdir()
+    with locked_folder(out):
+        assert_refused(invoke(*line(source, "--workers", 1)), "another command is scoring into it", "another --out")
+    assert files(out) == {}
+    result = invoke(*line(source, "--workers", 1))
+    assert result.exit_code == 0, result.output
+    assert_each_once(out, source)
 
 
 def test_a_folder_of_other_scores_is_refused_with_what_differs(invoke, line, fill, deployment, tmp_path):

@@ -218,6 +218,24 @@ def test_a_pair_interrupted_between_two_renames_is_as_it_was(tmp_path, full_for)
     assert content(tmp_path) == {"model": "old", "weights": "old"}
 
 
+def test_two_writers_of_a_pair_leave_that_of_one(tmp_path, monkeypatch):
+    """The second is done with its files when the first has renamed one of its two."""
+    write_pair(tmp_path, "old")
+    move, others = artifact._move_into_place, []
+
+    def let_another_begin(temporary, target):
+        move(temporary, target)
+        if not others:
+            others.append(threading.Thread(target=write_pair, args=(tmp_path, "second")))
+            others[0].start()
+            others[0].join(0.5)  # without the turn it is done by then
+
+    monkeypatch.setattr(artifact, "_move_into_place", let_another_begin)
+    write_pair(tmp_path, "first")
+    others[0].join()
+    assert content(tmp_path) == {"model": "second", "weights": "second"}
+
+
 # --- folders
 
 
@@ -239,6 +257,17 @@ def test_folder_is_replaced_whole(tmp_path, monkeypatch, can_exchange):
     write_folder(tmp_path / "net", engine="new", log="new")
     assert content(tmp_path) == {"net/engine": "new", "net/log": "new"}
     assert names(tmp_path) == ["net"]
+
+
+def test_a_folder_that_came_meanwhile_is_replaced_too(tmp_path, monkeypatch):
+    """Two builds of a new engine: the second looks before the first has renamed, and renames after it."""
+    write_folder(tmp_path / "net", engine="first")
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "temporary" / "engine").write_text("second")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "exists", lambda path: False)
+        artifact._move_into_place(tmp_path / "temporary", tmp_path / "net")
+    assert content(tmp_path) == {"net/engine": "second", "temporary/engine": "first"}
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -415,7 +444,7 @@ def test_temporary_that_is_taken_for_abandoned_before_it_is_locked(tmp_path, mon
     def take_first(path, **how):
         if not taken:
             taken.append(path)
-            artifact._remove_abandoned(tmp_path / "net")
+            artifact.remove_abandoned(tmp_path / "net")
         return lock(path, **how)
 
     monkeypatch.setattr(artifact, "_lock", take_first)

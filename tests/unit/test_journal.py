@@ -68,6 +68,22 @@ def test_one_process_at_a_time(path):
     Journal(path).close()
 
 
+def test_one_that_was_removed_before_it_could_be_locked_is_made_anew(path, monkeypatch):
+    """Whoever had it open was done just then."""
+    lock, calls = fcntl.flock, []
+
+    def finish_first(file, how):
+        calls.append(how)
+        if len(calls) == 1:
+            path.unlink()
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", finish_first)
+    write(path)
+    assert len(calls) == 2
+    assert read(path) == LINES
+
+
 def test_a_file_system_without_locks(path, monkeypatch):
     def refuse(*_):
         raise OSError(95, "Operation not supported")
