@@ -39,9 +39,10 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# A process for each core, a file of tests at a time; threads that wait leave their core to the others.
+# A process for each core, a file of tests at a time, the longest files first (tests/conftest.py); threads that wait
+# leave their core to the others.
 test: check
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Into build/docs; a link that leads nowhere is an error.
 docs: setup

@@ -1,79 +1,17 @@
-"""One small model, exported and built once for all tests that need a real one."""
+"""Networks made once, and what tests do with the small deployment that the whole run shares."""
 
 import json
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from resnet_deploy import artifact
-from resnet_deploy.backends import find_backend
 from resnet_deploy.bundle import MANIFEST, seal
 from resnet_deploy.cli import main
-from resnet_deploy.protocols import Silent
-from resnet_deploy.specs import BuildSpec, CalibrationSpec, ExportSpec, ModelCard
-
-LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-IMAGES_PER_CLASS = 4
-CALIBRATION_IMAGES = 12
-
-
-@dataclass(frozen=True)
-class Deployment:
-    """An untrained ResNet-18 of ten classes at 32 pixels, what it was built from, and its engines by precision.
-
-    Shared by a whole session: tests copy what they change.
-    """
-
-    folder: Path
-    model: Path
-    reference: Path
-    card: ModelCard
-    data: Path  # a folder per class
-    calibration: Path  # flat, and none of the images in data
-    engines: dict[str, Path]
-    int8_spec: BuildSpec
-
-
-def write_image(path, seed):
-    """Write a PNG of 40x36 pixels of smooth colour noise, another for every seed."""
-    from PIL import Image
-
-    coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(coarse).resize((40, 36), Image.Resampling.BICUBIC).save(path)
-
-
-@pytest.fixture(scope="session")
-def deployment(tmp_path_factory):
-    """Draw the images, export the model and build its three engines."""
-    for library in ("torch", "onnx", "onnxruntime"):
-        pytest.importorskip(library, reason=f"{library} is needed to export, build and run")
-    from resnet_deploy.pipeline.building import BuildInputs, build
-    from resnet_deploy.pipeline.exporting import export
-
-    folder = tmp_path_factory.mktemp("deployment")
-    data, calibration, engines = folder / "data", folder / "calibration", {}
-    for index, label in enumerate(LABELS):
-        for number in range(IMAGES_PER_CLASS):
-            write_image(data / label / f"{number}.png", index * IMAGES_PER_CLASS + number)
-    for number in range(CALIBRATION_IMAGES):
-        write_image(calibration / f"{number:02}.png", 1000 + number)
-    spec = ExportSpec(architecture="resnet18", weights="none", num_classes=10, image_size=32, resize=34, labels=LABELS)
-    exported = export(spec, folder / "engines" / "resnet18.onnx", Silent())
-    int8 = BuildSpec(backend="onnxruntime", precision="int8", calibration=CalibrationSpec(max_images=100))
-    for precision in find_backend("onnxruntime").precisions:
-        is_int8 = precision == "int8"
-        inputs = BuildInputs(exported.path, calib=str(calibration) if is_int8 else None)
-        wanted = int8 if is_int8 else BuildSpec(backend="onnxruntime", precision=precision)
-        engines[precision] = build(inputs, wanted, Silent()).bundle.path
-    paths = (folder, exported.path, exported.reference_path)
-    return Deployment(*paths, exported.card, data, calibration, engines, int8)
 
 
 @pytest.fixture(scope="module")
@@ -93,19 +31,19 @@ def images(deployment, paths):
 @pytest.fixture(scope="session")
 def resnet18():
     """A ResNet-18 of ten classes, calibrated and quantized in every form."""
-    from int8_subjects import make
+    from int8_subjects import UINT8, make
 
-    return make("resnet18")
+    return make("resnet18", UINT8)
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory):
+def digits(once):
     """A ResNet-18 trained on handwritten digits, and those that were held out."""
     pytest.importorskip("torch", reason="it trains the network")
     pytest.importorskip("sklearn", reason="the digits are in scikit-learn")
     from digits import train_digits
 
-    return train_digits(tmp_path_factory.mktemp("digits"))
+    return once("digits", train_digits)
 
 
 @pytest.fixture
@@ -122,12 +60,6 @@ def copy_engine(deployment, tmp_path, rewrite):
         return target
 
     return copy
-
-
-@pytest.fixture(scope="session")
-def draw_image():
-    """Write an image: (path, seed)."""
-    return write_image
 
 
 @pytest.fixture(scope="session")

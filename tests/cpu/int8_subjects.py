@@ -1,6 +1,7 @@
 """Networks quantized in every form, and what tests look up in them."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 import onnx
@@ -88,40 +89,48 @@ def lower(model: ir.Model, calibration: Calibration, form: QdqForm) -> tuple[byt
 
 @dataclass(frozen=True)
 class Subject:
+    """A settled network, exported, some images and its answers; calibrated and quantized when that is asked for.
+
+    Shared by a whole session: tests copy what they change.
+    """
+
     architecture: str
+    preprocess: Preprocess
     network: ResNet
     model: ir.Model
     data: bytes
-    calibration: Calibration
     images: np.ndarray
     expected: np.ndarray
-    lowered: dict[str, bytes]
-    reports: dict[str, QdqReport]
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        return calibrate(self.model, [synthetic_images(self.preprocess, 16)])
+
+    @cached_property
+    def _forms(self) -> dict[str, tuple[bytes, QdqReport]]:
+        return {target: lower(self.model, self.calibration, form) for target, form in FORMS.items()}
+
+    @property
+    def lowered(self) -> dict[str, bytes]:
+        return {target: graph for target, (graph, _) in self._forms.items()}
+
+    @property
+    def reports(self) -> dict[str, QdqReport]:
+        return {target: report for target, (_, report) in self._forms.items()}
 
     def sqnr_db(self, data: bytes, *, as_written: bool = True) -> float:
         return compare_logits(self.expected, logits(data, self.images, as_written=as_written)).sqnr_db
 
 
-def make(architecture: str, preprocess: Preprocess = UINT8) -> Subject:
+@lru_cache(maxsize=2)  # a ResNet-18 for either input; a ResNet-50 in every form is large
+def make(architecture: str, preprocess: Preprocess) -> Subject:
     network = settled(create_model(architecture, 10), preprocess)
     card = ModelCard(
         architecture=architecture, num_classes=10, weights="none", weights_sha256="", preprocess=preprocess
     )
     model = export_onnx(network, card)
     data, images = bytes_from_onnx(model), synthetic_images(preprocess, 8, seed=9)
-    calibration = calibrate(model, [synthetic_images(preprocess, 16)])
-    lowered = {target: lower(model, calibration, form) for target, form in FORMS.items()}
-    return Subject(
-        architecture,
-        network,
-        model,
-        data,
-        calibration,
-        images,
-        logits(data, images),
-        {target: graph for target, (graph, _) in lowered.items()},
-        {target: report for target, (_, report) in lowered.items()},
-    )
+    return Subject(architecture, preprocess, network, model, data, images, logits(data, images))
 
 
 class Graph:

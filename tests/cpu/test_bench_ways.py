@@ -20,12 +20,10 @@ from resnet_deploy.datasets import find_images
 from resnet_deploy.engine import load
 from resnet_deploy.errors import BuildError, SpecError
 from resnet_deploy.pipeline.benchmarking import bench, save
-from resnet_deploy.pipeline.building import BuildInputs, build
 from resnet_deploy.pipeline.entrants import open_entrant
 from resnet_deploy.pipeline.lineup import BenchInputs
 from resnet_deploy.protocols import Silent
 from resnet_deploy.runners import find_runner, open_several
-from resnet_deploy.specs import BuildSpec
 
 EVERY_WAY = BenchSpec(
     batches=(1, 4),
@@ -227,13 +225,6 @@ def test_end_to_end_names_what_the_engine_names(deployment, threads, batch):
 
 
 # --- layers
-
-
-@pytest.fixture
-def openvino_engine(deployment, tmp_path):
-    pytest.importorskip("openvino", reason="it is OpenVINO's profiler")
-    spec = BuildSpec(backend="openvino", precision="fp32")
-    return build(BuildInputs(deployment.model, tmp_path / "openvino"), spec, Silent()).bundle.path
 
 
 def profile(path, batch=2):

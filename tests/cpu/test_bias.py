@@ -76,11 +76,9 @@ def mean_errors(model, lowered, images):
         tapped = with_outputs(graph, layers)
         session = open_session(bytes_from_onnx(tapped), as_written=True)
         names = [tensor_name(value) for value in tapped.graph.outputs]
+        runs = zip(*(session.run(names, {"images": image}) for image in images), strict=True)
         outputs.append(
-            {
-                name: np.concatenate([session.run([name], {"images": image})[0] for image in images]).astype(np.float64)
-                for name in names
-            }
+            {name: np.concatenate(arrays).astype(np.float64) for name, arrays in zip(names, runs, strict=True)}
         )
     exact, got = outputs
     found = {}

@@ -1,22 +1,15 @@
 """The C interface as a shared library on OpenVINO, called from Python, held against Python's own engine."""
 
 import ctypes
-import importlib.util
 import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from resnet_deploy import load
 from resnet_deploy.bundle import GOLDEN, open_bundle
-from resnet_deploy.pipeline.building import BuildInputs, build
 from resnet_deploy.pipeline.replaying import read_golden, replay_golden
-from resnet_deploy.protocols import Silent
-from resnet_deploy.specs import BuildSpec
 
-ROOT = Path(__file__).parents[2]
 # Both sides ask the same library for the same kernels; only the number of threads, and with it the order in which sums
 # of up to 4608 products are taken, may differ. The logits are near 1.
 TOLERANCE = 1e-5
@@ -35,40 +28,17 @@ class Pixels(ctypes.Structure):
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    """Build the shared library by CMake and load it."""
-    for tool in ("cmake", "ninja", "g++"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed")
-    for module in ("openvino", "nlohmann_json"):
-        if importlib.util.find_spec(module) is None:
-            pytest.skip(f"{module} is not installed")
-    out = tmp_path_factory.mktemp("library")
-    site = Path(importlib.util.find_spec("openvino").origin).parents[1]
-    options = (
-        f"-Dresnet-deploy_DIR={ROOT / 'resnet_deploy' / 'cpp' / 'cmake'}",
-        f"-DRESNET_DEPLOY_SITE_PACKAGES={site}",
-        "-DCMAKE_BUILD_TYPE=Release",
-        "-DCMAKE_CXX_FLAGS_RELEASE=-O1",  # of which preprocessing takes the most
-    )
-    for command in (
-        ["cmake", "-G", "Ninja", "-S", Path(__file__).with_name("c_library"), "-B", out, *options],
-        ["cmake", "--build", out],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = out.rglob("libresnet_deploy_c.so")
-    loaded = ctypes.CDLL(str(path))
+def library(c_library):
+    """Load the shared library."""
+    loaded = ctypes.CDLL(str(c_library))
     loaded.resnet_deploy_last_error.restype = ctypes.c_char_p
     return loaded
 
 
 @pytest.fixture(scope="module")
-def bundle(deployment, tmp_path_factory):
+def bundle(openvino_engine):
     """An FP32 engine for OpenVINO."""
-    pytest.importorskip("openvino", reason="it runs the engine")
-    inputs = BuildInputs(deployment.model, output=tmp_path_factory.mktemp("openvino") / "engine")
-    return build(inputs, BuildSpec(backend="openvino", precision="fp32"), Silent()).bundle.path
+    return openvino_engine
 
 
 @pytest.fixture

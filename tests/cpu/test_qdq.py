@@ -10,6 +10,7 @@ import torch
 from int8_subjects import (
     FLOOR_DB,
     SEVEN_BITS,
+    UINT8,
     Graph,
     Subject,
     blocks,
@@ -32,7 +33,7 @@ def two_threads():
 
 @pytest.fixture(scope="module", params=["resnet18", "resnet50"])
 def subject(request, resnet18) -> Subject:
-    return resnet18 if request.param == "resnet18" else make(request.param)
+    return resnet18 if request.param == "resnet18" else make(request.param, UINT8)
 
 
 # --- where Q/DQ stands

@@ -20,11 +20,6 @@ from resnet_deploy.bundle import MANIFEST, seal
 SAME = 1e-6
 
 
-@pytest.fixture(scope="module")
-def library_path(build_example):
-    return build_example("ctypes") / "libresnet_deploy_c.so"
-
-
 @pytest.fixture
 def example(example_path):
     example_path("ctypes")
@@ -32,8 +27,8 @@ def example(example_path):
 
 
 @pytest.fixture
-def engine(example, library_path, engines):
-    with example.Engine(example.Library(library_path), engines.openvino) as opened:
+def engine(example, c_library, engines):
+    with example.Engine(example.Library(c_library), engines.openvino) as opened:
         yield opened
 
 
@@ -92,7 +87,7 @@ def test_threads_share_an_engine(engine, python, noise):
         np.testing.assert_allclose(answer, python(batch), rtol=0, atol=SAME)
 
 
-def test_golden_answers(engine, example, library_path, engines, tmp_path):
+def test_golden_answers(engine, example, c_library, engines, tmp_path):
     within, worst = engine.golden_difference(SAME)
     assert within
     assert worst <= SAME
@@ -105,13 +100,13 @@ def test_golden_answers(engine, example, library_path, engines, tmp_path):
     manifest = json.loads((bundle / MANIFEST).read_text())
     manifest["files"]["golden.npz"] = hashlib.sha256((bundle / "golden.npz").read_bytes()).hexdigest()
     (bundle / MANIFEST).write_bytes(seal(manifest))
-    with example.Engine(example.Library(library_path), bundle) as other:
+    with example.Engine(example.Library(c_library), bundle) as other:
         within, worst = other.golden_difference(SAME)
     assert not within
     assert worst == pytest.approx(0.5, abs=1e-5)
 
 
-def test_errors_are_words_and_no_crash(engine, example, library_path, noise, tmp_path):
+def test_errors_are_words_and_no_crash(engine, example, c_library, noise, tmp_path):
     images = noise(2)
     with pytest.raises(example.CallError) as short:
         engine.infer(images.ctypes.data, images.nbytes - 1, 2)
@@ -121,13 +116,13 @@ def test_errors_are_words_and_no_crash(engine, example, library_path, noise, tmp
         engine.infer(0, images.nbytes, 2)
     assert null.value.code == 1
     with pytest.raises(example.CallError, match="none") as missing:
-        example.Engine(example.Library(library_path), tmp_path / "none")
+        example.Engine(example.Library(c_library), tmp_path / "none")
     assert missing.value.code in (2, 3)
     assert missing.value.hint
 
 
-def test_closed_twice(example, library_path, engines):
-    opened = example.Engine(example.Library(library_path), engines.openvino)
+def test_closed_twice(example, c_library, engines):
+    opened = example.Engine(example.Library(c_library), engines.openvino)
     opened.close()
     with pytest.raises(example.CallError, match="not open"):
         opened.close()
@@ -135,7 +130,7 @@ def test_closed_twice(example, library_path, engines):
         opened.label(0)
 
 
-def test_an_altered_bundle_is_refused(example, library_path, engines, tmp_path):
+def test_an_altered_bundle_is_refused(example, c_library, engines, tmp_path):
     bundle = tmp_path / "altered"
     shutil.copytree(engines.openvino, bundle)
     path = bundle / "model.onnx"
@@ -143,7 +138,7 @@ def test_an_altered_bundle_is_refused(example, library_path, engines, tmp_path):
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(example.CallError, match=r"model\.onnx") as altered:
-        example.Engine(example.Library(library_path), bundle)
+        example.Engine(example.Library(c_library), bundle)
     assert altered.value.code == 3
 
 
@@ -152,22 +147,22 @@ def test_the_structs_are_those_of_the_header(example):
     assert ctypes.sizeof(example.Info) == 4 + 12 + 8 + 16
 
 
-def test_the_program_runs_without_the_package(library_path, example_path, engines, python, noise, tmp_path):
+def test_the_program_runs_without_the_package(c_library, example_path, engines, python, noise, tmp_path):
     picture = tmp_path / "noise.png"
     Image.fromarray(noise(1, 40, 36)[0]).save(picture)
     program = example_path("ctypes") / "classify_raw.py"
-    command = [sys.executable, program, library_path, engines.openvino, picture]
+    command = [sys.executable, program, c_library, engines.openvino, picture]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0] == python.classify([picture], top=1)[0][0].label
 
 
 @pytest.mark.parametrize("missing", ["library", "bundle", "picture", "text"])
-def test_the_program_says_what_is_wrong_in_a_line(library_path, example_path, engines, noise, tmp_path, missing):
+def test_the_program_says_what_is_wrong_in_a_line(c_library, example_path, engines, noise, tmp_path, missing):
     picture, text = tmp_path / "noise.png", tmp_path / "text.png"
     Image.fromarray(noise(1)[0]).save(picture)
     text.write_text("no picture")
-    arguments = {"library": library_path, "bundle": engines.openvino, "picture": picture}
+    arguments = {"library": c_library, "bundle": engines.openvino, "picture": picture}
     arguments |= {"picture": text} if missing == "text" else {missing: tmp_path / "nowhere"}
     command = [sys.executable, example_path("ctypes") / "classify_raw.py", *arguments.values()]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
