@@ -93,7 +93,8 @@ class Histogram:
         scale = np.float32(math.ldexp(HALF, -self.exponent))
         np.multiply(values, scale, out=index, casting="unsafe")  # in single precision, then toward zero, as in C
         np.add(index, _OFFSETS[: index.size], out=place)
-        self.counts += np.bincount(place, minlength=_TABLES * BINS).reshape(_TABLES, BINS).sum(0)
+        for table in np.bincount(place, minlength=_TABLES * BINS).reshape(_TABLES, BINS):
+            self.counts += table
 
     def merge(self, other: "Histogram") -> None:
         """Add what ``other`` has seen; the same as if this observer had seen it."""
