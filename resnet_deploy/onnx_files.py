@@ -50,6 +50,7 @@ def read_exported(data: bytes, *, name: str) -> tuple[ir.Model, ModelCard]:
         difference = _difference(kind, values, promised)
         if difference:
             raise ModelError(f"{name} is not what its model card says: {difference}", hint=_AGAIN_HINT)
+    _read_constants(model.graph)
     if initializers_digest(model.graph) != card.initializers_sha256:
         raise ModelError(f"the weights in {name} are not those that its model card names", hint=_AGAIN_HINT)
     return model, card
@@ -149,6 +150,13 @@ def initializers_digest(graph: ir.Graph) -> str:
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(array.ravel().view(np.uint8).data)  # flattened first, because a scalar cannot change its dtype
     return digest.hexdigest()
+
+
+def _read_constants(graph: ir.Graph) -> None:
+    """Take the constants out of the parsed file, which would copy them each time that one is looked at."""
+    for name, value in graph.initializers.items():
+        assert value.const_value is not None
+        value.const_value = ir.Tensor(value.const_value.numpy(), name=name)
 
 
 def _difference(kind: str, values: Sequence[ir.Value], promised: TensorSpec) -> str:

@@ -1,7 +1,7 @@
 """The exported model that an engine is built from."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,16 +22,13 @@ class Source:
         data: The bytes of the file.
         model: The FP32 graph; passes leave it as it is.
         card: What it says of itself.
+        sha256: Digest of the file.
     """
 
     data: bytes
     model: "ir.Model"
     card: ModelCard
-
-    @cached_property
-    def sha256(self) -> str:
-        """Digest of the file."""
-        return artifact.sha256_bytes(self.data)
+    sha256: str
 
     def graph_to_quantize(self, *, equalize: bool) -> "tuple[ir.Model, EqualizationReport | None]":
         """Return the FP32 graph that INT8 is made of: this one, or the same function with its channels rescaled."""
@@ -50,4 +47,7 @@ def read_source(path: Path) -> Source:
     from resnet_deploy.onnx_files import read_exported
 
     data = artifact.read_bytes(path)
-    return Source(data, *read_exported(data, name=str(path)))
+    with ThreadPoolExecutor(1, thread_name_prefix="digest") as other:
+        digest = other.submit(artifact.sha256_bytes, data)  # takes as long as reading the graph does
+        model, card = read_exported(data, name=str(path))
+    return Source(data, model, card, digest.result())

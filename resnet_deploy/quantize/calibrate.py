@@ -2,13 +2,14 @@
 
 The observed state is a function of the set of images alone. Images pass one by one, whatever batch size they were
 decoded in: kernels may round differently at another batch size, and a few images' activations are all that is ever
-held. Every worker takes an image from the network's input to its counts on one core, while the others take theirs: no
-core waits for another in the middle of a layer.
+held. Every worker takes an image from the network's input to its counts on one core, and then the next: no core waits
+for another, in the middle of a layer or at the end of an image.
 """
 
-import itertools
+from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
@@ -136,11 +137,7 @@ def observe(model: ir.Model, images: "Iterable[Array]") -> tuple[dict[str, Histo
     computed = [name for name in names if name != INPUT_NAME]
     session = open_session(*split_weights(with_outputs(model, computed)), threads=threads // number)
     workers = [_Worker(session, names) for _ in range(number)]
-    count = 0
-    with ThreadPoolExecutor(number, thread_name_prefix="observe") as pool:
-        for turn in _in_turns(one_by_one(images), number):
-            numbers = range(count + 1, count + 1 + len(turn))
-            count += len(list(pool.map(_Worker.observe, workers, turn, numbers)))
+    count = _share_out(one_by_one(images), workers)
     if count == 0:
         raise DataError("no calibration images", hint="give --calib a folder of real images")
     first, *others = (worker.histograms for worker in workers)
@@ -150,9 +147,34 @@ def observe(model: ir.Model, images: "Iterable[Array]") -> tuple[dict[str, Histo
     return first, count
 
 
-def _in_turns(images: "Iterator[Array]", most: int) -> "Iterator[list[Array]]":
-    while turn := list(itertools.islice(images, most)):
-        yield turn
+def _share_out(images: "Iterator[Array]", workers: "list[_Worker]") -> int:
+    """Give each image to the worker that is free first; return how many there were.
+
+    An error is that of the first image that has one, however many workers there are.
+    """
+    idle: SimpleQueue[_Worker] = SimpleQueue()
+    for worker in workers:
+        idle.put(worker)
+
+    def observe_one(image: "Array", number: int) -> None:
+        worker = idle.get_nowait()  # there are as many threads as workers
+        try:
+            worker.observe(image, number)
+        finally:
+            idle.put(worker)
+
+    count, pending = 0, deque[Future[None]]()
+    pool = ThreadPoolExecutor(len(workers), thread_name_prefix="observe")
+    try:
+        for count, image in enumerate(images, 1):
+            pending.append(pool.submit(observe_one, image, count))
+            if len(pending) > 2 * len(workers):
+                pending.popleft().result()
+        for future in pending:
+            future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return count
 
 
 class _Worker:

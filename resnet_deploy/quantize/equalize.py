@@ -45,6 +45,7 @@ _FLOOR: Final = -24.0  # a channel 2**24 below its tensor's largest is as good a
 _SETTLED: Final = 0.05  # of a power of two
 _SWEEPS: Final = 100
 _BALANCED: Final = 1  # power of two
+_PIECE: Final = 1 << 16  # kernels whose sums with factors stay in a core's cache
 
 
 @dataclass(frozen=True)
@@ -123,17 +124,23 @@ class _Layer:
             # (out, in); single precision tells apart a millionth of a power of two
             self._weights = np.log2(largest)
             self._bias = np.log2(np.abs(constant(node.inputs[2]).astype(np.float64))) if len(node.inputs) > 2 else None
+        rows = max(1, _PIECE // weights.shape[1])
+        self._pieces = [slice(start, start + rows) for start in range(0, len(weights), rows)]
         self.divided: Exponents = np.zeros(weights.shape[0])
         self.multiplied: Exponents = np.zeros(weights.shape[1])
 
     def made(self) -> "Exponents":
         """Range of each output channel, of weights or bias, over the largest of them."""
-        ranges = _relative((self._weights + self.multiplied.astype(np.float32)).max(1) - self.divided)
+        factors = self.multiplied.astype(np.float32)
+        largest = np.concatenate([(self._weights[rows] + factors).max(1) for rows in self._pieces])
+        ranges = _relative(largest - self.divided)
         return ranges if self._bias is None else np.maximum(ranges, _relative(self._bias - self.divided))
 
     def read(self) -> "Exponents":
         """Range of each input channel over the largest of them."""
-        return _relative((self._weights - self.divided[:, None].astype(np.float32)).max(0) + self.multiplied)
+        factors = self.divided[:, None].astype(np.float32)
+        largest = np.max([(self._weights[rows] - factors[rows]).max(0) for rows in self._pieces], axis=0)
+        return _relative(largest + self.multiplied)
 
 
 class _Group:
@@ -217,9 +224,8 @@ def _reason_against(tensors: list[ir.Value], makers: list[ir.Node], readers: lis
 
 
 def _any_nonzero(layers: list[ir.Node], *indices: int) -> bool:
-    return any(
-        constant(layer.inputs[index]).any() for layer in layers for index in indices if index < len(layer.inputs)
-    )
+    constants = (constant(layer.inputs[index]) for layer in layers for index in indices if index < len(layer.inputs))
+    return any(channel.any() for array in constants for channel in array)  # the first channel usually tells
 
 
 def _largest_magnitudes(weights: "NDArray[np.float32]") -> "NDArray[np.float32]":

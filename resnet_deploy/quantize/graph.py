@@ -88,7 +88,7 @@ def constant(value: ir.Value | None) -> "NDArray[Any]":
 
 def add_constant(graph: ir.Graph, name: str, array: "NDArray[Any]") -> ir.Value:
     """Give ``graph`` a constant."""
-    tensor = ir.tensor(array, name=name)
+    tensor = ir.Tensor(array, name=name)
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
