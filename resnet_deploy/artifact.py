@@ -237,8 +237,13 @@ def translate_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason, hint = _EXPLANATIONS.get(error.errno or 0, (error.strerror or str(error), "check the path"))
-        raise FileError(f"{path}: {reason}", hint=hint) from error
+        raise file_error(path, error) from error
+
+
+def file_error(path: Path, error: OSError) -> FileError:
+    """Say what an OSError about ``path`` means and what to do, in the same words wherever it comes from."""
+    reason, hint = _EXPLANATIONS.get(error.errno or 0, (error.strerror or str(error), "check the path"))
+    return FileError(f"{path}: {reason}", hint=hint)
 
 
 _EXPLANATIONS: Final = {

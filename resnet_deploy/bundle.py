@@ -208,7 +208,8 @@ def open_bundle(path: Path) -> Bundle:
         BundleError: If the manifest is damaged, was altered, or is of a later schema than this version knows.
     """
     if not artifact.is_folder(path):
-        raise FileError(f"{path} is not an engine bundle", hint="give a folder that `resnet-deploy build` made")
+        what = "is not an engine bundle" if artifact.exists(path) else "does not exist"
+        raise FileError(f"{path} {what}", hint="give a folder that `resnet-deploy build` made")
     if not artifact.is_file(path / MANIFEST):
         inside = ", ".join(found.name for found in find_bundles(path))
         hint = f"name an engine in it: {inside}" if inside else "give a folder that `resnet-deploy build` made"

@@ -80,10 +80,11 @@ def have_modules(extras: Mapping[str, str], try_import: Importer = lambda module
     """Say whether the modules, given with the extras that install them, are here and can be imported."""
     missing = [module for module in extras if module and not _is_installed(module)]
     if missing:
-        names = " and ".join(module.replace("_", "-").replace(".", "-") for module in missing)
+        *names, last = (module.replace("_", "-").replace(".", "-") for module in missing)
+        listed = f"{', '.join(names)} and {last}" if names else last
         wanted = ",".join(dict.fromkeys(extras[module] for module in missing))
         verb = "is" if len(missing) == 1 else "are"
-        return Capability(False, f"{names} {verb} not installed", f'pip install "resnet-deploy[{wanted}]"')
+        return Capability(False, f"{listed} {verb} not installed", f'pip install "resnet-deploy[{wanted}]"')
     for module in filter(None, extras):
         if reason := try_import(module):
             return Capability(False, reason, f'pip install --force-reinstall "resnet-deploy[{extras[module]}]"')

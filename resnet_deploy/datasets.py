@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_deploy.artifact import is_file
+from resnet_deploy.artifact import file_error, is_file
 from resnet_deploy.environment import compute_threads
-from resnet_deploy.errors import DataError, FileError, SpecError
+from resnet_deploy.errors import DataError, SpecError
 from resnet_deploy.images import tensor_from_source
 from resnet_deploy.labels import labels_from_file, labels_from_folders
 from resnet_deploy.specs import ModelCard, Preprocess
@@ -98,7 +98,7 @@ class ImageDataset:
             SpecError: If there is no such part, or it would be empty.
         """
         if not 1 <= number <= count:
-            raise SpecError(f"shard {number}/{count}", hint="count from 1: 1/8 to 8/8")
+            raise SpecError(f"there is no shard {number}/{count}", hint="count from 1: 1/8 to 8/8")
         if number > len(self):
             raise SpecError(f"shard {number}/{count} of {len(self)} images is empty", hint="make fewer shards")
         labels = None if self.labels is None else self.labels[number - 1 :: count]
@@ -321,7 +321,7 @@ def find_images(root: Path) -> ImageDataset:
     try:
         is_folder = stat.S_ISDIR(root.stat().st_mode)
     except OSError as error:
-        raise _file_error(root, error) from error
+        raise file_error(root, error) from error
     folder, names = (root, image_names(root)) if is_folder else (root.parent, _single_name(root))
     return ImageDataset(folder, tuple(folder / name for name in names))
 
@@ -338,7 +338,7 @@ def image_names(root: Path) -> list[str]:
     """
 
     def refuse(error: OSError) -> None:
-        raise _file_error(Path(error.filename), error) from error
+        raise file_error(Path(error.filename), error) from error
 
     # os.walk does not descend into linked folders, which could lead in circles; those of the first level are classes.
     linked = [folder for folder in _visible_folders(root) if folder.is_symlink()]
@@ -372,7 +372,7 @@ def _visible_folders(root: Path) -> list[Path]:
         whole = root.resolve()
         return [entry for entry in visible if not (entry.is_symlink() and whole.is_relative_to(entry.resolve()))]
     except OSError as error:
-        raise _file_error(root, error) from error
+        raise file_error(root, error) from error
 
 
 def _file_digest(path: Path) -> str:
@@ -383,7 +383,7 @@ def _file_digest(path: Path) -> str:
             while chunk := file.read(_CHUNK_BYTES):
                 content.update(chunk)
     except OSError as error:
-        raise _file_error(path, error) from error
+        raise file_error(path, error) from error
     return content.hexdigest()
 
 
@@ -391,8 +391,4 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise _file_error(path, error) from error
-
-
-def _file_error(path: Path, error: OSError) -> FileError:
-    return FileError(f"{path}: {error.strerror}", hint="check the path and its permissions")
+        raise file_error(path, error) from error

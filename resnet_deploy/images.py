@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from resnet_deploy.artifact import file_error
 from resnet_deploy.contract import Interpolation, Preprocess
-from resnet_deploy.errors import DataError, FileError
+from resnet_deploy.errors import DataError
 from resnet_deploy.resampling import Window, resize_area
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def decode(path: Path, data: bytes | None = None) -> Image.Image:
     except OSError as error:
         if error.errno is None:  # Pillow's own "truncated" and "broken" errors carry no number
             raise _damage_error(path, error) from error
-        raise FileError(f"{path}: {error.strerror}", hint="check the path and its permissions") from error
+        raise file_error(path, error) from error
     except Exception as error:  # Pillow's decoders raise SyntaxError, ValueError, struct.error, ... on damaged bytes
         raise _damage_error(path, error) from error
 

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from resnet_deploy.errors import DataError, FileError
+from resnet_deploy.artifact import file_error
+from resnet_deploy.errors import DataError
 from resnet_deploy.imagenet import CLASSES, imagenet_classes
 from resnet_deploy.specs import ModelCard
 
@@ -176,7 +177,7 @@ def _rows(file: Path) -> list[_Row]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise FileError(f"{file}: {error.strerror}", hint="check the path of the labels file") from error
+        raise file_error(file, error) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 text", hint=_ROW_HINT) from error
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]

@@ -198,7 +198,7 @@ class Need:
 
 
 NEEDS = (
-    Need(OPTIONAL, "export --weights none", "cannot export: torch and onnx and ", "[export,cpu]"),
+    Need(OPTIONAL, "export --weights none", "cannot export: torch, onnx, ", "[export,cpu]"),
     *(
         Need((module,), "export --weights none", f"cannot export: {name} is not installed", "[export]")
         for module, name in (("torch", "torch"), ("onnx_ir", "onnx-ir"), ("onnxscript", "onnxscript"))
@@ -218,9 +218,12 @@ NEEDS = (
     Need(OPTIONAL, "bench net --no-html", "the PyTorch reference needs ", "[export]"),
     Need(OPTIONAL, "bench net --no-html --no-pytorch", "ONNX Runtime cannot be imported", "resnet-deploy doctor"),
     Need(("mlperf_loadgen",), "loadgen net", "LoadGen needs mlperf_loadgen, which is not installed", "[bench]"),
-    Need(OPTIONAL, "verify net", "cannot run graphs: onnx and onnx", "[export,cpu]"),
+    Need(OPTIONAL, "verify net", "cannot run graphs: onnx, onnx-ir and onnxruntime are", "[export,cpu]"),
     Need(("onnxruntime",), "verify net", "cannot run graphs: onnxruntime is not installed", "[cpu]"),
     Need(OPTIONAL, "inspect net --layers", "cannot read graphs: onnx and onnx-ir are not installed", "[export]"),
+    Need(OPTIONAL, "calibrate a.onnx --calib .", "cannot calibrate: onnx, onnx-ir, safetensors and ", "[export,cpu]"),
+    Need(OPTIONAL, "merge a.safetensors -o b.safetensors", "cannot merge: safetensors is not installed", "[export]"),
+    Need(("pyarrow",), "predict . --out scores --engine net", "pyarrow cannot be imported", "[parquet]"),
     Need(OPTIONAL, "predict a.png --engine net", "ONNX Runtime cannot be imported", "[cpu]"),
 )
 

@@ -150,7 +150,7 @@ def test_command_line_works_without_any_extra(installed):
 
     done = installed("export")
     assert done.returncode == 2
-    libraries = "torch and onnx and onnx-ir and onnxscript and safetensors and onnxruntime"
+    libraries = "torch, onnx, onnx-ir, onnxscript, safetensors and onnxruntime"
     assert done.stderr.splitlines() == [
         f"error: cannot export: {libraries} are not installed",
         'hint: pip install "resnet-deploy[export,cpu]"',

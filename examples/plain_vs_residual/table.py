@@ -56,7 +56,7 @@ def spread(values: list[float], form: str) -> str:
     text = form.format(mean(values))
     if len(values) == 1:
         return text
-    return f"{text}\n{form.format(min(values))} to {form.format(max(values))}"
+    return f"{text}\n{form.format(min(values))}\N{EN DASH}{form.format(max(values))}"
 
 
 def last_loss(run: Run, epochs: int) -> float:

@@ -4,6 +4,7 @@ The only place that prints, exits or reads the environment. Each command is a fi
 and none imports a heavy library at the top.
 """
 
+import difflib
 import importlib
 import os
 import signal
@@ -19,24 +20,13 @@ from resnet_deploy.cli import output, signals
 from resnet_deploy.errors import FileError, ResnetDeployError, SpecError, UserError
 from resnet_deploy.version import __version__
 
-COMMANDS: Final = (
-    "export",
-    "calibrate",
-    "merge",
-    "build",
-    "prebuild",
-    "bench",
-    "compare",
-    "loadgen",
-    "evaluate",
-    "verify",
-    "inspect",
-    "predict",
-    "package",
-    "run",
-    "report",
-    "doctor",
-)
+_SECTIONS: Final = {
+    "Make engines": ("export", "build", "calibrate", "merge", "prebuild", "run"),
+    "Measure them": ("bench", "compare", "evaluate", "loadgen", "verify", "report"),
+    "Use them": ("predict", "package"),
+    "Look": ("inspect", "doctor"),
+}
+COMMANDS: Final = tuple(name for names in _SECTIONS.values() for name in names)
 
 
 class _ReportedError(click.ClickException):
@@ -83,6 +73,23 @@ class _LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(f"resnet_deploy.cli.{cmd_name}"), cmd_name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            alike = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean `{ctx.command_path} {alike[0]}`?" if alike else f"see `{ctx.command_path} --help`"
+            raise SpecError(f"no such command {name!r}", hint=hint)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        limit = formatter.width - 6 - max(map(len, COMMANDS))
+        for title, names in _SECTIONS.items():
+            found = [(name, self.get_command(ctx, name)) for name in names]
+            with formatter.section(title):
+                formatter.write_dl([(name, one.get_short_help_str(limit)) for name, one in found if one is not None])
+
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with _reported_errors():
             return super().make_context(*args, **kwargs)
@@ -103,8 +110,9 @@ def _reported_errors() -> Iterator[None]:
         raise
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "resnet-deploy"
-        message = " ".join(error.format_message().split())
-        raise _ReportedError(SpecError(message.rstrip("."), hint=f"see `{path} --help`")) from error
+        message = " ".join(error.format_message().split()).rstrip(".")
+        message = message[:1].lower() + message[1:]  # as ours are written
+        raise _ReportedError(SpecError(message, hint=f"see `{path} --help`")) from error
     except MemoryError as error:
         lacking = UserError("this takes more memory than there is", hint="ask for smaller batches or images")
         raise _ReportedError(lacking) from error

@@ -142,7 +142,9 @@ def bench_spec(values: dict[str, Any]) -> BenchSpec:
 @click.option("--no-html", is_flag=True, help="Write no HTML report.")
 @json_option
 def bench(suite: Path | None, output: Path, no_html: bool, as_json: bool, **values: Any) -> None:
-    """Compare PyTorch and engines of one model (all in engines/ by default), side by side.
+    """Compare PyTorch and engines of one model, side by side.
+
+    The engines are all in engines/ by default.
 
     \b
     Examples:
@@ -155,7 +157,7 @@ def bench(suite: Path | None, output: Path, no_html: bool, as_json: bool, **valu
     from resnet_deploy import artifact
 
     if not no_html:
-        require_html()
+        require_html(", or add --no-html")
     measure = _suite(suite, values) if suite is not None else _comparison(values)
     # The folder first: where there is no writing, nobody should wait for measurements to learn it.
     with artifact.writable_folder(output):
@@ -189,8 +191,8 @@ def _suite(path: Path, values: dict[str, Any]) -> "Callable[[], BenchRecord]":
     return partial(run_suite, suite, label, folder, TerminalProgress())
 
 
-def require_html() -> None:
-    """Refuse before a long run, rather than after it, when the report cannot be drawn."""
+def require_html(otherwise: str = "") -> None:
+    """Refuse before a long run, rather than after it, when the report cannot be drawn; say what to do ``otherwise``."""
     try:
         import resnet_deploy.report.html  # noqa: F401
     except ImportError as error:
@@ -198,7 +200,7 @@ def require_html() -> None:
 
         raise BackendError(
             f"the HTML report needs {error.name}, which is not installed",
-            hint='install it with `pip install "resnet-deploy[bench]"`, or add --no-html',
+            hint=f'install it with `pip install "resnet-deploy[bench]"`{otherwise}',
         ) from error
 
 

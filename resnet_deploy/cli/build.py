@@ -71,7 +71,9 @@ DEFAULT_MODEL: Final = ENGINES / "resnet50.onnx"
 @skip_corrupt_option
 @click.option("-o", "--output", type=PATH, help="The bundle.  [default: <model>-<precision>-<backend>/ beside it]")
 def build(model: Path | None, **values: Any) -> None:
-    """Build an engine from an exported model (engines/resnet50.onnx by default).
+    """Build an engine from an exported model.
+
+    The model is engines/resnet50.onnx by default.
 
     \b
     Examples:
@@ -100,7 +102,8 @@ def build_spec(values: dict[str, Any], backend: str) -> BuildSpec:
     if len(asked) != 1:
         names = [f"--{precision}" for precision in PRECISIONS]
         hint = f"give one of {', '.join(names[:-1])} and {names[-1]}"
-        raise SpecError(f"{len(asked)} precisions asked for, one is needed", hint=hint)
+        found = f"{len(asked)} precisions were asked for" if asked else "no precision was asked for"
+        raise SpecError(f"{found}, one is needed", hint=hint)
     if asked[0] == "fp32":
         refuse_idle("--fp32", "require_speedup", hint="drop it: FP32 is what the others are held against")
     calibration = calibration_spec(values)

@@ -49,7 +49,9 @@ if TYPE_CHECKING:
 @click.option("--anyway", is_flag=True, help="Compare runs of unlike machines, libraries, models or images too.")
 @json_option
 def compare(old: Path, new: Path, as_json: bool, require_certainty: bool, **values: Any) -> None:
-    """Say what got better or worse between two runs of `bench`, and fail on a regression.
+    """Say what got better or worse between two runs of `bench`.
+
+    On a regression it ends with exit code 1.
 
     \b
     Examples:

@@ -48,10 +48,10 @@ RESULTS = Path("benchmarks/results")
 )
 @json_option
 def evaluate(engines: tuple[Path, ...], output: Path, resume: bool, as_json: bool, **values: Any) -> None:
-    """Count the right answers of engines of one model (all in engines/ by default) on a whole data set.
+    """Count the right answers of engines on a whole data set.
 
-    Every image is decoded once and shown to all. What is done is kept in -o as it goes, so that the same command goes
-    on where an interrupted one ended.
+    The engines are of one model; all in engines/ by default. Every image is decoded once and shown to all. What is
+    done is kept in -o as it goes, so that the same command goes on where an interrupted one ended.
 
     \b
     Examples:

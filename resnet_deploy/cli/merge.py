@@ -12,7 +12,7 @@ from resnet_deploy.cli.options import PATH
 @click.argument("files", type=PATH, nargs=-1, required=True, metavar="FILE...")
 @click.option("-o", "--output", type=PATH, required=True, help="The file to write.")
 def merge(files: tuple[Path, ...], output: Path) -> None:
-    """Put together what `calibrate` observed of the shards of a data set.
+    """Put together what `calibrate` observed of parts of a data set.
 
     \b
     Example:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option("--cuda-graphs", is_flag=True, help="Capture CUDA graphs of the batch sizes it is tuned for (tensorrt).")
 @click.option("--json", "as_json", is_flag=True, help="Print what was packaged as JSON.")
 def package(engine: Path, repository: Path, as_json: bool, **values: Any) -> None:
-    """Add an engine to a model repository of Triton Inference Server, or make one.
+    """Add an engine to a model repository for Triton, or make one.
 
     \b
     Examples:

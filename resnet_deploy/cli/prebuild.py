@@ -57,9 +57,10 @@ FLEET: Final = ENGINES / "fleet"
 @click.option("--jobs", type=int, help="Processes to build in.  [default: one for two cores]")
 @click.option("-o", "--output", type=PATH, default=FLEET, show_default=True, help="Folder of the engines.")
 def prebuild(model: Path | None, output: Path, **values: Any) -> None:
-    """Build the engines of a fleet, for several backends, precisions and GPUs, with one index.
+    """Build the engines of a fleet of machines, with one index.
 
-    An application loads the folder, and gets the first engine in it that fits its machine.
+    One for each backend, precision and GPU generation. An application loads the folder, and gets the first engine in
+    it that fits its machine.
 
     \b
     Examples:

@@ -40,11 +40,11 @@ _OF_SCORING: Final = ("shard_size", "logits", "workers", "with_ray", "ray_addres
 @click.option("--ray-address", metavar="ADDRESS", help="The cluster.  [default: RAY_ADDRESS, or a new one here]")
 @json_option
 def predict(images: tuple[str, ...], engine: Path | None, out: str | None, as_json: bool, **values: Any) -> None:
-    """Classify images with an engine: the best classes and their probabilities.
+    """Classify images with an engine.
 
-    Of a few images they are printed. Of all below a folder they are written to --out, one row for each, in a file for
-    every --shard-size of them; images that cannot be read are listed in --out/_errors. The same command goes on where
-    an interrupted one ended.
+    Of a few images the best classes are printed, with their probabilities. Of all below a folder they are written to
+    --out, one row for each image, in a file for every --shard-size of them; images that cannot be read are listed in
+    --out/_errors. The same command goes on where an interrupted one ended.
 
     \b
     Examples:
@@ -145,7 +145,7 @@ def only_engine() -> Path:
     if len(found) != 1:
         names = ", ".join(str(path) for path in found)
         raise FileError(
-            f"{len(found)} engines in {ENGINES}/",
+            f"{len(found) or 'no'} engines in {ENGINES}/",
             hint=f"name one with --engine: {names}" if found else "build one with `resnet-deploy build --fp16`",
         )
     return found[0]

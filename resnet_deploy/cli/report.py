@@ -21,7 +21,9 @@ Record = TypeVar("Record")
 @click.option("--html", type=PATH, metavar="FILE", help="Write the HTML report there too.")
 @json_option
 def report(record: Path, html: Path | None, as_json: bool) -> None:
-    """Print the table of a record of `bench`, `evaluate` or `loadgen`; draw the page of one of `bench` again.
+    """Print the table of a record, and draw its page again.
+
+    A record is what `bench`, `evaluate` or `loadgen` wrote; one of `bench` has a page, too.
 
     \b
     Example:
@@ -35,7 +37,7 @@ def report(record: Path, html: Path | None, as_json: bool) -> None:
     from resnet_deploy.report.table import print_table
 
     if html is not None:
-        require_html()
+        require_html(", or leave --html out")
     kind = record_files.kind_of(record)
     if kind != record_files.BENCH:
         refuse_idle(f"a record of `{kind}`", "html", hint="drop it: such a record has a table alone")

@@ -35,7 +35,7 @@ _BUILT: Final[tuple[Precision, ...]] = ("fp32", "fp16", "int8")  # what every ba
 @timing_options
 @click.option("-o", "--output", type=PATH, default=ENGINES, show_default=True, help="Folder for everything.")
 def run(output: Path, calib: str, data: Path, **values: Any) -> None:
-    """Do it all: export, build FP32, FP16 and INT8, compare with PyTorch, report.
+    """Do it all: export, build FP32, FP16 and INT8, compare, report.
 
     \b
     Example:

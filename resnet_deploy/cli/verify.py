@@ -23,7 +23,9 @@ from resnet_deploy.cli.output import print_json
 @click.option("--threads", type=THREADS, default=0, help=f"CPU threads.  {ONE_PER_CORE}")
 @json_option
 def verify(engine: Path, no_pytorch: bool, as_json: bool, threads: int, **values: Any) -> None:
-    """Find where an engine departs from its PyTorch model: form by form, then layer by layer.
+    """Find where an engine departs from its PyTorch model.
+
+    Form by form: PyTorch, the exported graph, the lowered one, the engine. Then layer by layer.
 
     \b
     Examples:

@@ -51,6 +51,15 @@ class Scores:
     logits: "NDArray[np.float32] | None"
 
 
+def require_parquet() -> None:
+    """Refuse to begin what could not be written in the end.
+
+    Raises:
+        BackendError: If pyarrow is not installed.
+    """
+    _import("pyarrow.parquet")
+
+
 def scores_to_parquet(scores: Scores, metadata: Mapping[str, str]) -> bytes:
     """Write a table: path, path_bytes, classes, labels, probabilities, and logits where there are any."""
     pa = _import("pyarrow")

@@ -1,12 +1,13 @@
 """Calibration by parts: a model observed over one shard of a data set, and several shards put together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from resnet_deploy import artifact
-from resnet_deploy.errors import SpecError
+from resnet_deploy.capabilities import have_modules
+from resnet_deploy.errors import BackendError, SpecError
 from resnet_deploy.pipeline.calibrating import Material, find_device, observe, read_images
 from resnet_deploy.pipeline.source import read_source
 from resnet_deploy.specs import OBSERVATIONS_SUFFIX, CalibrationDevice
@@ -14,6 +15,9 @@ from resnet_deploy.specs import OBSERVATIONS_SUFFIX, CalibrationDevice
 if TYPE_CHECKING:
     from resnet_deploy.protocols import Progress
     from resnet_deploy.quantize.observations import Observations
+
+_FILES: Final = {"safetensors": "export"}  # and the extra with it
+_LIBRARIES: Final = {"onnx": "export", "onnx_ir": "export", **_FILES, "onnxruntime": "cpu"}
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,11 @@ def observe_images(inputs: ObserveInputs, progress: "Progress") -> "tuple[Observ
     """Run an exported model over images and write what was seen of its activations; return it and where it is.
 
     Raises:
-        UserError: If the request, the model or the images are at fault.
+        UserError: If the request, the model or the images are at fault, or a library is not installed.
     """
     from resnet_deploy.datasets import find_images
 
+    _require(_LIBRARIES, "calibrate")
     shard, device = inputs.shard, find_device(inputs.calib_device)
     part = f"-{shard.number}-of-{shard.count}" if shard.count > 1 else ""
     output = inputs.output or inputs.model.parent / f"{inputs.model.stem}-observed{part}{OBSERVATIONS_SUFFIX}"
@@ -89,14 +94,21 @@ def merge_files(paths: Sequence[Path], output: Path) -> "Observations":
     """Write the observations of several files as those of one run over all their images; return them.
 
     Raises:
-        UserError: If a file holds no observations, or they do not belong together.
+        UserError: If a file holds no observations, they do not belong together, or safetensors is not installed.
     """
+    _require(_FILES, "merge")
     from resnet_deploy.quantize.observations import merge_observations, read_observations
 
     _require_suffix(output)
     merged = merge_observations([read_observations(path) for path in paths])
     artifact.write_bytes(output, merged.to_bytes())
     return merged
+
+
+def _require(libraries: Mapping[str, str], verb: str) -> None:
+    found = have_modules(libraries)
+    if not found.ok:
+        raise BackendError(f"cannot {verb}: {found.reason}", hint=found.fix)
 
 
 def _require_suffix(output: Path) -> None:

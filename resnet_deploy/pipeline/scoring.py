@@ -14,7 +14,7 @@ from resnet_deploy.backends import find_backend
 from resnet_deploy.bench import record_files
 from resnet_deploy.bundle import open_bundle
 from resnet_deploy.errors import ScoringError
-from resnet_deploy.integrations.pyarrow import readable
+from resnet_deploy.integrations.pyarrow import readable, require_parquet
 from resnet_deploy.pipeline.scoring_folders import absolute, open_folder
 from resnet_deploy.pipeline.scoring_output import ScoringOutput, ScoringRecord, ScoringSession
 from resnet_deploy.pipeline.scoring_plan import Machines, ScoringRequest, ScoringSpec, Shards, list_digest
@@ -73,10 +73,12 @@ def score(places: ScoringPlaces, spec: ScoringSpec, way: ScoringWay, progress: "
         The record, as it lies in the output.
 
     Raises:
-        UserError: If something cannot be read or written, there is no image, another command is scoring into the
-            output, or what lies there is of another engine, list of images, or request; the message says what differs.
+        UserError: If pyarrow is not installed, something cannot be read or written, there is no image, another command
+            is scoring into the output, or what lies there is of another engine, list of images, or request; the message
+            says what differs.
         ScoringError: If shards are left, after all others were done.
     """
+    require_parquet()
     bundle = open_bundle(places.engine)
     bundle.verify_files()
     source, place = absolute(places.source), absolute(places.output)

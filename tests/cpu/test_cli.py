@@ -135,7 +135,7 @@ REFUSALS = (
     Refusal("predict gone.png", "gone.png", "check the path"),
     Refusal("predict notes.txt", "notes.txt: not an image", "replace the file"),
     Refusal("predict corrupt/one/1.png", "corrupt/one/1.png: damaged image", "replace the file"),
-    Refusal("predict image.png --engine gone", "gone is not an engine bundle", "resnet-deploy build"),
+    Refusal("predict image.png --engine gone", "gone does not exist", "resnet-deploy build"),
     Refusal("predict image.png --engine empty", "empty has no manifest.json", "resnet-deploy build"),
     Refusal("report gone.json", "gone.json: no such file", "check the path"),
     Refusal("report notes.txt", "notes.txt is no record of `bench`", "`bench`"),
@@ -179,8 +179,8 @@ REFUSALS = (
     Refusal("bench --batches 0", "batch sizes [0]", "1,8,32"),
     Refusal("bench --seconds 0", "20 rounds in 0.0 seconds", "positive"),
     # Requests that conflict or cannot be met.
-    Refusal("build engines/resnet18.onnx", "0 precisions asked for, one is needed", "--fp16"),
-    Refusal("build engines/resnet18.onnx --fp16 --int8", "2 precisions asked for, one is needed", "--fp16"),
+    Refusal("build engines/resnet18.onnx", "no precision was asked for, one is needed", "--fp16"),
+    Refusal("build engines/resnet18.onnx --fp16 --int8", "2 precisions were asked for, one is needed", "--fp16"),
     Refusal("build engines/resnet18.onnx --fp16 --calib calibration", "fp16 takes no calibration data", "--int8"),
     Refusal(
         "build engines/resnet18.onnx --int8 --backend onnxruntime",
@@ -242,14 +242,14 @@ REFUSALS = (
     Refusal(f"{BENCH} --skip-corrupt", "--skip-corrupt has no effect without --data", "--data DIR"),
     Refusal(f"{BENCH} --no-pytorch --reference engines/resnet18.safetensors", "--reference has no effect", "drop one"),
     # Folders of images.
-    Refusal("build engines/resnet18.onnx --int8 --calib gone", "gone: No such file", "check the path"),
+    Refusal("build engines/resnet18.onnx --int8 --calib gone", "gone: no such file", "check the path"),
     Refusal("build engines/resnet18.onnx --int8 --calib empty", "empty: no images", ".png"),
     Refusal("build engines/resnet18.onnx --int8 --calib corrupt-calibration", "1.png: damaged image", "replace"),
     Refusal(f"{BENCH} --data empty", "empty: no images", ".png"),
-    Refusal(f"{BENCH} --data gone", "gone: No such file", "check the path"),
+    Refusal(f"{BENCH} --data gone", "gone: no such file", "check the path"),
     Refusal(f"{BENCH} --data unknown", "3 of 3 folders do not name exactly one class", "'zero'"),
     Refusal(f"{BENCH} --data corrupt", "corrupt/one/1.png: damaged image", "--skip-corrupt"),
-    Refusal("run --calib gone --data data", "gone: No such file", "check the path"),
+    Refusal("run --calib gone --data data", "gone: no such file", "check the path"),
     Refusal("run --calib data --data empty", "empty: no images", ".png"),
     # Outputs that are taken.
     Refusal(f"{EXPORT} -o empty", "empty is a folder, not a file", "resnet50.onnx"),
@@ -276,7 +276,9 @@ def test_options_that_click_refuses(invoke, workplace):
     before = files(workplace)
     for line in ("bench --batches x", "predict image.png --threads -1", "build --int4", "export --std 1,2", "nonsense"):
         assert_refused(invoke(*line.split()), "", "--help`")
-    assert_refused(invoke("bench", "--batches", "x"), "Invalid value for '--batches'", "`main bench --help`")
+    assert_refused(invoke("bench", "--batches", "x"), "invalid value for '--batches'", "`main bench --help`")
+    assert_refused(invoke("exprot"), "no such command 'exprot'", "did you mean `main export`?")
+    assert_refused(invoke("nonsense"), "no such command 'nonsense'", "see `main --help`")
     assert files(workplace) == before
 
 
@@ -316,7 +318,7 @@ def test_engine_with_a_flipped_bit(invoke, workplace, flip_bit, name):
 def test_no_engines(invoke, workplace):
     shutil.rmtree("engines/resnet18-int8-onnxruntime")
     before = files(workplace)
-    assert_refused(invoke("predict", "image.png"), "0 engines in engines/", "resnet-deploy build --fp16")
+    assert_refused(invoke("predict", "image.png"), "no engines in engines/", "resnet-deploy build --fp16")
     assert_refused(invoke(*BENCH.split()), "no engines in engines/", "resnet-deploy build --fp16")
     assert files(workplace) == before
 
@@ -403,6 +405,13 @@ def test_full_disk_does_not_cost_the_old_engine(invoke, workplace, mount_tmpfs, 
 
 
 # --- help
+
+
+def test_the_list_of_commands_cuts_none_short(invoke):
+    out = invoke("--help").stdout
+    lines = dict(line.split(maxsplit=1) for line in out[out.index("Make engines:") :].splitlines() if line[:2] == "  ")
+    assert sorted(lines) == sorted(COMMANDS)
+    assert all(line.endswith(".") and not line.endswith("...") for line in lines.values())
 
 
 @pytest.mark.parametrize("command", COMMANDS)

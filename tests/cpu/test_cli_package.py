@@ -434,7 +434,7 @@ def test_a_damaged_bundle_is_refused(copy_engine, flip_bit, invoke, tmp_path):
     engine = copy_engine("fp32")
     flip_bit(engine / "model.onnx")
     assert_refused(invoke("package", engine, "--triton", tmp_path / "models"), "model.onnx was altered")
-    assert_refused(invoke("package", tmp_path / "none", "--triton", tmp_path / "models"), "is not an engine bundle")
+    assert_refused(invoke("package", tmp_path / "none", "--triton", tmp_path / "models"), "none does not exist")
     assert not (tmp_path / "models").exists()
 
 

@@ -217,7 +217,7 @@ def test_a_layer_left_in_floating_point_is_held_against_the_bias_it_has(invoke, 
 
 def refusals(place):
     return {
-        "verify engines/absent": ("is not an engine bundle", "resnet-deploy build"),
+        "verify engines/absent": ("engines/absent does not exist", "resnet-deploy build"),
         "verify engines": ("has no manifest.json", "name an engine in it: resnet18-int8-onnxruntime"),
         f"verify {ENGINE} --model absent.onnx": ("absent.onnx", ""),
         f"verify {ENGINE} --model smaller.onnx": ("is not what its model card says", ""),

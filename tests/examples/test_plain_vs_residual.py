@@ -1,5 +1,6 @@
 """The experiment on residual connections: that its arms differ in nothing else, and that it measures what it says."""
 
+import io
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from rich.console import Console
 from torch import nn
 
 pytest.importorskip("plotly", reason="plotly draws the page")
@@ -336,8 +338,16 @@ def test_the_table_replaces_the_one_in_the_page(tmp_path):
         page.fill_page(path, record)
         text = path.read_text()
         assert text == f"before\n<!-- measured -->\n{page.fenced(record)}<!-- /measured -->\nafter\n"
-    assert "1.740 to 1.750" in text  # losses of the last of two epochs: (1.8 + 1.7) / 2, and a hundredth less
+    assert "1.740\N{EN DASH}1.750" in text  # losses of the last of two epochs: (1.8 + 1.7) / 2, and a hundredth less
     assert "over 1 to 2 seeds, below them least to largest" in text
+
+
+def test_the_table_fits_a_terminal_of_80_columns():
+    console = Console(width=80, file=io.StringIO(), record=True)
+    table.print_table(record_of(made_up("plain18", 0), made_up("plain18", 1), made_up("resnet34")), console)
+    text = console.export_text()
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert all(word in text for title in table.HEADER for word in title.split("\n"))
 
 
 def test_a_page_without_a_place_is_refused(tmp_path):

@@ -323,9 +323,9 @@ def test_unknown_field_is_refused_where_it_would_change_the_meaning(bundle_folde
 
 def test_what_is_no_bundle(tmp_path):
     (tmp_path / "file").write_text("")
-    for path in (tmp_path / "gone", tmp_path / "file"):
-        with pytest.raises(FileError, match="is not an engine bundle") as caught:
-            open_bundle(path)
+    for name, reason in (("gone", "does not exist"), ("file", "is not an engine bundle")):
+        with pytest.raises(FileError, match=f"{name} {reason}") as caught:
+            open_bundle(tmp_path / name)
         assert caught.value.hint
     with pytest.raises(FileError, match=r"has no manifest\.json"):
         open_bundle(tmp_path)

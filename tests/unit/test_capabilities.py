@@ -149,7 +149,7 @@ def test_building_needs_the_graph_libraries_too(install):
     install()
     assert backend_status(complete("tensorrt-rtx"), on(ADA)).build == Capability(
         False,
-        "onnx and onnx-ir and onnxruntime and tensorrt-rtx are not installed",
+        "onnx, onnx-ir, onnxruntime and tensorrt-rtx are not installed",
         'pip install "resnet-deploy[export,cpu,rtx]"',
     )
 

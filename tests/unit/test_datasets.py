@@ -73,7 +73,7 @@ def test_single_file_is_an_unlabelled_set_of_one(tmp_path):
 
 
 def test_missing_and_empty_folders(tmp_path):
-    with pytest.raises(FileError, match="gone: No such file") as missing:
+    with pytest.raises(FileError, match="gone: no such file") as missing:
         find_dataset(tmp_path / "gone", CARD)
     (tmp_path / "empty" / "a").mkdir(parents=True)
     with pytest.raises(DataError, match="empty: no images") as empty:
@@ -134,7 +134,7 @@ def test_unreadable_folder_is_an_error_not_an_empty_class(tmp_path, monkeypatch)
         return real(path)
 
     monkeypatch.setattr(os, "scandir", guarded)
-    with pytest.raises(FileError, match="b: Permission denied"):
+    with pytest.raises(FileError, match="b: permission denied"):
         find_dataset(tmp_path, CARD)
 
 

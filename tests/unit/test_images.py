@@ -254,10 +254,10 @@ def test_exif_orientation_is_not_applied(tmp_path):
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(FileError, match=r"gone\.jpg: No such file") as caught:
+    with pytest.raises(FileError, match=r"gone\.jpg: no such file") as caught:
         decode(tmp_path / "gone.jpg")
     assert caught.value.hint
-    with pytest.raises(FileError, match="Is a directory"):
+    with pytest.raises(FileError, match="is a folder, not a file"):
         decode(tmp_path)
 
 

@@ -109,5 +109,5 @@ def test_other_errors_are_loadgens(run, kind):
 
 def test_the_real_process_says_that_there_is_no_engine(tmp_path):
     pytest.importorskip("mlperf_loadgen")
-    with pytest.raises(FileError, match="nowhere is not an engine bundle"):
+    with pytest.raises(FileError, match="nowhere does not exist"):
         run_child(REQUEST, tmp_path, Patience())
