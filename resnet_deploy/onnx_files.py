@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from resnet_deploy.errors import ModelError, SpecError
 from resnet_deploy.protocols import TensorSpec
 from resnet_deploy.specs import INPUT_NAME, OUTPUT_NAME, ModelCard
+from resnet_deploy.version import __version__
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -126,7 +127,7 @@ def read_card(model: ir.Model, *, name: str) -> ModelCard:
     """Take the model card from the metadata.
 
     Raises:
-        ModelError: If there is none, or it is damaged.
+        ModelError: If there is none, or it is damaged, or of another version that this one does not read.
     """
     text = model.metadata_props.get(CARD_KEY)
     if text is None:
@@ -134,6 +135,10 @@ def read_card(model: ir.Model, *, name: str) -> ModelCard:
     try:
         return msgspec.json.decode(text, type=ModelCard)
     except (msgspec.DecodeError, SpecError) as error:
+        writer = model.producer_version or ""
+        if model.producer_name == PRODUCER and writer != __version__:  # a card has no schema version of its own
+            what = f"{name} was written by resnet-deploy {writer}, and this is {__version__}: {_in_one_line(error)}"
+            raise ModelError(what, hint=f"use that version, or {_EXPORT_HINT}") from error
         raise ModelError(f"{name} carries a damaged model card: {_in_one_line(error)}", hint=_EXPORT_HINT) from error
 
 

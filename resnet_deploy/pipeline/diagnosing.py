@@ -8,7 +8,8 @@ import numpy as np
 
 from resnet_deploy import artifact
 from resnet_deploy.bench.records import SearchStep, TensorHistogram
-from resnet_deploy.bundle import CALIBRATION, OBSERVATIONS, SEARCH, Bundle
+from resnet_deploy.bundle import OBSERVATIONS, SEARCH, Bundle
+from resnet_deploy.pipeline.kept_calibration import read_calibration
 
 if TYPE_CHECKING:
     from resnet_deploy.quantize.search import Search
@@ -21,24 +22,24 @@ def worst_histograms(bundle: Bundle) -> tuple[TensorHistogram, ...]:
     """Pick the tensors that the INT8 grid serves worst, by what the histograms expect; nothing for other precisions.
 
     Raises:
+        BundleError: If the bundle's calibration is of a later schema.
         DataError: If the bundle's observations are damaged, which its manifest would have told.
     """
     files = bundle.manifest.files
     if bundle.manifest.spec.precision != "int8":
         return ()  # FP8 has no even steps to expect an error from
-    if OBSERVATIONS not in files or CALIBRATION not in files:
+    calibration = read_calibration(bundle)
+    if calibration is None or OBSERVATIONS not in files:
         return ()
-    from resnet_deploy.quantize.calibrate import Calibration
     from resnet_deploy.quantize.observations import read_observations
     from resnet_deploy.quantize.qdq import FORMS
     from resnet_deploy.quantize.ranges import Range, expected_sqnr_db
 
     observations = read_observations(bundle.path / OBSERVATIONS)
-    calibration = msgspec.json.decode(artifact.read_bytes(bundle.path / CALIBRATION), type=Calibration)
     is_symmetric = FORMS[bundle.manifest.spec.backend].activation == "int8"
     found = []
     for name, histogram in observations.histograms.items():
-        chosen = calibration.range_of(name)
+        chosen = Range(*calibration.range_of(name))
         grid, levels = (Range(-chosen.magnitude, chosen.magnitude), 254) if is_symmetric else (chosen, 255)
         occupied = np.flatnonzero(histogram.counts)
         span = int(occupied[-1] - occupied[0]) + 1
