@@ -5,7 +5,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := demo
 
-.PHONY: setup demo bench check test docs test-gpu bench-gpu clean
+OLDEST_PYTHON ?= python3.10
+
+.PHONY: setup demo bench check test test-oldest docs test-gpu bench-gpu clean
 
 setup: $(VENV)/.installed
 
@@ -44,9 +46,16 @@ check: setup
 test: check
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+# With the oldest Python and the oldest dependencies that pyproject.toml allows, in an environment of its own.
+test-oldest:
+	$(OLDEST_PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --editable '.[export,cpu,rtx,openvino,peers,cpp,parquet,ray,bench]'
+	$(VENV)-oldest/bin/pip install --quiet --constraint constraints-oldest.txt pytest pytest-timeout hypothesis jsonschema scikit-learn
+	OMP_WAIT_POLICY=PASSIVE $(VENV)-oldest/bin/pytest tests/unit tests/cpu
+
 # Into build/docs; a link that leads nowhere is an error.
 docs: setup
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs build/docs
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info

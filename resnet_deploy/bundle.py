@@ -33,6 +33,7 @@ SCHEMA_VERSION: Final = 1
 MANIFEST: Final = "manifest.json"
 GOLDEN: Final = "golden.npz"
 CALIBRATION: Final = "calibration.json"
+CALIBRATION_SCHEMA: Final = 2
 SEARCH: Final = "search.json"
 OBSERVATIONS: Final = "observations.safetensors"
 CORRECTIONS: Final = "corrections.safetensors"

@@ -17,6 +17,7 @@ from resnet_deploy import artifact
 from resnet_deploy.bundle import Bundle, Measured, Requirements, is_plain_name, open_bundle
 from resnet_deploy.errors import BundleError
 from resnet_deploy.json_files import decode_json
+from resnet_deploy.schemas import UPGRADE, later_version
 from resnet_deploy.specs import Precision
 
 INDEX: Final = "index.json"
@@ -90,12 +91,13 @@ def read_fleet(folder: Path) -> Fleet:
         BundleError: If it is damaged, or of a later schema.
     """
     path = folder / INDEX
+    data = artifact.read_bytes(path)
+    if version := later_version(data, SCHEMA_VERSION):
+        raise BundleError(f"{path} is of schema_version {version}", hint=UPGRADE)
     try:
-        fleet = decode_json(artifact.read_bytes(path), Fleet)
+        fleet = decode_json(data, Fleet)
     except ValueError as error:
         raise BundleError(f"{path} is damaged: {error}", hint=_AGAIN) from error
-    if fleet.schema_version > SCHEMA_VERSION:
-        raise BundleError(f"{path} is of schema_version {fleet.schema_version}", hint="upgrade resnet-deploy")
     for engine in fleet.engines:
         if not is_plain_name(engine.folder):
             raise BundleError(f"{path} names {engine.folder!r}, which is no folder inside the fleet", hint=_AGAIN)

@@ -18,6 +18,7 @@ from resnet_deploy.errors import ModelError
 from resnet_deploy.json_files import decode_json
 from resnet_deploy.protocols import TensorSpec
 from resnet_deploy.specs import INPUT_NAME, OUTPUT_NAME, ModelCard
+from resnet_deploy.version import __version__
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,7 +51,6 @@ def read_exported(data: bytes, *, name: str) -> tuple[ir.Model, ModelCard]:
         difference = _difference(kind, values, promised)
         if difference:
             raise ModelError(f"{name} is not what its model card says: {difference}", hint=_AGAIN_HINT)
-    _read_constants(model.graph)
     if initializers_digest(model.graph) != card.initializers_sha256:
         raise ModelError(f"the weights in {name} are not those that its model card names", hint=_AGAIN_HINT)
     return model, card
@@ -130,7 +130,7 @@ def read_card(model: ir.Model, *, name: str) -> ModelCard:
     """Take the model card from the metadata.
 
     Raises:
-        ModelError: If there is none, or it is damaged.
+        ModelError: If there is none, or it is damaged, or of another version that this one does not read.
     """
     text = model.metadata_props.get(CARD_KEY)
     if text is None:
@@ -138,6 +138,10 @@ def read_card(model: ir.Model, *, name: str) -> ModelCard:
     try:
         return decode_json(text, ModelCard)
     except ValueError as error:
+        writer = model.producer_version or ""
+        if model.producer_name == PRODUCER and writer != __version__:  # a card has no schema version of its own
+            what = f"{name} was written by resnet-deploy {writer}, and this is {__version__}: {_in_one_line(error)}"
+            raise ModelError(what, hint=f"use that version, or {_EXPORT_HINT}") from error
         raise ModelError(f"{name} carries a damaged model card: {_in_one_line(error)}", hint=_EXPORT_HINT) from error
 
 
@@ -150,13 +154,6 @@ def initializers_digest(graph: ir.Graph) -> str:
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(array.ravel().view(np.uint8).data)  # flattened first, because a scalar cannot change its dtype
     return digest.hexdigest()
-
-
-def _read_constants(graph: ir.Graph) -> None:
-    """Take the constants out of the parsed file, which would copy them each time that one is looked at."""
-    for name, value in graph.initializers.items():
-        assert value.const_value is not None
-        value.const_value = ir.Tensor(value.const_value.numpy(), name=name)
 
 
 def _difference(kind: str, values: Sequence[ir.Value], promised: TensorSpec) -> str:
@@ -183,14 +180,16 @@ def _by(shape: Iterable[object]) -> str:
 
 
 def _read_constants(model: ir.Model) -> None:
-    """Look at every constant once: of some types, the checker does not compare the bytes with the shape.
+    """Take the constants out of the parsed file, which would copy them each time that one is looked at.
+
+    Those of nodes are looked at as well: of some types, the checker does not compare the bytes with the shape.
 
     Raises:
         ValueError, TypeError: If one is not as large as it says.
     """
-    for value in model.graph.initializers.values():
+    for name, value in model.graph.initializers.items():
         assert value.const_value is not None
-        value.const_value.numpy()
+        value.const_value = ir.Tensor(value.const_value.numpy(), name=name)
     for node in model.graph.all_nodes():
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():

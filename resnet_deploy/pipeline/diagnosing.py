@@ -7,9 +7,10 @@ import numpy as np
 
 from resnet_deploy import artifact
 from resnet_deploy.bench.records import SearchStep, TensorHistogram
-from resnet_deploy.bundle import CALIBRATION, OBSERVATIONS, SEARCH, Bundle
+from resnet_deploy.bundle import OBSERVATIONS, SEARCH, Bundle
 from resnet_deploy.errors import BundleError
 from resnet_deploy.json_files import decode_json
+from resnet_deploy.pipeline.kept_calibration import read_calibration
 
 if TYPE_CHECKING:
     from resnet_deploy.quantize.search import Search
@@ -25,24 +26,23 @@ def worst_histograms(bundle: Bundle) -> tuple[TensorHistogram, ...]:
 
     Raises:
         BundleError, DataError: If the bundle's calibration or observations are damaged, which its manifest would have
-            told.
+            told, or of a later schema.
     """
     files = bundle.manifest.files
     if bundle.manifest.spec.precision != "int8":
         return ()  # FP8 has no even steps to expect an error from
-    if OBSERVATIONS not in files or CALIBRATION not in files:
+    calibration = read_calibration(bundle)
+    if calibration is None or OBSERVATIONS not in files:
         return ()
-    from resnet_deploy.quantize.calibrate import Calibration
     from resnet_deploy.quantize.observations import read_observations
     from resnet_deploy.quantize.qdq import FORMS
     from resnet_deploy.quantize.ranges import Range, expected_sqnr_db
 
     observations = read_observations(bundle.path / OBSERVATIONS)
-    calibration = _read(bundle, CALIBRATION, Calibration)
     is_symmetric = FORMS[bundle.manifest.spec.backend].activation == "int8"
     found = []
     for name, histogram in observations.histograms.items():
-        chosen = calibration.range_of(name)
+        chosen = Range(*calibration.range_of(name))
         grid, levels = (Range(-chosen.magnitude, chosen.magnitude), 254) if is_symmetric else (chosen, 255)
         occupied = np.flatnonzero(histogram.counts)
         span = int(occupied[-1] - occupied[0]) + 1

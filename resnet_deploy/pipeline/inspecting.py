@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from resnet_deploy import artifact
-from resnet_deploy.bundle import CALIBRATION, OBSERVATIONS, Bundle, Manifest, open_bundle
+from resnet_deploy.bundle import OBSERVATIONS, Bundle, Manifest, open_bundle
 from resnet_deploy.capabilities import have_modules
 from resnet_deploy.compiled.layers import CompiledGraph
 from resnet_deploy.compiled.lint import Finding
-from resnet_deploy.errors import BackendError, BundleError, FileError, ModelError
-from resnet_deploy.json_files import decode_json
+from resnet_deploy.errors import BackendError, FileError, ModelError
+from resnet_deploy.pipeline.kept_calibration import KeptCalibration, read_calibration
 from resnet_deploy.pipeline.linting import lint_engine, read_compiled
 from resnet_deploy.pipeline.source import Source, read_source
 from resnet_deploy.pipeline.verifying import read_lowered
@@ -207,7 +207,7 @@ def _read_graph(bundle: Bundle) -> "tuple[tuple[Layer, ...], tuple[Activation, .
     from resnet_deploy.quantize.layers import read_grids, read_layers
 
     model = onnx_from_bytes(read_lowered(bundle), name=f"the graph of {bundle.path}")
-    calibration = _read_calibration(bundle)
+    calibration = read_calibration(bundle)
     grids = read_grids(model, calibration.tensors if calibration is not None else ())
     if calibration is None:
         return read_layers(model), tuple(map(Activation, grids))
@@ -218,58 +218,19 @@ def _read_graph(bundle: Bundle) -> "tuple[tuple[Layer, ...], tuple[Activation, .
         if tensor is None:
             activations.append(Activation(grid))
             continue
-        method = calibration.method_of(tensor)
-        chosen = tensor.ranges[method]
+        method, chosen = calibration.method_of(grid.source), calibration.range_of(grid.source)
         activations.append(Activation(grid, tensor.observed, chosen, method, clipped.get(grid.source)))
     return read_layers(model), tuple(activations)
 
 
-class _Tensor(msgspec.Struct, frozen=True):
-    observed: tuple[float, float]
-    ranges: dict[str, tuple[float, float]]
-    method: str = ""  # the first schema had one for all tensors
-
-
-class _Method(msgspec.Struct, frozen=True):
-    method: str
-
-
-class _Calibration(msgspec.Struct, frozen=True):
-    """What is shown of a calibration, of any schema so far."""
-
-    spec: _Method
-    tensors: dict[str, _Tensor]
-
-    def __post_init__(self) -> None:
-        for name, tensor in self.tensors.items():
-            if self.method_of(tensor) not in tensor.ranges:
-                raise ValueError(f"{name} has no range by {self.method_of(tensor)}")
-
-    def method_of(self, tensor: _Tensor) -> str:
-        """Whose range is taken."""
-        return tensor.method or self.spec.method
-
-
-def _read_calibration(bundle: Bundle) -> _Calibration | None:
-    if CALIBRATION not in bundle.manifest.files:
-        return None
-    try:
-        return decode_json(artifact.read_bytes(bundle.path / CALIBRATION), _Calibration)
-    except ValueError as error:
-        reason = f"{bundle.path}: {CALIBRATION} is damaged: {error}"
-        raise BundleError(reason, hint="build the engine again with `resnet-deploy build`") from error
-
-
-def _clipped(bundle: Bundle, calibration: _Calibration) -> dict[str, float]:
+def _clipped(bundle: Bundle, calibration: KeptCalibration) -> dict[str, float]:
     if OBSERVATIONS not in bundle.manifest.files or not have_modules({"safetensors": "export"}).ok:
         return {}
     from resnet_deploy.quantize.layers import clipped_shares
     from resnet_deploy.quantize.observations import read_observations
     from resnet_deploy.quantize.ranges import Range
 
-    chosen = {
-        name: Range(*tensor.ranges[calibration.method_of(tensor)]) for name, tensor in calibration.tensors.items()
-    }
+    chosen = {name: Range(*calibration.range_of(name)) for name in calibration.tensors}
     return clipped_shares(read_observations(bundle.path / OBSERVATIONS).histograms, chosen)
 
 

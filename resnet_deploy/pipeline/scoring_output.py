@@ -17,6 +17,7 @@ from resnet_deploy.json_files import decode_json
 from resnet_deploy.pipeline.scoring_folders import open_folder
 from resnet_deploy.pipeline.scoring_plan import ScoringRequest
 from resnet_deploy.pipeline.scoring_shard import ERRORS, ShardDone, is_part, part_name
+from resnet_deploy.schemas import UPGRADE, later_version
 from resnet_deploy.version import __version__
 
 RECORD: Final = "_scoring.json"
@@ -136,12 +137,13 @@ class ScoringOutput:
         """
         with self._folder.open_file(RECORD) as file:
             data = file.read()
+        if version := later_version(data, SCHEMA_VERSION):
+            hint = f"{UPGRADE}, or {_ANOTHER}"
+            raise FileError(f"{self._place}/{RECORD} has schema version {version}", hint=hint)
         try:
             begun = decode_json(data, ScoringRecord)
         except ValueError as error:
-            raise FileError(f"{self._place}/{RECORD} is damaged or of another version", hint=_ANOTHER) from error
-        if begun.schema_version > SCHEMA_VERSION:
-            raise FileError(f"{self._place}/{RECORD} has schema version {begun.schema_version}", hint=_ANOTHER)
+            raise FileError(f"{self._place}/{RECORD} is damaged", hint=_ANOTHER) from error
         if difference := self._request.difference_from(begun.request):
             if not is_begun:
                 return ()

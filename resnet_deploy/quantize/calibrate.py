@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from resnet_deploy.batching import one_by_one
+from resnet_deploy.bundle import CALIBRATION_SCHEMA
 from resnet_deploy.environment import compute_threads
 from resnet_deploy.errors import DataError, ModelError
 from resnet_deploy.onnx_files import split_weights
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     OutputQuality: TypeAlias = Mapping[str, dict[RangeMethod, float]]  # in decibels, by tensor name and method
 
-SCHEMA_VERSION: Final = 2
 _MOST_WORKERS: Final = 8  # each holds the activations of an image, 67 MB of a ResNet-50's at 224 pixels
 
 
@@ -94,7 +94,7 @@ class CalibrationSource(msgspec.Struct, frozen=True, kw_only=True):
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """Ranges of every activation, by tensor name, and where they came from."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = CALIBRATION_SCHEMA
     source: CalibrationSource
     spec: CalibrationSpec
     tensors: dict[str, TensorCalibration]

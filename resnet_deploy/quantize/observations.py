@@ -18,6 +18,7 @@ from resnet_deploy.datasets import digest_images
 from resnet_deploy.errors import DataError, ModelError
 from resnet_deploy.json_files import decode_json
 from resnet_deploy.quantize.observers import BINS, EXPONENTS, Histogram
+from resnet_deploy.schemas import UPGRADE, later_version
 from resnet_deploy.specs import ComputeDevice
 
 if TYPE_CHECKING:
@@ -128,6 +129,8 @@ def read_observations(path: Path) -> Observations:
             text = (file.metadata() or {}).get(_KEY)
             if text is None:
                 raise DataError(f"{path} holds no observations", hint=_HINT)
+            if version := later_version(text, SCHEMA_VERSION):
+                raise DataError(f"{path}: schema_version is {version}", hint=UPGRADE)
             header = decode_json(text, _Header)
             histograms = {
                 name: _restored(file.get_tensor(name), scalars) for name, scalars in header.histograms.items()
@@ -135,8 +138,6 @@ def read_observations(path: Path) -> Observations:
     except (SafetensorError, ValueError, OverflowError, AttributeError) as error:
         # AttributeError: of a type that NumPy lacks.
         raise DataError(f"{path}: the observations are damaged: {error}", hint=_HINT) from error
-    if header.schema_version > SCHEMA_VERSION:
-        raise DataError(f"{path}: schema_version is {header.schema_version}", hint="upgrade resnet-deploy")
     seen = (header.images, header.count, header.skipped, histograms, header.device)
     return Observations(header.model, header.dataset, *seen)
 

@@ -3,6 +3,7 @@
 import copy
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -135,6 +136,17 @@ def test_rules_that_join_fields(driver, ask_python, name):
     assert line.startswith("ok " if words is None else "3 "), (words, line)
     assert words is None or field_named_by(words) in line, (words, line)
     assert (words is None) == (name in ("sound", "MLPerf's area", "targets", "unknown backend"))
+
+
+def test_manifests_of_earlier_versions_are_read_and_those_of_later_ones_told_by_their_number(driver, ask_python):
+    """The first is real (see tests/unit/test_schemas.py); the second has nothing but a later number in common."""
+    first = (Path(__file__).parents[1] / "unit" / "schemas" / "manifest-1.json").read_bytes()
+    later = python.seal({"schema_version": 2, "all": "new"})
+    assert (ask_python(first), driver("manifest", [first])) == (None, ["ok r-int8-onnxruntime"])
+    (line,) = driver("manifest", [later])
+    assert "schema_version is 2, this version reads up to 1" in ask_python(later)
+    assert line.startswith("3 ")
+    assert "schema_version is 2, this version reads up to 1" in line
 
 
 VERSIONS = (

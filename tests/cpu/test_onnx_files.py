@@ -73,6 +73,20 @@ def test_a_new_card_replaces_the_old(narrow):
     assert read_card(onnx_from_bytes(bytes_from_onnx(model), name="copy"), name="copy") == other != CARD
 
 
+@pytest.mark.parametrize(
+    ("writer", "said"),
+    [("9.0", r"was written by resnet-deploy 9\.0, and this is .*weather"), ("", "damaged model card")],
+)
+def test_a_card_with_a_field_more_is_of_another_version_if_the_file_is(narrow, writer, said):
+    def change(model):
+        model.producer_version = writer or model.producer_version
+        model.metadata_props[0].value = model.metadata_props[0].value[:-1] + ',"weather":"fair"}'
+
+    with pytest.raises(ModelError, match=said) as refused:
+        read_exported(changed(narrow, change), name="model.onnx")
+    assert ("use that version" in refused.value.hint) == bool(writer)
+
+
 PNG = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + bytes(17)
 
 

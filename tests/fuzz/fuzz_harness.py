@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from resnet_deploy import errors
 from resnet_deploy.errors import ResnetDeployError
 
 MOST_SECONDS = 10.0  # of processor time, for an input that takes milliseconds
@@ -30,6 +31,7 @@ _CHANGES = {"os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.sym
 # Code, and what a library asks of the machine when it is used for the first time.
 _LIBRARIES = tuple(
     {os.path.realpath(path) for path in (*sysconfig.get_paths().values(), *sys.path[1:], sys.prefix) if path}
+    | {str(Path(errors.__file__).resolve().parent)}  # which an editable install does not put on the path
     | {"/proc", "/sys", "/usr", "/lib", "/etc/ld.so.cache", "/dev/null", "/dev/urandom"}
 )
 
@@ -110,7 +112,8 @@ def watched(folder: Path) -> Iterator[list[str]]:
     def stop(*_: object) -> None:
         raise TookTooLongError
 
-    before = signal.signal(signal.SIGVTALRM, stop)
+    before, keep = signal.signal(signal.SIGVTALRM, stop), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
     _watch.seen = []
     _watch.folder = os.path.realpath(folder)
     signal.setitimer(signal.ITIMER_VIRTUAL, MOST_SECONDS)
@@ -120,6 +123,7 @@ def watched(folder: Path) -> Iterator[list[str]]:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         _watch.folder = ""
         signal.signal(signal.SIGVTALRM, before)
+        sys.dont_write_bytecode = keep
 
 
 def resident_peak() -> int:
