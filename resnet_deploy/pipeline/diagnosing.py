@@ -25,8 +25,8 @@ def worst_histograms(bundle: Bundle) -> tuple[TensorHistogram, ...]:
     """Pick the tensors that the INT8 grid serves worst, by what the histograms expect; nothing for other precisions.
 
     Raises:
-        BundleError, DataError: If the bundle's calibration or observations are damaged, which its manifest would have
-            told, or of a later schema.
+        BundleError, DataError, ModelError: If the bundle's calibration or observations are damaged, which its manifest
+            would have told, do not belong together, or are of a later schema.
     """
     files = bundle.manifest.files
     if bundle.manifest.spec.precision != "int8":

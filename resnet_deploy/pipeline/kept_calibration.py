@@ -7,7 +7,7 @@ import msgspec
 
 from resnet_deploy import artifact
 from resnet_deploy.bundle import CALIBRATION, CALIBRATION_SCHEMA, Bundle
-from resnet_deploy.errors import BundleError
+from resnet_deploy.errors import BundleError, ModelError
 from resnet_deploy.json_files import decode_json
 from resnet_deploy.schemas import UPGRADE, later_version
 
@@ -40,7 +40,13 @@ class KeptCalibration(msgspec.Struct, frozen=True):
         return self.tensors[name].method or self.spec.method
 
     def range_of(self, name: str) -> tuple[float, float]:
-        """Return the range of a tensor that was taken, as (low, high)."""
+        """Return the range of a tensor that was taken, as (low, high).
+
+        Raises:
+            ModelError: If the calibration does not know the tensor.
+        """
+        if name not in self.tensors:
+            raise ModelError(f"the calibration has no tensor {name!r}", hint="build the engine again")
         return self.tensors[name].ranges[self.method_of(name)]
 
 
