@@ -23,15 +23,27 @@ ROOT = Path(__file__).parents[1]
 LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 IMAGES_PER_CLASS = 4
 CALIBRATION_IMAGES = 12
-# The files that take longest, longest first but for the second, which needs nothing of what the first makes.
+# The files that take longest, longest first; the first two need nothing that the others make.
 LONG_FILES = (
-    *("cpu/test_cli.py", "cpp/test_cpp_core.py", "cpu/test_building.py", "test_readme.py", "cpp/test_cpp_example.py"),
-    *("test_wheel.py", "cpu/test_report_chromium.py", "cpu/test_scoring_ray.py", "cpp/test_cpp_engine.py"),
+    *("cpu/test_report_chromium.py", "test_readme.py", "cpu/test_cli.py", "cpp/test_cpp_example.py"),
+    *("cpu/test_building.py", "cpp/test_cpp_core.py", "cpu/test_loadgen.py", "cpu/test_scoring.py"),
+    *("cpu/test_prebuilding.py", "cpu/test_scoring_ray.py", "test_wheel.py", "cpp/test_cpp_engine.py"),
     *("test_tutorial.py", "cpu/test_bias.py", "cpu/test_trained.py", "examples/test_ray_serve.py", "cpu/test_qdq.py"),
-    *("cpu/test_loadgen.py", "cpu/test_cli_evaluate.py", "cpu/test_scoring.py", "cpu/test_prebuilding.py"),
-    *("rtx/test_rtx_precisions.py", "cpu/test_calibration.py", "rtx/test_rtx_builds.py", "cpu/test_bench_ways.py"),
-    *("examples/test_gstreamer.py", "examples/test_nanobind.py", "cpu/test_cli_package.py", "cpu/test_suites.py"),
+    *("cpu/test_cli_evaluate.py", "rtx/test_rtx_precisions.py", "cpu/test_soak.py", "cpu/test_calibration.py"),
+    *("rtx/test_rtx_builds.py", "cpu/test_bench_ways.py", "examples/test_gstreamer.py", "examples/test_nanobind.py"),
+    *("cpu/test_cli_package.py", "cpu/test_suites.py"),
 )
+
+
+def pytest_configure(config):
+    """Share the cores between the processes of a run: a thread that waits spins, which costs others theirs.
+
+    What a process starts inherits its cores, and the package counts only those.
+    """
+    if hasattr(config, "workerinput") and hasattr(os, "sched_setaffinity"):
+        number, cores = int(config.workerinput["workerid"].removeprefix("gw")), sorted(os.sched_getaffinity(0))
+        mine = cores[number % len(cores) :: config.workerinput["workercount"]]
+        os.sched_setaffinity(0, mine)
 
 
 def pytest_collection_modifyitems(items):

@@ -16,20 +16,10 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("build", reason="the wheel is built with it")
-torch = pytest.importorskip("torch", reason="the engine is exported from PyTorch")
-pytest.importorskip("onnxruntime", reason="the engine is ONNX Runtime's")
-
-from PIL import Image  # noqa: E402
-
-from resnet_deploy.engine import load  # noqa: E402
-from resnet_deploy.pipeline.building import BuildInputs, build  # noqa: E402
-from resnet_deploy.pipeline.exporting import export  # noqa: E402
-from resnet_deploy.protocols import Silent  # noqa: E402
-from resnet_deploy.specs import BuildSpec, ExportSpec  # noqa: E402
+from resnet_deploy.engine import load
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("resnet_deploy", "pyproject.toml", "README.md", "LICENSE")
@@ -181,22 +171,11 @@ def test_cmake_builds_the_example_from_the_wheel(installed, tmp_path):
     assert (used.returncode, used.stderr) == (2, "usage: classify BUNDLE (PICTURE.ppm | --golden)\n")
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    """Build an engine here, where PyTorch is, and note its answers."""
-    folder = tmp_path_factory.mktemp("engine")
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-    Image.fromarray(pixels).resize((40, 36), Image.Resampling.BICUBIC).save(folder / "image.png")
-    spec = ExportSpec(architecture="resnet18", weights="none", num_classes=10, image_size=32)
-    model = export(spec, folder / "resnet18.onnx", Silent()).path
-    build(BuildInputs(model, folder / "net"), BuildSpec(backend="onnxruntime", precision="fp16"), Silent())
-    with load(folder / "net") as loaded:
-        return folder, loaded.classify([folder / "image.png"], top=3)[0]
-
-
-def test_engine_needs_only_the_wheel_and_onnxruntime(installed, engine):
-    folder, expected = engine
-    predict = ("predict", folder / "image.png", "--engine", folder / "net", "--top", "3")
+def test_engine_needs_only_the_wheel_and_onnxruntime(installed, deployment):
+    path, image = deployment.engines["fp16"], deployment.data / "three" / "1.png"
+    with load(path) as engine:
+        (expected,) = engine.classify([image], top=3)
+    predict = ("predict", image, "--engine", path, "--top", "3")
     done = installed(*predict)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == 'hint: install it with `pip install "resnet-deploy[cpu]"`'
@@ -209,8 +188,8 @@ def test_engine_needs_only_the_wheel_and_onnxruntime(installed, engine):
 
     code = (
         f"import sys, resnet_deploy\n"
-        f"with resnet_deploy.load({str(folder / 'net')!r}) as engine:\n"
-        f"    print(engine([{str(folder / 'image.png')!r}]).shape)\n"
+        f"with resnet_deploy.load({str(path)!r}) as engine:\n"
+        f"    print(engine([{str(image)!r}]).shape)\n"
         f"print(sorted(sys.modules.keys() & {{'torch', 'onnx', 'onnx_ir', 'onnxscript'}}))\n"
     )
     assert installed.evaluate(code).splitlines() == ["(1, 10)", "[]"]

@@ -307,7 +307,8 @@ def _cache_key(source: Source, spec: BuildSpec, images: list[str | bool], here: 
     parts = {
         "schema": _CACHE_SCHEMA,
         "onnx": source.sha256,
-        "spec": msgspec.to_builtins(spec),
+        # Not as builtins, which leave out what is the default's own object, and not what equals it, as after pickling.
+        "spec": repr(spec),
         "images": images,
         "package": environment.package_digest(),
         "python": here.python,

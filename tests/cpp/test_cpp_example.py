@@ -22,9 +22,8 @@ from resnet_deploy.cli import main  # noqa: E402
 from resnet_deploy.engine import load  # noqa: E402
 from resnet_deploy.errors import BundleError  # noqa: E402
 from resnet_deploy.pipeline.building import BuildInputs, build  # noqa: E402
-from resnet_deploy.pipeline.exporting import export  # noqa: E402
 from resnet_deploy.protocols import Silent  # noqa: E402
-from resnet_deploy.specs import BatchRange, BuildSpec, CalibrationSpec, ExportSpec  # noqa: E402
+from resnet_deploy.specs import BatchRange, BuildSpec, CalibrationSpec  # noqa: E402
 from resnet_deploy.verify import best_class  # noqa: E402
 
 SANITIZERS = "-O0 -g1 -Wall -Wextra -Werror -fsanitize=address,undefined -fno-sanitize-recover=all"
@@ -97,20 +96,19 @@ def photograph():
 
 
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory, photograph):
+def engines(deployment, tmp_path_factory, photograph):
     folder = tmp_path_factory.mktemp("engines")
-    labels = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-    spec = ExportSpec(architecture="resnet18", weights="none", num_classes=10, image_size=32, resize=36, labels=labels)
-    model = export(spec, folder / "resnet18.onnx", Silent()).path
     for number in range(12):
         (folder / "calibration").mkdir(exist_ok=True)
         Image.fromarray(photograph[number * 20 : number * 20 + 60, :90]).save(folder / "calibration" / f"{number}.png")
 
     def built(backend, precision, calib=None, **options):
         wanted = BuildSpec(backend=backend, precision=precision, batch=BatchRange(2, 8, 16), **options)
-        return build(BuildInputs(model, calib=calib), wanted, Silent()).bundle.path
+        inputs = BuildInputs(deployment.model, folder / f"{backend}-{precision}", calib)
+        return build(inputs, wanted, Silent()).bundle.path
 
-    int8 = built("openvino", "int8", str(folder / "calibration"), calibration=CalibrationSpec(max_images=12))
+    calibration = CalibrationSpec(max_images=12, correct_biases=False)
+    int8 = built("openvino", "int8", str(folder / "calibration"), calibration=calibration)
     return Engines(built("openvino", "fp32"), int8, built("onnxruntime", "fp32"))
 
 

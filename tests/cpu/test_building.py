@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -47,27 +48,36 @@ def listing(folder):
 
 
 class Case:
-    """One INT8 build whose inputs a test may change; the bundle of the unchanged ones lies at its output."""
+    """One INT8 build whose inputs a test may change; ``bundle``, of the unchanged ones, lies at its output."""
 
-    def __init__(self, deployment, folder, monkeypatch):
+    def __init__(self, deployment, bundle, folder, monkeypatch):
         self.model = folder / "resnet18.onnx"
         self.calibration = folder / "calibration"
         self.output = folder / "bundle"
-        self.spec = deployment.int8_spec
+        self.spec = open_bundle(bundle).manifest.spec
         self.samples = None
         self.monkeypatch = monkeypatch
         os.link(deployment.model, self.model)
         shutil.copytree(deployment.calibration, self.calibration, copy_function=os.link)
-        shutil.copytree(deployment.engines["int8"], self.output, copy_function=os.link)
+        shutil.copytree(bundle, self.output, copy_function=os.link)
 
     def build(self, **changes):
         inputs = BuildInputs(self.model, self.output, str(self.calibration), self.samples, **changes)
         return build(inputs, self.spec, Silent())
 
 
+@pytest.fixture(scope="module")
+def uncorrected(deployment, tmp_path_factory):
+    """An INT8 engine whose biases are not corrected, which takes as long again as the rest of a build."""
+    calibration = msgspec.structs.replace(deployment.int8_spec.calibration, correct_biases=False)
+    spec = msgspec.structs.replace(deployment.int8_spec, calibration=calibration)
+    inputs = BuildInputs(deployment.model, tmp_path_factory.mktemp("uncorrected") / "net", str(deployment.calibration))
+    return build(inputs, spec, Silent()).bundle.path
+
+
 @pytest.fixture
-def case(deployment, tmp_path, monkeypatch):
-    return Case(deployment, tmp_path, monkeypatch)
+def case(deployment, uncorrected, tmp_path, monkeypatch):
+    return Case(deployment, uncorrected, tmp_path, monkeypatch)
 
 
 # --- what is built
@@ -122,7 +132,7 @@ def test_golden_images_are_real_where_there_are_real_ones(deployment, tmp_path):
 
 def test_golden_images_are_none_that_the_engine_was_calibrated_on(case):
     """On those it was, an engine that was calibrated on fewer images looks better."""
-    case.spec = msgspec.structs.replace(case.spec, calibration=CalibrationSpec(max_images=5))
+    case.spec = msgspec.structs.replace(case.spec, calibration=CalibrationSpec(max_images=5, correct_biases=False))
     built = case.build()
     images = find_images(case.calibration)
     used = {path.name for path in images.subset(5).paths}
@@ -136,7 +146,7 @@ def test_golden_images_are_none_that_the_engine_was_calibrated_on(case):
 
 @pytest.mark.parametrize(("count", "words"), [(1, "1 image"), (5, "5 images")])
 def test_few_calibration_images_are_said_to_be_few(case, count, words):
-    case.spec = msgspec.structs.replace(case.spec, calibration=CalibrationSpec(max_images=count))
+    case.spec = msgspec.structs.replace(case.spec, calibration=CalibrationSpec(max_images=count, correct_biases=False))
     notes = case.build().bundle.manifest.notes
     assert f"calibrated on {words}: a few hundred give ranges that suit others too" in notes
 
@@ -157,7 +167,7 @@ def test_calibration_says_what_it_saw(deployment):
 
 
 def test_calibration_takes_no_more_images_than_asked_for(case):
-    case.spec = msgspec.structs.replace(case.spec, calibration=CalibrationSpec(max_images=5))
+    case.spec = msgspec.structs.replace(case.spec, calibration=CalibrationSpec(max_images=5, correct_biases=False))
     case.build()
     calibration = json.loads((case.output / "calibration.json").read_text())
     chosen = find_images(case.calibration).subset(5)
@@ -258,6 +268,12 @@ def test_same_request_builds_nothing(case):
     assert built.cache_hit
     assert listing(case.output) == before
     assert built.bundle.manifest == open_bundle(case.output).manifest
+
+
+def test_equal_request_from_another_process_builds_nothing(case):
+    """`prebuild` sends specs to its workers, where no string is the same object as a default."""
+    case.spec = pickle.loads(pickle.dumps(case.spec))
+    assert case.build().cache_hit
 
 
 def test_what_a_killed_build_left_goes_though_the_engine_is_there(case):
@@ -386,7 +402,8 @@ def test_processor_without_a_dot_product_gets_seven_bits(case):
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "golden.npz", MANIFEST])
-def test_damaged_bundle_is_built_anew(case, deployment, rewrite, flip_bit, name):
+def test_damaged_bundle_is_built_anew(case, rewrite, flip_bit, name):
+    before = open_bundle(case.output).manifest.chain
     if name == MANIFEST:
         rewrite(case.output / MANIFEST, (case.output / MANIFEST).read_bytes()[:-100])
     else:
@@ -395,6 +412,16 @@ def test_damaged_bundle_is_built_anew(case, deployment, rewrite, flip_bit, name)
     assert not built.cache_hit
     built.bundle.verify_files()
     # Built twice from the same, the engine is the same to the bit.
+    assert built.bundle.manifest.chain == before
+
+
+def test_damaged_engine_of_corrected_biases_is_built_anew(deployment, tmp_path, monkeypatch, flip_bit):
+    case = Case(deployment, deployment.engines["int8"], tmp_path, monkeypatch)
+    assert case.spec.calibration.correct_biases
+    flip_bit(case.output / "model.onnx")
+    built = case.build()
+    assert not built.cache_hit
+    built.bundle.verify_files()
     assert built.bundle.manifest.chain == open_bundle(deployment.engines["int8"]).manifest.chain
 
 
@@ -416,6 +443,7 @@ def test_failed_builder_leaves_the_old_bundle(case, monkeypatch):
 
 def test_graph_that_lowering_would_break_leaves_the_old_bundle(case, monkeypatch):
     right = lowering.lower
+    assert not case.spec.calibration.correct_biases  # which would run the graph before
 
     def break_one_node(*arguments):
         lowered = right(*arguments)
@@ -423,8 +451,6 @@ def test_graph_that_lowering_would_break_leaves_the_old_bundle(case, monkeypatch
         return lowered
 
     monkeypatch.setattr(lowering, "lower", break_one_node)
-    uncorrected = msgspec.structs.replace(case.spec.calibration, correct_biases=False)  # nothing runs the graph before
-    case.spec = msgspec.structs.replace(case.spec, calibration=uncorrected)
     another_batch(case)
     before = listing(case.output.parent)
     with pytest.raises(ModelError, match=r"the graph lowered to int8 is not valid ONNX: .*Convolution") as caught:

@@ -24,7 +24,7 @@ from resnet_deploy.cli import COMMANDS
 COMMAND = Path(sys.executable).with_name("resnet-deploy")
 
 
-# --- the whole way, in processes of their own
+# --- the whole way, once in processes of its own and once in this one
 
 
 @pytest.fixture
@@ -89,12 +89,14 @@ def test_from_weights_to_a_report(shell, deployment, tmp_path):
     assert (tmp_path / "again.html").read_text() == path.with_suffix(".html").read_text()
 
 
-def test_run_does_it_all(shell, deployment, tmp_path):
-    out = shell(
+def test_run_does_it_all(invoke, deployment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = invoke(
         *("run", "--arch", "resnet18", "--weights", str(deployment.reference), "--image-size", "32"),
         *("--backend", "onnxruntime", "--calib", str(deployment.calibration), "--data", str(deployment.data)),
         *("-o", "out", *SHORT),
     )
+    assert (done.exit_code, done.stderr) == (0, ""), done.output
     bundles = {path.name: open_bundle(path) for path in (tmp_path / "out").iterdir() if path.is_dir()}
     assert sorted(bundles) == [f"resnet18-{precision}-onnxruntime" for precision in ("fp16", "fp32", "int8")]
     for bundle in bundles.values():
@@ -102,7 +104,7 @@ def test_run_does_it_all(shell, deployment, tmp_path):
         assert bundle.manifest.card.weights_sha256 == deployment.card.weights_sha256
         in_sample = bundle.manifest.spec.precision == "int8"
         assert bundle.manifest.measured.inputs == ("calibration images" if in_sample else "images")
-        assert str(bundle.path.relative_to(tmp_path)) in out
+        assert str(bundle.path.relative_to(tmp_path)) in done.stdout
     (path,) = (tmp_path / "out").glob("*.json")
     record = read_record(path)
     assert len(record.engines) == 4
