@@ -50,7 +50,6 @@ def read_exported(data: bytes, *, name: str) -> tuple[ir.Model, ModelCard]:
         difference = _difference(kind, values, promised)
         if difference:
             raise ModelError(f"{name} is not what its model card says: {difference}", hint=_AGAIN_HINT)
-    _read_constants(model.graph)
     if initializers_digest(model.graph) != card.initializers_sha256:
         raise ModelError(f"the weights in {name} are not those that its model card names", hint=_AGAIN_HINT)
     return model, card
@@ -152,13 +151,6 @@ def initializers_digest(graph: ir.Graph) -> str:
     return digest.hexdigest()
 
 
-def _read_constants(graph: ir.Graph) -> None:
-    """Take the constants out of the parsed file, which would copy them each time that one is looked at."""
-    for name, value in graph.initializers.items():
-        assert value.const_value is not None
-        value.const_value = ir.Tensor(value.const_value.numpy(), name=name)
-
-
 def _difference(kind: str, values: Sequence[ir.Value], promised: TensorSpec) -> str:
     """Say what distinguishes the inputs, or the outputs, of a graph from the one that is promised; empty if nothing."""
     if len(values) != 1:
@@ -183,14 +175,16 @@ def _by(shape: Iterable[object]) -> str:
 
 
 def _read_constants(model: ir.Model) -> None:
-    """Look at every constant once: of some types, the checker does not compare the bytes with the shape.
+    """Take the constants out of the parsed file, which would copy them each time that one is looked at.
+
+    Those of nodes are looked at as well: of some types, the checker does not compare the bytes with the shape.
 
     Raises:
         ValueError, TypeError: If one is not as large as it says.
     """
-    for value in model.graph.initializers.values():
+    for name, value in model.graph.initializers.items():
         assert value.const_value is not None
-        value.const_value.numpy()
+        value.const_value = ir.Tensor(value.const_value.numpy(), name=name)
     for node in model.graph.all_nodes():
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
