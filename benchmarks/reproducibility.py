@@ -213,12 +213,11 @@ def compile_here(backend: str, graph: Path, model: Path) -> None:
 def table(record: ReproducibilityRecord) -> list[str]:
     """Lines of a Markdown table: a row for each file and case."""
     rows = [("file", "built again", "bytes that differ", "logits"), ("---",) * 4]
-    built = {one.case for one in record.differences if one.logit is None and one.file != "compiled"}
     by_file = itertools.groupby(sorted(record.differences, key=lambda one: one.file), key=lambda one: one.file)
     for file, group in by_file:
         every = list(group)
         same = [one.case for one in every if one.is_identical]
-        if file != "compiled" and len(same) == len(built):
+        if file != "compiled" and len(same) == len(every):
             rows.append((file, "under all conditions", "none", ""))
             continue
         rows += [(file, one.case, _bytes(one), _logits(one)) for one in every]

@@ -7,6 +7,7 @@ restricted unpickler, and whatever it refuses is refused here.
 import functools
 import hashlib
 import io
+import json
 import re
 import urllib.request
 import warnings
@@ -183,9 +184,16 @@ def write_state_dict(path: Path, state: Mapping[str, Tensor], metadata: dict[str
 
 
 def state_dict_bytes(state: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """Serialize tensors as safetensors."""
+    """Serialize tensors as safetensors; equal tensors and metadata give equal bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    return safetensors.torch.save(tensors, metadata)
+    data = safetensors.torch.save(tensors, metadata)
+    # The library writes metadata in another order each time. A file: 8 bytes, the header's length, header, tensors.
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[end:]))
 
 
 def state_dict_digest(state: Mapping[str, Tensor]) -> str:

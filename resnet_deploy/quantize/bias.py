@@ -8,17 +8,22 @@ output and y' the quantized one's, over a few images and all positions,
     b' = b + E[y - y']
 
 layer by layer in order of execution, each measured with those before it corrected: what is left of their shift is taken
-out too, and nothing twice. So the lowered graph is run a layer at a time. Images pass one by one; what later layers
-still need of each is held, so that memory grows with the images, which are few.
+out too, and nothing twice. So the lowered graph is run a layer at a time. What later layers still need of each image is
+held, so that memory grows with the images, which are few.
+
+Every image is computed on one core, others beside it, and means are added up in the order of the images: several
+threads on one image would add up in an order that depends on how many they are, and the biases with it.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
 from resnet_deploy import artifact
+from resnet_deploy.environment import compute_threads
 from resnet_deploy.errors import DataError
 from resnet_deploy.onnx_files import split_weights
 from resnet_deploy.ort_session import open_session, translate_refusals
@@ -27,6 +32,7 @@ from resnet_deploy.specs import INPUT_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from concurrent.futures import Executor
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -34,6 +40,8 @@ if TYPE_CHECKING:
     from resnet_deploy.protocols import Array
 
     Corrections: TypeAlias = Mapping[str, NDArray[np.float32]]  # what to add to the bias, by the layer's name
+
+_MOST_WORKERS: Final = 8  # each may hold what every layer makes of an image, 44 MB of a ResNet-50's at 224 pixels
 
 
 def measure_corrections(model: ir.Model, lowered: ir.Model, images: "Sequence[Array]") -> "Corrections":
@@ -45,31 +53,27 @@ def measure_corrections(model: ir.Model, lowered: ir.Model, images: "Sequence[Ar
         images: Contract tensors of one image each, (1, *preprocess.shape); at least one.
 
     Returns:
-        float32, (channels,), by name of the layer, in order of execution. Left out are those whose error is not
-        finite: the answers of such a graph are no better for it.
+        float32, (channels,), by name of the layer, in order of execution; the same whatever the number of cores. Left
+        out are those whose error is not finite: the answers of such a graph are no better for it.
 
     Raises:
         BuildError: If ONNX Runtime refuses one of the graphs.
     """
-    expected = _mean_outputs(model, images)
-    corrections: dict[str, NDArray[np.float32]] = {}
-    held = [{INPUT_NAME: image} for image in images]
-    for stage in _stages(lowered.graph, {str(node.name) for node in weighted_nodes(model.graph)}):
-        session = open_session(*split_weights(stage.model(lowered)), as_written=True)
-        means = []
-        for values in held:
-            with translate_refusals():
-                made = session.run(stage.outputs, {name: values[name] for name in stage.inputs})
-            values |= dict(zip(stage.outputs, made, strict=True))
-            means.append(_channel_means(values[stage.result]))
-        shift = (expected[stage.layer] - np.mean(means, axis=0)).astype(np.float32)
-        if np.isfinite(shift).all():
-            corrections[stage.layer] = shift
+    with ThreadPoolExecutor(min(compute_threads(), _MOST_WORKERS), thread_name_prefix="correct") as pool:
+        expected = _mean_outputs(model, images, pool)
+        corrections: dict[str, NDArray[np.float32]] = {}
+        held = [{INPUT_NAME: image} for image in images]
+        for stage in _stages(lowered.graph, {str(node.name) for node in weighted_nodes(model.graph)}):
+            means = _run_stage(stage, lowered, held, pool)
+            shift = (expected[stage.layer] - np.mean(means, axis=0)).astype(np.float32)
+            is_finite = bool(np.isfinite(shift).all())
+            if is_finite:
+                corrections[stage.layer] = shift
             for values in held:
-                _raise(values[stage.result], shift)
-        for values in held:
-            for name in stage.spent:
-                del values[name]
+                if is_finite:
+                    _raise(values[stage.result], shift)
+                for name in stage.spent:
+                    del values[name]
     return corrections
 
 
@@ -114,19 +118,34 @@ def read_corrections(path: "Path") -> "Corrections":
     return corrections
 
 
-def _mean_outputs(model: ir.Model, images: "Sequence[Array]") -> "dict[str, NDArray[np.float64]]":
+def _mean_outputs(model: ir.Model, images: "Sequence[Array]", pool: "Executor") -> "dict[str, NDArray[np.float64]]":
     """Mean output of every layer of ``model`` over images and positions, (channels,) by name of the layer."""
     layers = {tensor_name(node.outputs[0]): str(node.name) for node in weighted_nodes(model.graph)}
     tapped = with_outputs(model, layers)
     names = [tensor_name(value) for value in tapped.graph.outputs]
-    session = open_session(*split_weights(tapped))
-    means = {layers[name]: np.zeros(1) for name in names}
-    for image in images:
+    session = open_session(*split_weights(tapped), threads=1)
+
+    def run(image: "Array") -> "list[NDArray[np.float64]]":
         with translate_refusals():
-            tensors = session.run(names, {INPUT_NAME: image})
-        for name, values in zip(names, tensors, strict=True):
-            means[layers[name]] = means[layers[name]] + _channel_means(values) / len(images)
-    return means
+            return [_channel_means(values) for values in session.run(names, {INPUT_NAME: image})]
+
+    by_layer = zip(*pool.map(run, images), strict=True)  # in the order of the images, whichever is done first
+    return {layers[name]: np.mean(means, axis=0) for name, means in zip(names, by_layer, strict=True)}
+
+
+def _run_stage(
+    stage: "_Stage", lowered: ir.Model, held: "list[dict[str, Array]]", pool: "Executor"
+) -> "list[NDArray[np.float64]]":
+    """Run a stage on what is held of each image, which what it makes is added to; return the means of its layer."""
+    session = open_session(*split_weights(stage.model(lowered)), threads=1, as_written=True)
+
+    def run(values: "dict[str, Array]") -> "NDArray[np.float64]":
+        with translate_refusals():
+            made = session.run(stage.outputs, {name: values[name] for name in stage.inputs})
+        values |= dict(zip(stage.outputs, made, strict=True))
+        return _channel_means(values[stage.result])
+
+    return list(pool.map(run, held))
 
 
 def _channel_means(values: "Array") -> "NDArray[np.float64]":

@@ -113,6 +113,16 @@ def test_two_runs_give_the_same_bytes(resnet18, images):
     assert one == other
 
 
+def test_corrections_do_not_depend_on_the_number_of_cores(resnet18, images, monkeypatch):
+    lowered = onnx_from_bytes(resnet18.lowered["onnxruntime"], name="lowered")
+    found = []
+    for cores in (1, 5):
+        for module in ("quantize.bias", "ort_session"):  # sessions of as many threads would round otherwise
+            monkeypatch.setattr(f"resnet_deploy.{module}.compute_threads", lambda cores=cores: cores)
+        found.append(bytes_from_corrections(measure_corrections(resnet18.model, lowered, images)))
+    assert found[0] == found[1]
+
+
 def test_models_are_left_as_they_were(resnet18, images, shifts):
     lowered = onnx_from_bytes(resnet18.lowered["tensorrt"], name="lowered")
     before = [bytes_from_onnx(model) for model in (resnet18.model, lowered)]

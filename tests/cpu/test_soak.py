@@ -78,38 +78,27 @@ def test_windows_tell_what_was_done(subject):
     assert len(set(readings(windows, "files"))) == 1
 
 
-def leak_file(kept, subject, rng):
-    """Leave a descriptor of the kind that a forgotten file leaves."""
-    kept.append(os.open(os.devnull, os.O_RDONLY))
-    return 0
+def test_handles_that_are_left_are_found(subject):
+    """Descriptors of the kind that a forgotten file leaves, and threads that wait, one of each every 5 ms."""
+    files, ends, slow = [], [], threading.Event()
+    asked = msgspec.structs.replace(subject.load, window_s=0.01, windows=4, workers=1)
 
-
-def leak_thread(kept, subject, rng):
-    """Leave a thread that waits."""
-    ended = threading.Event()
-    threading.Thread(target=ended.wait, daemon=True).start()
-    kept.append(ended)
-    return 0
-
-
-@pytest.mark.parametrize(("name", "leak"), [("files", leak_file), ("threads", leak_thread)])
-def test_a_handle_that_is_left_is_found(subject, name, leak):
-    kept = []
-    asked = msgspec.structs.replace(subject.load, window_s=0.01, windows=6, workers=1)
-    slow = threading.Event()
-
-    def now_and_then(subject, rng):
-        if len(kept) < 20:
-            leak(kept, subject, rng)
+    def leak(subject, rng):
+        if len(files) < 20:
+            files.append(os.open(os.devnull, os.O_RDONLY))
+            ends.append(threading.Event())
+            threading.Thread(target=ends[-1].wait, daemon=True).start()
         slow.wait(0.005)
         return 0
 
     try:
-        windows = list(soak_child.soak(replace(subject, load=asked), {"leak": (now_and_then, 1)}))
+        windows = list(soak_child.soak(replace(subject, load=asked), {"leak": (leak, 1)}))
     finally:
-        for one in kept:
-            os.close(one) if name == "files" else one.set()
-    assert handles(name, readings(windows, name)).verdict == "grew"
+        for file, end in zip(files, ends, strict=True):
+            os.close(file)
+            end.set()
+    for name in ("files", "threads"):
+        assert handles(name, readings(windows, name)).verdict == "grew", name
 
 
 def test_what_fails_is_told_with_its_kind(subject):

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import json
 import os
 import pickle
 import threading
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from resnet_deploy import checkpoints
@@ -89,6 +91,15 @@ def test_safetensors_round_trip(tmp_path: Path) -> None:
     with checkpoints.safetensors.safe_open(path, "pt") as file:
         assert file.metadata() == {"recipe": "abc"}
     assert [file.name for file in path.parent.iterdir()] == ["weights.safetensors"]
+
+
+def test_equal_weights_give_equal_files() -> None:
+    metadata = {f"key {number}": "é" for number in range(12)}  # so many that an order by chance is never the same
+    found = {checkpoints.state_dict_bytes(small_state(), metadata) for _ in range(3)}
+    assert len(found) == 1
+    (data,) = found
+    assert all(safetensors.torch.load(data)[name].equal(tensor) for name, tensor in small_state().items())
+    assert json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"] == metadata
 
 
 def test_the_comparison_notices_one_changed_value() -> None:
