@@ -177,7 +177,7 @@ def test_false_alarms_on_noise():
 
 
 def test_one_step_in_noise_is_no_growth():
-    """Of 30 soaks with a step of a tenth at a random moment, none; two false alarms in 60 were the most seen."""
+    """Of 30 soaks with a step of a tenth at a random moment, none is called growth."""
     rng = np.random.default_rng(4)
     for _ in range(30):
         since = rng.integers(35, 115)
