@@ -12,7 +12,7 @@ Every answer is held against that of the image alone. After each window of load 
 holds is read. What is called growth, and what drift, is said in `soak_verdicts.py`. The exit code is 1 if there was
 any, or an answer was wrong, or the process died or hung.
 
-Writes all windows to benchmarks/results/ unless told otherwise.
+Writes all windows to benchmarks/results/ unless told otherwise; after each window, so that what ends early is kept.
 """
 
 import argparse
@@ -26,45 +26,63 @@ import numpy as np
 from soak_records import Load, Opening, Soak, SoakRecord, Window
 from soak_verdicts import FEWEST, Finding, Findings, after_warm_up, judge, thirds, words
 
-from resnet_deploy import environment
+from resnet_deploy import engine, environment
 from resnet_deploy.bench import record_files
 from resnet_deploy.bundle import open_bundle
+from resnet_deploy.errors import ResnetDeployError
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 MIB = 1 << 20
 
 
-def soak(load: Load) -> Soak:
-    """Load one engine in a process of its own, and keep what it tells."""
+def soak(load: Load) -> Iterator[Soak]:
+    """Load one engine in a process of its own, and yield what it has told so far: after each window, and at its end."""
     manifest = open_bundle(Path(load.engine)).manifest
     command = [sys.executable, str(HERE / "soak_child.py"), msgspec.json.encode(load).decode()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         try:
-            first = child.stdout.readline()
-            windows = tuple(_windows(child.stdout))
+            opening = _opening(child.stdout, load)
+            so_far = Soak(
+                name=manifest.name,
+                backend=manifest.spec.backend,
+                precision=manifest.spec.precision,
+                load=msgspec.structs.replace(load, engine=manifest.name, library=Path(load.library).name),
+                opening=opening,
+                windows=(),
+            )
+            for window in _windows(child.stdout):
+                windows = (*so_far.windows, window)
+                so_far = msgspec.structs.replace(so_far, windows=windows, end=_end("cut off", load, len(windows)))
+                yield so_far
         except BaseException:
             child.kill()
             raise
         code = child.wait()
+    is_whole = code == 0 and len(so_far.windows) == load.windows
+    end = "" if is_whole else _end(f"exit code {code}", load, len(so_far.windows))
+    yield msgspec.structs.replace(so_far, end=end)
+
+
+def _opening(lines: Iterator[str], load: Load) -> Opening:
+    first = next(lines, "")
     if not first:
-        raise SystemExit(f"{load.engine} could not be opened, exit code {code}")
-    end = "" if code == 0 else f"exit code {code} after {len(windows)} of {load.windows} windows"
-    return Soak(
-        name=manifest.name,
-        backend=manifest.spec.backend,
-        precision=manifest.spec.precision,
-        load=msgspec.structs.replace(load, engine=manifest.name, library=Path(load.library).name),
-        opening=msgspec.json.decode(first, type=Opening),
-        windows=windows,
-        end=end,
-    )
+        raise SystemExit(f"{load.engine} could not be opened")
+    return msgspec.json.decode(first, type=Opening)
+
+
+def _end(how: str, load: Load, windows: int) -> str:
+    return f"{how} after {windows} of {load.windows} windows"
 
 
 def _windows(lines: Iterator[str]) -> Iterator[Window]:
     for line in lines:
-        window = msgspec.json.decode(line, type=Window)
+        try:
+            window = msgspec.json.decode(line, type=Window)
+        except msgspec.DecodeError:  # a process that dies may do so in the midst of one
+            print(f"not a window: {line.strip()[:200]}", file=sys.stderr)
+            continue
         private = window.reading.private / MIB
         print(f"{window.start + window.seconds:.0f} s, {private:.0f} MiB", end="\r", file=sys.stderr, flush=True)
         for text in window.wrong:
@@ -91,7 +109,7 @@ def column(one: Soak, findings: Findings) -> dict[str, str]:
         "requests, images": f"{requests:,}, {images:,}",
         "wrong answers": f"{findings.wrong}",
         "largest difference of a logit, allowed": (
-            f"{max(window.worst for window in one.windows):.2g}, {one.opening.tolerance:.2g}"
+            f"{max((window.worst for window in one.windows), default=0):.2g}, {one.opening.tolerance:.2g}"
         ),
     }
     share = sum(times.count for window in windows for times in window.times.values())
@@ -149,26 +167,38 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--out", type=Path)
     options = parser.parse_args()
-    created = record_files.created_now()
-    record = SoakRecord(
-        created=created,
-        environment=environment.collect(),
-        soaks=tuple(soak(load_of(path, options)) for path in options.engines),
-    )
-    path = options.out or RESULTS / f"soak-{record_files.file_stamp(created)}.json"
-    record_files.write(record, path)
+    loads = [load_of(path, options) for path in options.engines]
+    record = SoakRecord(created=record_files.created_now(), environment=environment.collect(), soaks=())
+    path = options.out or RESULTS / f"soak-{record_files.file_stamp(record.created)}.json"
+    record_files.write(record, path)  # fails now if it has to
+    print(f"record: {path}", flush=True)
+    for asked in loads:
+        whole = record.soaks
+        for so_far in soak(asked):
+            record = msgspec.structs.replace(record, soaks=(*whole, so_far))
+            record_files.write(record, path)
     print("\n".join(table(record)))
-    print(f"record: {path}")
     sys.exit(any(judge(one).is_bad for one in record.soaks))
 
 
 def load_of(path: Path, options: argparse.Namespace) -> Load:
-    """Say what is asked of one engine."""
-    is_openvino = open_bundle(path).manifest.spec.backend == "openvino"
+    """Say what is asked of one engine, once it is known to open.
+
+    Raises:
+        SystemExit: If it does not, or if so few windows would tell nothing of growth.
+    """
+    windows = round(60 * options.minutes / options.window)
+    if len(after_warm_up(range(windows))) < FEWEST:
+        raise SystemExit(f"{windows} windows are too few to tell growth: soak for longer, or in shorter windows")
+    try:
+        with engine.load(path) as opened:
+            is_openvino = opened.manifest.spec.backend == "openvino"
+    except ResnetDeployError as error:
+        raise SystemExit(f"{path} cannot be opened: {error}") from error
     return Load(
         engine=str(path),
         window_s=options.window,
-        windows=max(8, round(60 * options.minutes / options.window)),
+        windows=windows,
         workers=options.workers,
         requests=options.requests if is_openvino else 1,
         library=str(options.library) if options.library and is_openvino else "",

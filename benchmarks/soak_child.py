@@ -132,11 +132,11 @@ def soak(subject: Subject, kinds: dict[str, tuple[Request, float]]) -> Iterator[
             reading=_rest(subject, workers),
             machine=machine,
         )
-    faulthandler.cancel_dump_traceback_later()
     gate.ended = True
     gate.open()
     for worker in workers:
         worker.join()
+    faulthandler.cancel_dump_traceback_later()
 
 
 def _rest(subject: Subject, workers: list[Worker]) -> Any:

@@ -4,10 +4,19 @@ The first quarter of the windows is left out: caches fill, and allocators find t
 
 Growth is the median of the slopes between all pairs of moments (Theil 1950, Sen 1968); its interval runs from the k-th
 smallest slope to the k-th largest, k as the exact distribution of Kendall's S has it. Neighbouring readings resemble
-each other, which that distribution does not know; so they are first summed up in thirty blocks, by their medians. An
-allocator takes memory in steps and keeps it, and one step makes a slope; so it grows only if it comes to more than
-`GROWTH` of the level by the end, and does so in either half of the time, whose intervals, of 99 %, are above 0, and in
-neither by less than a third of what it is in the other.
+each other, which that distribution does not know; so they are first summed up in thirty blocks, by their medians. It is
+growth if it comes to more than `GROWTH` of the level by the end, and goes on, in one of two ways:
+
+* evenly: in either half of the time, whose intervals, of 99 %, are above 0, and in neither by less than a third of what
+  it is in the other;
+* or faster and faster, or from some time on. An allocator takes memory in steps and keeps it, and one step makes a
+  slope; so the largest rise within two blocks is forgiven, of the whole time and of either half. What is left has to
+  rise as above, in the second half too, and there by no less than a third of what it does in the first.
+
+Of 1,800 series of noise alone (100 each of 0.25 % and 2 %, neighbours correlated by 0, 0.5 and 0.8, 18, 90 and 270
+windows) none was called growth; of 120 with one step of a tenth at a random moment, one was. Two such steps are called
+growth in one of 20, three in one of 4: an allocator that has not settled. Even growth of 2 % in noise of 0.25 % was
+found in 53 of 60 soaks of 90 windows, in all of 270. A leak that begins in the last third may go unseen.
 
 Descriptors and threads are whole numbers that do not vary while nothing is under way: there are more of them if the
 fewest of the last third are more than the most of the first.
@@ -16,7 +25,8 @@ Latency is the median of each window and kind, and processor time that of a wind
 against the first by Hodges and Lehmann's shift of logarithms. It is slower if the whole interval is above 0 and the
 estimate is a tenth or more. Where other processes, or the host, took a share of the cores in either, it cannot be told.
 
-Intervals that are told share their confidence: each is of 1 - 0.05 / tests.
+Where there are too few windows for an interval to have an end, it cannot be told either. Intervals that are told share
+their confidence: each is of 1 - 0.05 / tests.
 """
 
 import itertools
@@ -24,7 +34,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,13 +45,15 @@ from resnet_deploy.bench.shifts import inner_interval, shift_interval
 
 WARM_UP = 0.25
 BLOCKS = 30
+HALF = BLOCKS // 2
 LEVEL = 0.05
-HALF_LEVEL = 0.01  # of each half, which both have to grow
-FEWEST = 6  # windows: thirds of two
+HALF_LEVEL = 0.01  # of each half
+FEWEST = 18  # windows: thirds of six, whose 924 orders leave an interval of the confidence that twenty tests share
 GROWTH = 0.005  # of the level, by the end: what allocators keep back of loads that vary is less (see the tests)
 SLOWER = 0.1  # as `bench` has it of drift
 TAKEN = 0.05  # of the cores, as `bench` has it of other processes
 
+T = TypeVar("T")
 Floats = NDArray[np.float64]
 Verdict = Literal["steady", "grew", "slower", "cannot tell"]
 AMOUNTS = ("private", "heap", "objects", "blocks")
@@ -81,6 +93,7 @@ class Findings:
         latency: By kind of request, and of processor time per image.
         wrong: How many requests were not as they have to be.
         end: As ``Soak`` has it.
+        windows: After the warm-up; where they are fewer than ``FEWEST``, nothing but ``wrong`` and ``end`` is told.
     """
 
     amounts: tuple[Finding, ...]
@@ -88,6 +101,7 @@ class Findings:
     latency: tuple[Finding, ...]
     wrong: int
     end: str
+    windows: int
 
     @property
     def is_bad(self) -> bool:
@@ -97,35 +111,30 @@ class Findings:
 
 
 def judge(soak: Soak) -> Findings:
-    """Look at everything; at least six windows after the warm-up."""
+    """Look at everything there are windows enough for."""
     windows = after_warm_up(soak.windows)
+    wrong = sum(one.wrong_count for one in soak.windows)
+    if len(windows) < FEWEST:
+        return Findings((), (), (), wrong, soak.end, len(windows))
     kinds = {kind: latency(windows, kind) for kind in dict.fromkeys(kind for one in windows for kind in one.times)}
+    kinds["processor time per image"] = processor_times(windows)
     often = {kind: seconds for kind, seconds in kinds.items() if len(seconds) >= len(windows) / 2}
     amounts = [name for name in AMOUNTS if getattr(windows[0].reading, name) is not None]
     times = np.array([one.start for one in windows])
-    often |= {"processor time per image": processor_times(windows)}
     level, quiet = LEVEL / (len(amounts) + len(often)), is_quiet(windows)
     return Findings(
         amounts=tuple(growth(name, times, readings(windows, name), level) for name in amounts),
         handles=tuple(handles(name, readings(windows, name)) for name in HANDLES),
-        latency=tuple(
-            slowing(kind, seconds, level, quiet=quiet) for kind, seconds in often.items() if len(seconds) >= FEWEST
-        ),
-        wrong=sum(one.wrong_count for one in soak.windows),
+        latency=tuple(slowing(kind, seconds, level, quiet=quiet) for kind, seconds in often.items()),
+        wrong=wrong,
         end=soak.end,
+        windows=len(windows),
     )
 
 
-def after_warm_up(windows: Sequence[Window]) -> Sequence[Window]:
-    """Leave out the first quarter.
-
-    Raises:
-        SystemExit: If too few are left to tell anything.
-    """
-    left = windows[int(len(windows) * WARM_UP) :]
-    if len(left) < FEWEST:
-        raise SystemExit(f"{len(left)} windows after the warm-up are too few to tell growth: soak for longer")
-    return left
+def after_warm_up(windows: Sequence[T]) -> Sequence[T]:
+    """Leave out the first quarter."""
+    return windows[int(len(windows) * WARM_UP) :]
 
 
 def readings(windows: Sequence[Window], name: str) -> Floats:
@@ -146,20 +155,48 @@ def processor_times(windows: Sequence[Window]) -> Floats:
 
 def growth(what: str, times: Floats, values: Floats, level: float) -> Finding:
     """Say whether values grow over time, in any unit of it."""
-    per_time = _trend_of_blocks(times, values, BLOCKS, level)
-    span = float(times[-1] - times[0])
+    per_time = trend(blocks(times), blocks(values), level)
+    span, start = float(times[-1] - times[0]), float(np.median(thirds(values)[0]))
+    least = GROWTH * start / span
+    evenly, late = grows_evenly(times, values), grows_late(times, values, level, least)
     change = Interval(*(end * span for end in (per_time.value, per_time.low, per_time.high)))
-    start = float(np.median(thirds(values)[0]))
-    grew = change.value > GROWTH * start and goes_on(times, values)
-    return Finding(what, "grew" if grew else "steady", start, change)
+    if evenly is None or late is None:
+        return Finding(what, "cannot tell", start, change)
+    return Finding(what, "grew" if per_time.value > least and (evenly or late) else "steady", start, change)
 
 
-def goes_on(times: Floats, values: Floats) -> bool:
-    """Whether values grow in either half, and in neither by less than a third of what they do in the other."""
-    halves = np.array_split(np.arange(len(values)), 2)
-    found = [_trend_of_blocks(times[half], values[half], BLOCKS // 2, HALF_LEVEL) for half in halves]
-    less, more = sorted(one.value for one in found)
-    return all(one.low > 0 for one in found) and less >= more / 3
+def grows_evenly(times: Floats, values: Floats) -> bool | None:
+    """Whether values grow in either half, by much the same; None where there are too few to tell."""
+    halves = [trend(blocks(times[half], HALF), blocks(values[half], HALF), HALF_LEVEL) for half in _halves(values)]
+    less, more = sorted(one.value for one in halves)
+    return all(one.low > 0 for one in halves) and less >= more / 3 if _have_ends(*halves) else None
+
+
+def grows_late(times: Floats, values: Floats, level: float, least: float) -> bool | None:
+    """Whether values grow by more than a step and ``least``, and still do in the second half; None as above."""
+    whole = trend(*without_a_step(blocks(times), blocks(values)), level)
+    first, second = (
+        trend(*without_a_step(blocks(times[half], HALF), blocks(values[half], HALF)), HALF_LEVEL)
+        for half in _halves(values)
+    )
+    goes_on = second.low > 0 and second.value >= first.value / 3
+    return whole.low > 0 and whole.value > least and goes_on if _have_ends(whole, first, second) else None
+
+
+def _halves(values: Floats) -> "list[NDArray[np.intp]]":
+    return np.array_split(np.arange(len(values)), 2)
+
+
+def _have_ends(*intervals: Interval) -> bool:
+    return all(bool(np.isfinite([one.low, one.high]).all()) for one in intervals)
+
+
+def without_a_step(times: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """Leave out the largest rise within two steps of time, a value in the midst of it too."""
+    rises = values[2:] - values[:-2]
+    largest = int(np.argmax(rises))
+    level = np.concatenate([values[: largest + 1], values[largest + 2 :] - rises[largest]])
+    return np.delete(times, largest + 1), level
 
 
 def handles(what: str, values: Floats) -> Finding:
@@ -175,7 +212,8 @@ def slowing(what: str, seconds: Floats, level: float, *, quiet: bool = True) -> 
     shift = shift_interval(np.log(blocks(first, BLOCKS // 3)), np.log(blocks(last, BLOCKS // 3)), level)
     change = Interval(*(float(np.expm1(end)) for end in (shift.value, shift.low, shift.high)))
     slower = change.low > 0 and change.value >= SLOWER
-    verdict: Verdict = ("slower" if quiet else "cannot tell") if slower else "steady"
+    can_tell = np.isfinite(shift.low) and (quiet or not slower)
+    verdict: Verdict = ("slower" if slower else "steady") if can_tell else "cannot tell"
     return Finding(what, verdict, float(np.median(first)), change)
 
 
@@ -202,10 +240,6 @@ def pairs_outside(n: int, level: float) -> int:
     return sum(1 for total in itertools.accumulate(ways) if total <= allowed)
 
 
-def _trend_of_blocks(times: Floats, values: Floats, most: int, level: float) -> Interval:
-    return trend(blocks(times, most), blocks(values, most), level)
-
-
 def blocks(values: Floats, most: int = BLOCKS) -> Floats:
     """Medians of ``most`` blocks of successive values; the values themselves where there are fewer."""
     return np.array([np.median(part) for part in np.array_split(values, min(most, len(values)))])
@@ -222,6 +256,8 @@ def words(findings: Findings) -> list[str]:
     lines = [f"ended: {findings.end}"] if findings.end else []
     if findings.wrong:
         lines.append(f"WRONG: {findings.wrong} requests were not as they have to be")
+    if findings.windows < FEWEST:
+        lines.append(f"cannot tell growth: {findings.windows} windows after the warm-up, {FEWEST} are needed")
     lines += [
         text
         for found in (*findings.amounts, *findings.handles, *findings.latency)
@@ -237,5 +273,7 @@ def _telling(found: Finding) -> str | None:
     if found.verdict == "slower":
         return f"SLOWER: {found.what}, {value:+.0%} ({low:+.0%} to {high:+.0%})"
     if found.verdict == "cannot tell":
-        return f"cannot tell: {found.what}, {value:+.0%}, but others used the cores too"
+        return f"cannot tell: {found.what}, " + (
+            f"{value:+.0%}, but others used the cores too" if np.isfinite(high) else "too few windows"
+        )
     return None

@@ -131,13 +131,13 @@ def test_memory_that_is_held_is_read():
 def test_the_command(deployment, tmp_path, monkeypatch, capsys):
     """A process of its own, half a second: its record is there, and the exit code is what it says."""
     out = tmp_path / "soak.json"
-    arguments = [str(deployment.engines["int8"]), "--minutes", "0.001", "--window", "0.01", "-o", str(out)]
+    arguments = [str(deployment.engines["int8"]), "--minutes", "0.004", "--window", "0.01", "-o", str(out)]
     monkeypatch.setattr("sys.argv", ["soak.py", *arguments])
     with pytest.raises(SystemExit) as ended:
         soak.main()
     record = msgspec.json.decode(out.read_bytes(), type=SoakRecord)
     (one,) = record.soaks
-    assert (one.end, len(one.windows), judge(one).wrong) == ("", 8, 0)
+    assert (one.end, len(one.windows), judge(one).wrong) == ("", 24, 0)
     assert ended.value.code == int(judge(one).is_bad)
     assert str(deployment.folder) not in out.read_text()
     assert "| wrong answers | 0 |" in capsys.readouterr().out
@@ -148,8 +148,51 @@ def test_a_process_that_dies_is_told(deployment, tmp_path, monkeypatch):
     child = tmp_path / "soak_child.py"
     child.write_text(f"import os\nprint('{opening}', flush=True)\nos.abort()\n")
     monkeypatch.setattr(soak, "HERE", tmp_path)
-    found = soak.soak(Load(engine=str(deployment.engines["int8"]), windows=8))
+    (found,) = soak.soak(Load(engine=str(deployment.engines["int8"]), windows=8))
     assert found.end == "exit code -6 after 0 of 8 windows"
     child.write_text("raise SystemExit(2)\n")
     with pytest.raises(SystemExit, match="could not be opened"):
-        soak.soak(Load(engine=str(deployment.engines["int8"])))
+        list(soak.soak(Load(engine=str(deployment.engines["int8"]))))
+
+
+@pytest.fixture
+def child_that_dies(subject, tmp_path, monkeypatch):
+    """A mock of the process: once it tells two windows and half of a third, the next time nothing."""
+    asked = msgspec.structs.replace(subject.load, window_s=0.01, windows=1, workers=1)
+    (told,) = (msgspec.json.encode(one).decode() for one in soak_child.soak(replace(subject, load=asked), KINDS))
+    opening = msgspec.json.encode(subject.golden.opening).decode()
+    (tmp_path / "told").write_text("\n".join([opening, told, told, told[:50]]))
+    (tmp_path / "soak_child.py").write_text(
+        "from pathlib import Path\ntold = Path(__file__).parent / 'told'\nprint(told.read_text())\ntold.unlink()\n"
+    )
+    monkeypatch.setattr(soak, "HERE", tmp_path)
+
+
+def test_each_window_is_told_before_the_next(deployment, child_that_dies):
+    """What there is says so, should nothing come after it."""
+    found = list(soak.soak(Load(engine=str(deployment.engines["int8"]), windows=8)))
+    assert [(len(one.windows), one.end) for one in found] == [
+        (1, "cut off after 1 of 8 windows"),
+        (2, "cut off after 2 of 8 windows"),
+        (2, "exit code 0 after 2 of 8 windows"),
+    ]
+
+
+def test_a_second_engine_that_fails_leaves_the_record_of_the_first(deployment, child_that_dies, tmp_path, monkeypatch):
+    engine, out = str(deployment.engines["int8"]), tmp_path / "soak.json"
+    monkeypatch.setattr("sys.argv", ["soak.py", engine, engine, "-o", str(out)])
+    with pytest.raises(SystemExit, match="could not be opened"):
+        soak.main()
+    (kept,) = msgspec.json.decode(out.read_bytes(), type=SoakRecord).soaks
+    assert kept.end == "exit code 0 after 2 of 360 windows"
+
+
+@pytest.mark.parametrize(
+    ("second", "extra", "match"), [("missing", [], "missing cannot be opened"), (".", ["--minutes", "1"], "too few")]
+)
+def test_what_cannot_be_soaked_is_refused_before_any_load(deployment, tmp_path, monkeypatch, second, extra, match):
+    engine, out = deployment.engines["int8"], tmp_path / "soak.json"
+    monkeypatch.setattr("sys.argv", ["soak.py", str(engine), str(engine / second), "-o", str(out), *extra])
+    with pytest.raises(SystemExit, match=match):
+        soak.main()
+    assert not out.exists()
