@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -78,7 +79,7 @@ def test_it_ends_with_its_block_whatever_becomes_of_a_forked_child(path):
 
 def held(path):
     """List this process's handles of a file."""
-    handles = [int(name) for name in os.listdir("/proc/self/fd")]
+    handles = [int(link.name) for link in Path("/proc/self/fd").iterdir()]
     return [handle for handle in handles if os.path.realpath(f"/proc/self/fd/{handle}") == str(path)]
 
 
