@@ -10,7 +10,6 @@ temporary without a lock was left behind by a process that was killed, and the n
 import contextlib
 import ctypes
 import errno
-import fcntl
 import hashlib
 import itertools
 import os
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from resnet_deploy.errors import FileError
-from resnet_deploy.locks import locked_folder
+from resnet_deploy.locks import locked_file, open_locked, unlock
 
 _CHUNK_BYTES: Final = 1 << 20
 _AT_FDCWD: Final = -100  # linux/fcntl.h: relative paths are relative to the working folder
@@ -99,8 +98,8 @@ def atomic_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
                 _make_readable(temporary)
                 _flush(temporary)
         if len(paths) > 1:
-            with translate_os_errors(paths[0]):
-                stack.enter_context(locked_folder(_final(paths[0]).parent))
+            first = _final(paths[0])
+            stack.enter_context(locked(first.with_name(f".{first.name}.lock")))
         _move_together(temporaries, paths)
 
 
@@ -119,7 +118,21 @@ def _temporary_file(path: Path) -> Iterator[Path]:
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
+            unlock(lock)
             os.close(lock)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Make a file and lock it, as ``locks.locked_file``; what the block raises stays as it is.
+
+    Raises:
+        FileError: If it cannot be made or opened for writing.
+    """
+    with contextlib.ExitStack() as stack:
+        with translate_os_errors(path):
+            is_ours = stack.enter_context(locked_file(path, wait=wait))
+        yield is_ours
 
 
 @contextlib.contextmanager
@@ -197,6 +210,7 @@ def atomic_folder(path: Path, *, staging: Path | None = None) -> Iterator[Path]:
                 _flush(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+            unlock(lock)
             os.close(lock)
 
 
@@ -335,6 +349,7 @@ def _remove_if_abandoned(path: Path) -> None:
             else:
                 path.unlink(missing_ok=True)
         finally:
+            unlock(lock)
             os.close(lock)
 
 
@@ -345,17 +360,10 @@ def _lock(path: Path, *, where_there_are_none: bool) -> int | None:
     and for nobody else.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
+        handle, has_locks = open_locked(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except (BlockingIOError, FileNotFoundError):
         return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_locked = True
-    except BlockingIOError:
-        is_locked = False
-    except OSError:
-        is_locked = where_there_are_none
-    if is_locked and os.path.lexists(path):
+    if has_locks or where_there_are_none:
         return handle
     os.close(handle)
     return None

@@ -5,7 +5,6 @@ in the middle of a write or by a machine that stopped, is told from a whole one;
 lines survive the end of the process at once, and that of the machine once they have been flushed to the disk.
 """
 
-import fcntl
 import os
 import time
 import zlib
@@ -17,6 +16,7 @@ from typing import Final
 
 from resnet_deploy.artifact import translate_os_errors
 from resnet_deploy.errors import FileError
+from resnet_deploy.locks import open_locked, unlock
 
 _FLUSH_S: Final = 5.0  # at most so much work is lost when the machine stops
 
@@ -34,32 +34,18 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = self._open()
-        while not self._is_there():  # between its opening and its locking, somebody was done with it, and removed it
-            self._file.close()
-            self._file = self._open()
         self._flushed = time.monotonic()
 
     def _open(self) -> FileIO:
         """Open and lock the file."""
         with translate_os_errors(self.path):
-            file = self.path.open("a+b", buffering=0)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.close()
-            raise FileError(
-                f"{self.path}: another process is writing it", hint="wait for it, or choose another -o"
-            ) from error
-        except OSError:
-            pass  # a file system without locks
-        return file
-
-    def _is_there(self) -> bool:
-        """Whether the open file is the one that bears the name."""
-        try:
-            return os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
-        except FileNotFoundError:
-            return False
+            try:
+                handle, _ = open_locked(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+            except BlockingIOError as error:
+                raise FileError(
+                    f"{self.path}: another process is writing it", hint="wait for it, or choose another -o"
+                ) from error
+        return FileIO(handle, "a+")
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield every whole line from the start; then what follows the last of them is cut off."""
@@ -103,6 +89,7 @@ class Journal:
             is_empty = not os.fstat(self._file.fileno()).st_size
             if is_empty:
                 self.remove()
+            unlock(self._file.fileno())
         self._file.close()
 
     def __enter__(self) -> "Journal":

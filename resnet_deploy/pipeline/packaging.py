@@ -19,11 +19,11 @@ from resnet_deploy.integrations.triton.config import LABELS, WARMUP, Contents
 from resnet_deploy.integrations.triton.folders import CONFIG, INTERFACE, ModelFolder, model_folders, origin
 from resnet_deploy.integrations.triton.hosts import Serving, notes
 from resnet_deploy.json_files import decode_json
-from resnet_deploy.locks import locked_folder
 from resnet_deploy.pipeline.replaying import read_golden
 
 State = Literal["new", "new version", "rewritten", "unchanged"]
 _OTHER_NAME: Final = "choose another --name, or remove the folder first"
+_LOCK: Final = ".resnet-deploy.lock"  # a file, which Triton passes over
 _LAST_VERSION: Final = 2**63 - 1  # Triton holds them in an int64
 
 
@@ -77,7 +77,7 @@ def package_for_triton(engine: Path, repository: Path, serving: Serving, version
     bundle.verify_files()
     folders = model_folders(_contents(bundle), serving)
     # Others would choose the same number meanwhile.
-    with artifact.writable_folder(repository), artifact.translate_os_errors(repository), locked_folder(repository):
+    with artifact.writable_folder(repository), artifact.locked(repository / _LOCK):
         versions = []
         for folder in folders:  # every refusal comes before anything is written
             existing = _versions_of_ours(repository / folder.name, folder)

@@ -11,7 +11,6 @@ from resnet_deploy.datasets import image_names
 from resnet_deploy.errors import FileError
 from resnet_deploy.images import tensor_from_source
 from resnet_deploy.integrations.pyarrow import RemoteFolder
-from resnet_deploy.locks import locked_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from resnet_deploy.protocols import Array
     from resnet_deploy.specs import Preprocess
 
+_LOCK: Final = "_scoring.lock"  # readers of folders of tables pass over names that begin so
 _URI: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -87,14 +87,12 @@ class LocalFolder:
 
     @contextlib.contextmanager
     def held(self) -> "Iterator[None]":
-        """Make it, and lock it; the lock ends with this process, whatever becomes of its workers.
+        """Make it, and lock a file in it; the lock ends with this process, whatever becomes of its workers.
 
         Raises:
             FileError: If it cannot be written to, or another command is scoring into it.
         """
-        with artifact.writable_folder(self.path), contextlib.ExitStack() as stack:
-            with artifact.translate_os_errors(self.path):
-                is_ours = stack.enter_context(locked_folder(self.path, wait=False))
+        with artifact.writable_folder(self.path), artifact.locked(self.path / _LOCK, wait=False) as is_ours:
             if not is_ours:
                 raise FileError(
                     f"{self.path}: another command is scoring into it", hint="wait for it, or choose another --out"

@@ -1,6 +1,5 @@
 """`package --triton`: what it writes is read back as Triton reads it, and answers as the engine does."""
 
-import fcntl
 import json
 import os
 import re
@@ -27,10 +26,12 @@ from resnet_deploy.bundle import open_bundle
 from resnet_deploy.engine import load
 from resnet_deploy.images import batch_from_images
 from resnet_deploy.integrations.triton.folders import origin
+from resnet_deploy.locks import locked_file
 from resnet_deploy.protocols import Silent
 from resnet_deploy.specs import BatchRange, BuildSpec, ExportSpec
 
 ROOT = Path(__file__).parents[2]
+LOCK = ".resnet-deploy.lock"
 
 
 @pytest.fixture(scope="module")
@@ -486,12 +487,17 @@ def killed(*line):
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
+def folders(repository):
+    """List what Triton takes for models: the file of the lock, which a killed command leaves behind, is none."""
+    return [path for path in repository.iterdir() if path.name != LOCK]
+
+
 def test_killed_before_there_is_a_model(deployment, package, tmp_path):
     repository = tmp_path / "place/models"
     repository.mkdir(parents=True)
     line = ("package", deployment.engines["fp32"], "--triton", repository, "--name", "net")
     killed(*line)
-    assert list(repository.iterdir()) == []  # not so much as a hidden folder, which Triton would take for a model
+    assert folders(repository) == []  # not so much as a hidden folder, which Triton would take for a model
     assert len(list((tmp_path / "place").glob(".net.*.tmp"))) == 1
 
 
@@ -499,10 +505,11 @@ def test_killed_beside_an_older_version(deployment, package, tmp_path):
     repository = package(deployment.engines["fp32"])
     before = files(repository)
     killed("package", deployment.engines["int8"], "--triton", repository, "--name", "net")
-    assert files(repository) == before
+    assert {path: what for path, what in files(repository).items() if path != LOCK} == before
     assert len(list(tmp_path.glob(".net.*.tmp"))) == 1
     package(deployment.engines["int8"])  # which clears up
     assert list(tmp_path.glob(".net.*")) == []
+    assert not (repository / LOCK).exists()
     assert Server(repository).models["net"].version == 2
 
 
@@ -510,7 +517,7 @@ def test_killed_in_a_repository_that_is_a_file_system(deployment, invoke, mount_
     """There is no place beside it, and what is left in it is refused by the server."""
     repository = mount_tmpfs("size=200m")
     killed("package", deployment.engines["fp32"], "--triton", repository, "--name", "net")
-    (left,) = repository.iterdir()
+    (left,) = folders(repository)
     server = Server(repository)
     assert (server.models, server.refused) == ({}, {left.name: "directory name must equal model name"})
     assert invoke("package", deployment.engines["fp32"], "--triton", repository, "--name", "net").exit_code == 0
@@ -576,7 +583,7 @@ def test_who_reads_meanwhile_sees_whole_models(deployment, package, tmp_path):
             newest = max((int(path.name) for path in net.iterdir() if path.name.isdigit()), default=1)
             parts = [net / str(newest) / name for name in ("model.onnx", "manifest.json", "interface.json")]
             lacking = [part for part in (*parts, net / "labels.txt", net / "warmup/images") if not part.is_file()]
-            if lacking or list(repository.iterdir()) != [net] or origin((net / "config.pbtxt").read_bytes()) != "ours":
+            if lacking or folders(repository) != [net] or origin((net / "config.pbtxt").read_bytes()) != "ours":
                 broken.append((newest, lacking))
             polls.append(newest)
             begun.set()
@@ -600,13 +607,11 @@ def test_two_at_once_get_numbers_of_their_own(deployment, package, invoke, tmp_p
     aside = package(deployment.engines["fp32"]).rename(tmp_path / "aside")
     repository = tmp_path / "models"
     repository.mkdir()
-    handle = os.open(repository, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
     second = threading.Thread(target=package, args=[deployment.engines["int8"]])
-    second.start()
-    second.join(0.5)  # were it not to wait, it would be done
-    (aside / "net").rename(repository / "net")
-    os.close(handle)
+    with locked_file(repository / LOCK):
+        second.start()
+        second.join(0.5)  # were it not to wait, it would be done
+        (aside / "net").rename(repository / "net")
     second.join()
     assert Server(repository).models["net"].version == 2
 

@@ -26,7 +26,7 @@ from PIL import Image
 from scoring_images import assert_each_once, draw_pictures, errors, lay_out, parts, scores
 
 import resnet_deploy
-from resnet_deploy.locks import locked_folder
+from resnet_deploy.locks import locked_file
 from resnet_deploy.pipeline import scoring_workers
 from resnet_deploy.pipeline.scoring import ScoringWay
 
@@ -211,7 +211,7 @@ def test_requests_that_cannot_be_met(invoke, line, fill, tmp_path, deployment, m
 def test_two_commands_do_not_score_into_one_folder(invoke, line, fill, tmp_path):
     source, out = fill(4), tmp_path / "out"
     out.mkdir()
-    with locked_folder(out):
+    with locked_file(out / "_scoring.lock"):
         assert_refused(invoke(*line(source, "--workers", 1)), "another command is scoring into it", "another --out")
     assert files(out) == {}
     result = invoke(*line(source, "--workers", 1))

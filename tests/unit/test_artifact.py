@@ -1,6 +1,7 @@
 """Files and folders that are whole or absent, whatever happens in between."""
 
 import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -236,6 +237,32 @@ def test_two_writers_of_a_pair_leave_that_of_one(tmp_path, monkeypatch):
     assert content(tmp_path) == {"model": "second", "weights": "second"}
 
 
+def test_who_locks_the_folder_keeps_no_two_files_from_it(tmp_path):
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    writing = threading.Thread(target=write_two, args=[tmp_path], daemon=True)
+    writing.start()
+    writing.join(20)
+    is_kept_out = writing.is_alive()
+    os.close(handle)
+    writing.join()
+    assert not is_kept_out
+    assert names(tmp_path) == ["model", "weights"]
+
+
+def write_two(folder):
+    with artifact.atomic_files(folder / "weights", folder / "model") as temporaries:
+        for temporary in temporaries:
+            temporary.write_text("whole")
+
+
+def test_what_a_locked_block_raises_stays_as_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError, match="engine"), artifact.locked(tmp_path / "lock"):
+        (tmp_path / "engine").read_bytes()
+    with pytest.raises(FileError, match="lock: no such file or folder"), artifact.locked(tmp_path / "gone" / "lock"):
+        pass
+
+
 # --- folders
 
 
@@ -460,7 +487,7 @@ def test_file_system_without_locks(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     (tmp_path / ".net.abcdefgh.tmp").mkdir()
-    monkeypatch.setattr(artifact.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     write_folder(tmp_path / "net", engine="new")
     artifact.write_bytes(tmp_path / "file", b"new")
     assert names(tmp_path) == [".net.abcdefgh.tmp", "file", "net"]
