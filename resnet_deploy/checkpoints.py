@@ -226,6 +226,8 @@ def _fetch(url: str, progress: Progress) -> Iterator[bytes]:
 def _parse_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(data)
+    except MemoryError:  # which no file is to blame for
+        raise
     except Exception as error:  # also PyTorch's own, on a type that it lacks or a shape that it cannot count
         raise _damaged(path) from error
 
@@ -236,7 +238,12 @@ def _parse_pickle(data: bytes, path: Path) -> object:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of what is an error below, or of no consequence
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # what a damaged pickle raises is anybody's guess
+        asked = re.search(r"tried to allocate (\d+) bytes", str(error))  # what PyTorch's allocator says in a RuntimeError
+        if asked and int(asked[1]) <= len(data):  # a tensor of more is one that the file does not hold
+            raise MemoryError(asked[0]) from error
         # The restricted unpickler tells refusal from damage only by its wording.
         if re.search(r"GLOBAL|via `add_safe_globals|call reduce|TorchScript|\.tar format", str(error)):
             raise WeightsError(
@@ -253,6 +260,8 @@ def _require_stored(data: bytes, path: Path) -> None:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
+    except MemoryError:
+        raise
     except Exception as error:  # BadZipFile, struct.error, NotImplementedError, ...
         raise _damaged(path) from error
     if unpacked > len(data):

@@ -70,6 +70,8 @@ def decode(path: Path, data: bytes | None = None) -> Image.Image:
         if error.errno is None:  # Pillow's own "truncated" and "broken" errors carry no number
             raise _damage_error(path, error) from error
         raise file_error(path, error) from error
+    except MemoryError:  # which no file is to blame for
+        raise
     except Exception as error:  # Pillow's decoders raise SyntaxError, ValueError, struct.error, ... on damaged bytes
         raise _damage_error(path, error) from error
 
@@ -202,6 +204,8 @@ def _upright(image: Image.Image) -> Image.Image:
     """Turn an image by its EXIF orientation, which is not looked at before."""
     try:
         return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
     except Exception as error:  # SyntaxError, struct.error, ... as in decode
         raise DataError(f"damaged EXIF data ({_one_line(error)})", hint=_DAMAGED_HINT) from error
 
