@@ -241,7 +241,7 @@ def _parse_pickle(data: bytes, path: Path) -> object:
     except MemoryError:
         raise
     except Exception as error:  # what a damaged pickle raises is anybody's guess
-        asked = re.search(r"tried to allocate (\d+) bytes", str(error))  # what PyTorch's allocator says in a RuntimeError
+        asked = re.search(r"tried to allocate (\d+) bytes", str(error))  # PyTorch says it in a RuntimeError
         if asked and int(asked[1]) <= len(data):  # a tensor of more is one that the file does not hold
             raise MemoryError(asked[0]) from error
         # The restricted unpickler tells refusal from damage only by its wording.
