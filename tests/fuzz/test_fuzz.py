@@ -16,7 +16,7 @@ import zipfile
 import fuzz_seeds as seeds
 import numpy as np
 import pytest
-from fuzz_harness import Target, judge
+from fuzz_harness import Target, _place, judge
 from fuzz_mutators import mutate, mutate_value
 from fuzz_targets import CONTRACTS, TARGETS, bundle_in, fill_bundle
 
@@ -115,6 +115,10 @@ def test_the_harness_is_content_with_a_sound_one(tmp_path):
         raise quoted
 
     assert "not one line" in judge(broken(read), b"", tmp_path)
+
+
+def test_the_harness_reports_an_error_that_was_never_raised():
+    assert _place(DataError("made, not raised")) == "no place"
 
 
 def test_changes_are_made_within_the_structure():
