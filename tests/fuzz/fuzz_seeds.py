@@ -342,7 +342,7 @@ def interface() -> list[bytes]:
 
 
 def images() -> list[bytes]:
-    """The formats that are recognised and the odd modes, with EXIF, a colour profile, text and frames."""
+    """The formats that are read and the odd modes, with EXIF, a colour profile, text and frames."""
     from PIL import Image, PngImagePlugin
 
     pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
@@ -365,6 +365,8 @@ def images() -> list[bytes]:
         ("TIFF", image.convert("F"), {}),
         ("TIFF", image.convert("1"), {"compression": "group4"}),
     ]
+    Image.init()
+    wanted += [(form, image, {"exif": exif}) for form in ("AVIF", "JPEG2000") if form in Image.SAVE]
     found = []
     for form, picture, options in wanted:
         file = io.BytesIO()

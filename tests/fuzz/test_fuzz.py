@@ -261,7 +261,7 @@ def test_a_postscript_file_is_no_image(tmp_path):
     image = next(one for one in TARGETS if one.name == "image")
     script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
     assert judge(image, script, tmp_path) == ""
-    with pytest.raises(DataError, match="not an image"):
+    with pytest.raises(DataError, match="looks like EPS, a format that is not read"):
         image.read(tmp_path)
     from PIL import Image
 

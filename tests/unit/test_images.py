@@ -16,6 +16,7 @@ from PIL import Image
 from resnet_deploy.contract import MLPERF_MEAN, MLPERF_STD
 from resnet_deploy.errors import DataError, FileError
 from resnet_deploy.images import (
+    FORMATS,
     batch_from_images,
     crop_offset,
     decode,
@@ -291,6 +292,25 @@ def test_what_is_no_image_is_named(tmp_path, data):
     with pytest.raises(DataError) as caught:
         decode(path)
     assert_one_line(caught.value, path)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_formats_are_read_by_their_bytes(form):
+    Image.init()
+    if form not in Image.SAVE:
+        pytest.skip(f"this Pillow was built without {form}")
+    file = io.BytesIO()
+    noise(20, 30).save(file, form)
+    assert decode(Path("x.jpg"), file.getvalue()).size == (20, 30)
+
+
+@pytest.mark.parametrize("form", ["PCX", "ICO", "SGI", "EPS"])
+def test_a_format_that_is_not_read_is_named(form):
+    file = io.BytesIO()
+    noise(20, 30).save(file, form)
+    with pytest.raises(DataError, match=f"x.jpg: looks like {form}, a format that is not read") as caught:
+        decode(Path("x.jpg"), file.getvalue())
+    assert "PNG" in caught.value.hint
 
 
 @pytest.mark.parametrize("fault", [MemoryError(), ValueError()], ids=repr)
