@@ -59,7 +59,8 @@ def decode(path: Path, data: bytes | None = None) -> Image.Image:
     Raises:
         FileError: If the file is missing or cannot be read.
         DataError: If it is not an image of one of ``FORMATS``, is damaged or cut short, or is larger than
-            Pillow's limit against decompression bombs (``PIL.Image.MAX_IMAGE_PIXELS``, which Pillow itself only warns about up to twice).
+            Pillow's limit against decompression bombs (``PIL.Image.MAX_IMAGE_PIXELS``, which Pillow itself only warns
+            about up to twice).
     """
     try:
         with path.open("rb") if data is None else io.BytesIO(data) as file, _open(file) as image:
