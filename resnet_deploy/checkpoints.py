@@ -124,7 +124,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint, on the CPU, without executing anything in it.
 
     Training checkpoints are unwrapped (``state_dict``, ``model_state_dict``, ``model``), and so are the names that
-    DistributedDataParallel, ``torch.compile`` and Lightning leave. Two sets of weights are one too many.
+    DistributedDataParallel, ``torch.compile`` and Lightning leave. Two sets of weights are one too many. Names may share
+    values, as tied weights do, but a tensor that repeats its values, as ``Tensor.expand`` makes one, is refused.
 
     Raises:
         FileError: If the file is missing or cannot be read.
@@ -283,7 +284,8 @@ def _unusual(tensor: Tensor) -> str:
         return "is a nested tensor"
     if tensor.layout != torch.strided:
         return f"is stored as {tensor.layout}"
-    # A view may repeat a few bytes into any size, which whoever copies it pays for.
+    # A view may repeat a few bytes into any size, which whoever copies it pays for. What names share is not summed up:
+    # tied weights do, and only names of the network's are copied.
     is_whole = tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
     return "" if is_whole else "has more values than are stored"
 

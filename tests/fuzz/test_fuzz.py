@@ -189,6 +189,9 @@ def test_a_tensor_that_repeats_what_is_stored(tmp_path):
     file = io.BytesIO()
     torch.save({"a": torch.ones(1).expand(1 << 30, 1 << 20)}, file)
     assert "more values than are stored" in checkpoint_refused(tmp_path / "wide.pth", file.getvalue())
+    tied = torch.ones(3)
+    torch.save({"a": tied, "b": tied}, tmp_path / "tied.pth")
+    assert checkpoints.read_state_dict(tmp_path / "tied.pth").keys() == {"a", "b"}
 
 
 @pytest.mark.parametrize("depth", [10, 5000])
