@@ -124,8 +124,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint, on the CPU, without executing anything in it.
 
     Training checkpoints are unwrapped (``state_dict``, ``model_state_dict``, ``model``), and so are the names that
-    DistributedDataParallel, ``torch.compile`` and Lightning leave. Two sets of weights are one too many. Names may share
-    values, as tied weights do, but a tensor that repeats its values, as ``Tensor.expand`` makes one, is refused.
+    DistributedDataParallel, ``torch.compile`` and Lightning leave. Two sets of weights are one too many. Names may
+    share values, as tied weights do, but a tensor that repeats its values, as ``Tensor.expand`` makes one, is refused.
 
     Raises:
         FileError: If the file is missing or cannot be read.
