@@ -125,7 +125,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint, on the CPU, without executing anything in it.
 
     Training checkpoints are unwrapped (``state_dict``, ``model_state_dict``, ``model``), and so are the names that
-    DistributedDataParallel, ``torch.compile`` and Lightning leave. Two sets of weights are one too many.
+    DistributedDataParallel, ``torch.compile`` and Lightning leave. Two sets of weights are one too many. Names may
+    share values, as tied weights do, but a tensor that repeats its values, as ``Tensor.expand`` makes one, is refused.
 
     Raises:
         FileError: If the file is missing or cannot be read.
@@ -234,6 +235,8 @@ def _fetch(url: str, progress: Progress) -> Iterator[bytes]:
 def _parse_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(data)
+    except MemoryError:  # which no file is to blame for
+        raise
     except Exception as error:  # also PyTorch's own, on a type that it lacks or a shape that it cannot count
         raise _damaged(path) from error
 
@@ -244,7 +247,12 @@ def _parse_pickle(data: bytes, path: Path) -> object:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of what is an error below, or of no consequence
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # what a damaged pickle raises is anybody's guess
+        asked = re.search(r"tried to allocate (\d+) bytes", str(error))  # PyTorch says it in a RuntimeError
+        if asked and int(asked[1]) <= len(data):  # a tensor of more is one that the file does not hold
+            raise MemoryError(asked[0]) from error
         # The restricted unpickler tells refusal from damage only by its wording.
         if re.search(r"GLOBAL|via `add_safe_globals|call reduce|TorchScript|\.tar format", str(error)):
             raise WeightsError(
@@ -261,6 +269,8 @@ def _require_stored(data: bytes, path: Path) -> None:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
+    except MemoryError:
+        raise
     except Exception as error:  # BadZipFile, struct.error, NotImplementedError, ...
         raise _damaged(path) from error
     if unpacked > len(data):
@@ -282,7 +292,8 @@ def _unusual(tensor: Tensor) -> str:
         return "is a nested tensor"
     if tensor.layout != torch.strided:
         return f"is stored as {tensor.layout}"
-    # A view may repeat a few bytes into any size, which whoever copies it pays for.
+    # A view may repeat a few bytes into any size, which whoever copies it pays for. What names share is not summed up:
+    # tied weights do, and only names of the network's are copied.
     is_whole = tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
     return "" if is_whole else "has more values than are stored"
 

@@ -18,14 +18,12 @@ from numpy.typing import NDArray
 from resnet_deploy.artifact import file_error, is_file
 from resnet_deploy.environment import compute_threads
 from resnet_deploy.errors import DataError, SpecError
-from resnet_deploy.images import tensor_from_source
+from resnet_deploy.images import IMAGE_SUFFIXES, tensor_from_source
 from resnet_deploy.labels import labels_from_file, labels_from_folders
 from resnet_deploy.specs import ModelCard, Preprocess
 
 if TYPE_CHECKING:
     from resnet_deploy.protocols import Array
-
-IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 
 # Looked for in a flat folder, in this order. The last is there to be refused: without it, a folder with the development
 # kit's ground truth would pass as unlabelled.

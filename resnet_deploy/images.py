@@ -12,9 +12,11 @@ Pillow releases the interpreter lock while it decodes and resizes, so all of thi
 """
 
 import io
+import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +37,11 @@ _FILTERS: Final[dict[Interpolation, Image.Resampling]] = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-# Pillow goes by the bytes and not by the name: left to itself, it has Ghostscript run what a PostScript file says.
-_FORMATS: Final = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+# Files are found in folders by these names, and read by their bytes whatever the name.
+IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+# Not all that Pillow knows: left to itself, it has Ghostscript run what a PostScript file says.
+FORMATS: Final = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000")
+_PREFIX_BYTES: Final = 16  # by which Pillow tells formats apart
 _DAMAGED_HINT: Final = "replace the file"
 _TOO_LARGE_HINT: Final = "shrink the image first"
 
@@ -53,23 +58,24 @@ def decode(path: Path, data: bytes | None = None) -> Image.Image:
 
     Raises:
         FileError: If the file is missing or cannot be read.
-        DataError: If it is not an image, is damaged or cut short, or is larger than Pillow's limit against
-            decompression bombs (``PIL.Image.MAX_IMAGE_PIXELS``, which Pillow itself only warns about up to twice).
+        DataError: If it is not an image of one of ``FORMATS``, is damaged or cut short, or is larger than
+            Pillow's limit against decompression bombs (``PIL.Image.MAX_IMAGE_PIXELS``, which Pillow itself only warns
+            about up to twice).
     """
     try:
-        with path.open("rb") if data is None else io.BytesIO(data) as file, Image.open(file, formats=_FORMATS) as image:
+        with path.open("rb") if data is None else io.BytesIO(data) as file, _open(file) as image:
             _refuse_oversize(image.size)
             return rgb_from_image(image)
     except DataError as error:
         raise _named(error, path) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{path}: {_one_line(error)}", hint=_TOO_LARGE_HINT) from error
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path}: not an image", hint=_DAMAGED_HINT) from error
     except OSError as error:
         if error.errno is None:  # Pillow's own "truncated" and "broken" errors carry no number
             raise _damage_error(path, error) from error
         raise file_error(path, error) from error
+    except MemoryError:  # which no file is to blame for
+        raise
     except Exception as error:  # Pillow's decoders raise SyntaxError, ValueError, struct.error, ... on damaged bytes
         raise _damage_error(path, error) from error
 
@@ -198,10 +204,34 @@ def crop_offset(length: int, side: int) -> int:
     return round((length - side) / 2)
 
 
+def _open(file: BinaryIO) -> Image.Image:
+    """Open an image of one of ``FORMATS``, as far as this Pillow has them; an error does not name the file."""
+    Image.init()
+    try:
+        return Image.open(file, formats=[one for one in FORMATS if one in Image.OPEN])
+    except UnidentifiedImageError as error:
+        file.seek(0)
+        if other := _other_format(file.read(_PREFIX_BYTES)):
+            hint = "save the image as PNG or JPEG first"
+            raise DataError(f"looks like {other}, a format that is not read", hint=hint) from error
+        raise DataError("not an image", hint=_DAMAGED_HINT) from error
+
+
+def _other_format(prefix: bytes) -> str:
+    """Name what Pillow takes the first bytes of a file for, whose parser is not run; empty for none."""
+    for name, (_, accepts) in Image.OPEN.items():
+        with suppress(SyntaxError, IndexError, TypeError, struct.error):  # of too few bytes, as in Image.open
+            if name not in FORMATS and accepts and accepts(prefix) is True:
+                return name
+    return ""
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """Turn an image by its EXIF orientation, which is not looked at before."""
     try:
         return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
     except Exception as error:  # SyntaxError, struct.error, ... as in decode
         raise DataError(f"damaged EXIF data ({_one_line(error)})", hint=_DAMAGED_HINT) from error
 

@@ -22,7 +22,7 @@ from resnet_deploy.version import __version__
 
 RECORD: Final = "_scoring.json"
 SCHEMA_VERSION: Final = 1
-_DIGITS: Final = 18  # of a count; Python reads no number of thousands
+_DIGITS: Final = 18  # of a count; int() refuses more than 4,300 digits
 _READERS: Final = 16  # an object store takes its time for each file
 
 

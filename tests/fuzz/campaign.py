@@ -17,12 +17,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import atheris
+import msgspec
 
 INSTRUMENTED = ["resnet_deploy", "PIL", "zipfile", "tomllib", "csv"]  # all of PyTorch would take minutes
 with atheris.instrument_imports(include=INSTRUMENTED):
     from fuzz_harness import Target, judge
     from fuzz_mutators import mutate
     from fuzz_targets import TARGETS
+
+    from resnet_deploy.environment import collect
+    from resnet_deploy.version import __version__
 
     for _target in TARGETS:  # what a reader imports when it is called is instrumented here, too
         with tempfile.TemporaryDirectory() as _name:
@@ -34,6 +38,8 @@ RESULTS = Path(__file__).with_name("campaign.json")
 SECONDS_PER_INPUT = 60  # of the clock, where a reader hangs in C and no signal reaches Python
 MEBIBYTES = 4096  # beyond which libFuzzer ends the process
 MOST_DEATHS = 20
+SCHEMA_VERSION = 1  # of a row of the record; the first ones have none, nor the environment
+_COUNT_BYTES = 8
 
 
 def fuzz(target: Target, minutes: float, keep: Path) -> dict[str, object]:
@@ -44,6 +50,8 @@ def fuzz(target: Target, minutes: float, keep: Path) -> dict[str, object]:
     target.prepare(work / "place")
     for number, seed in enumerate(target.seeds()):
         (work / "corpus" / f"seed{number}").write_bytes(target.repair(seed))
+    (work / "state.json").write_text(json.dumps({"findings": {}}))
+    (work / "inputs").write_bytes(bytes(_COUNT_BYTES))
     end, cpu_s, deaths = time.monotonic() + minutes * 60, 0.0, []
     while time.monotonic() < end - 1 and len(deaths) < MOST_DEATHS:
         child = os.fork()
@@ -58,6 +66,7 @@ def fuzz(target: Target, minutes: float, keep: Path) -> dict[str, object]:
         "target": target.name,
         "minutes": round(minutes, 2),
         "cpu_s": round(cpu_s, 1),
+        "inputs": int.from_bytes((work / "inputs").read_bytes(), "little"),
         **state,
         "features": _features(work / "log.txt"),
         "deaths": deaths,
@@ -70,21 +79,25 @@ def _fuzz_in_child(target: Target, end: float, work: Path) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     file, seeds = work / "state.json", target.seeds()
-    state = json.loads(file.read_text()) if file.exists() else {"inputs": 0, "findings": {}}
+    state = json.loads(file.read_text())
+    counter = os.open(work / "inputs", os.O_RDWR)
+
+    def count_one() -> None:
+        """Count before reading: an input that ends the process is one, too."""
+        inputs = int.from_bytes(os.pread(counter, _COUNT_BYTES, 0), "little") + 1
+        os.pwrite(counter, inputs.to_bytes(_COUNT_BYTES, "little"), 0)
 
     def read_one(data: bytes) -> None:
         data = target.repair(data)
         (work / "last").write_bytes(data)
+        count_one()
         fault = judge(target, data, work / "place")
-        state["inputs"] += 1
         if fault:
             if fault not in state["findings"]:
                 (work / f"finding{len(state['findings'])}").write_bytes(data)
             state["findings"][fault] = state["findings"].get(fault, 0) + 1
-        is_over = time.monotonic() > end
-        if fault or is_over or state["inputs"] % 100 == 1:
             file.write_text(json.dumps(state))
-        if is_over:
+        if time.monotonic() > end:
             os._exit(0)
 
     def change(data: bytes, most: int, seed: int) -> bytes:
@@ -147,7 +160,9 @@ def main() -> None:
         if asked.targets and not any(part in target.name for part in asked.targets):
             continue
         begun = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        result = {"begun": begun} | fuzz(target, asked.minutes, keep)
+        about = {"schema_version": SCHEMA_VERSION, "version": __version__, "begun": begun}
+        about["environment"] = msgspec.to_builtins(collect())
+        result = about | fuzz(target, asked.minutes, keep)
         print(json.dumps(result), flush=True)
         known = json.loads(asked.output.read_text()) if asked.output.exists() else []
         asked.output.write_text("[\n" + ",\n".join(map(json.dumps, [*known, result])) + "\n]\n")

@@ -11,6 +11,7 @@ import signal
 import sys
 import sysconfig
 import traceback
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from resnet_deploy.errors import ResnetDeployError
 
 MOST_SECONDS = 10.0  # of processor time, for an input that takes milliseconds
 MOST_BYTES = 256 << 20  # that the resident memory may grow by; the largest seed takes a hundredth
-LONGEST_MESSAGE = 5000  # a path may have 4096 characters
+LONGEST_MESSAGE = 1005  # the middle of longer ones is left out
 
 _RUNS = {
     *("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "subprocess.Popen", "pty.spawn"),
@@ -167,7 +168,8 @@ def judge(target: Target, data: bytes, folder: Path) -> str:
 
 def _fault_of(error: ResnetDeployError) -> str:
     for text in (error.message, error.hint):
-        if not text.isprintable() or len(text) > LONGEST_MESSAGE:
+        shows = all(one.isprintable() or unicodedata.category(one) == "Zs" for one in text)
+        if not shows or len(text) > LONGEST_MESSAGE:
             return f"a {type(error).__name__} of {len(text)} characters that is not one line, in {_place(error)}"
     return "" if error.message else "no message"
 
@@ -176,4 +178,4 @@ def _place(error: BaseException) -> str:
     """The innermost function of the package that an error came through."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [one for one in frames if "/resnet_deploy/" in one.filename] or frames
-    return f"{Path(ours[-1].filename).name}:{ours[-1].name}"
+    return ", ".join(f"{Path(one.filename).name}:{one.name}" for one in ours[-1:]) or "no place"  # as one never raised

@@ -1,5 +1,6 @@
 """Sound files of every kind that is read, small and made in milliseconds; no engine was built and nothing measured."""
 
+import hashlib
 import io
 import json
 import sys
@@ -286,8 +287,8 @@ def plan() -> list[bytes]:
     return [plan_bytes(PROGRAM)]
 
 
-def fleet() -> list[bytes]:
-    """An index of one engine."""
+def fleet(manifest: bytes) -> list[bytes]:
+    """An index of one engine, of that manifest."""
     from resnet_deploy.fleet import Fleet, FleetEngine
 
     engine = FleetEngine(
@@ -296,7 +297,7 @@ def fleet() -> list[bytes]:
         precision="int8",
         requires=Requirements(library="onnxruntime"),
         size_bytes=9,
-        manifest_sha256="0" * 64,
+        manifest_sha256=hashlib.sha256(manifest).hexdigest(),
         measured=MEASURED,
     )
     return [msgspec.json.encode(Fleet(onnx_sha256="", weights_sha256="", engines=(engine,)))]
@@ -342,7 +343,7 @@ def interface() -> list[bytes]:
 
 
 def images() -> list[bytes]:
-    """The formats that are recognised and the odd modes, with EXIF, a colour profile, text and frames."""
+    """The formats that are read and the odd modes, with EXIF, a colour profile, text and frames."""
     from PIL import Image, PngImagePlugin
 
     pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
@@ -365,6 +366,8 @@ def images() -> list[bytes]:
         ("TIFF", image.convert("F"), {}),
         ("TIFF", image.convert("1"), {"compression": "group4"}),
     ]
+    Image.init()
+    wanted += [(form, image, {"exif": exif}) for form in ("AVIF", "JPEG2000") if form in Image.SAVE]
     found = []
     for form, picture, options in wanted:
         file = io.BytesIO()

@@ -124,6 +124,12 @@ def read_corrections(folder: Path) -> None:
     read_corrections(folder / "corrections.safetensors")
 
 
+def fill_fleet(folder: Path) -> None:
+    """Make the bundle that the index names."""
+    (folder / "net").mkdir()
+    fill_bundle(folder / "net")
+
+
 def read_fleet(folder: Path) -> None:
     from resnet_deploy.fleet import open_engine, read_fleet
 
@@ -307,7 +313,7 @@ TARGETS = (
     Target("search", "search.json", seeds.search, read_search, prepare=fill_bundle),
     Target("observations", "seen.safetensors", seeds.observations, read_observations),
     Target("corrections", "corrections.safetensors", seeds.corrections, read_corrections),
-    Target("fleet", "index.json", seeds.fleet, read_fleet),
+    Target("fleet", "index.json", lambda: seeds.fleet(_manifest()), read_fleet, prepare=fill_fleet),
     Target("layers of an engine", "layers.json", seeds.inspected, read_layers),
     Target("plan", "model.plan", seeds.plan, read_plan),
     Target("record of bench", "record.json", seeds.bench_record, read_bench_record),

@@ -218,6 +218,37 @@ def test_tensors_that_are_no_arrays_of_numbers(tmp_path: Path, make: Callable[[]
     assert caught.value.hint
 
 
+def _fail(error: Exception) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [("safetensors.torch.load", "a.safetensors"), ("torch.load", "a.pth"), ("zipfile.ZipFile", "a.pth")],
+)
+def test_short_memory_is_not_put_on_the_file(monkeypatch, tmp_path: Path, call: str, name: str) -> None:
+    path = tmp_path / name
+    (safetensors.torch.save_file if path.suffix == ".safetensors" else torch.save)({"a": torch.ones(9)}, path)
+    monkeypatch.setattr(call, _fail(MemoryError()))
+    with pytest.raises(MemoryError):
+        read_state_dict(path)
+    monkeypatch.setattr(call, _fail(ValueError()))
+    with pytest.raises(WeightsError, match="damaged"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(36, MemoryError), (1 << 60, WeightsError)])
+def test_what_the_allocator_was_asked_for_tells_whose_fault_it_is(monkeypatch, tmp_path, asked, expected) -> None:
+    torch.save({"a": torch.ones(9)}, tmp_path / "a.pth")
+    said = f"DefaultCPUAllocator: can't allocate memory: you tried to allocate {asked} bytes. Error code 12"
+    monkeypatch.setattr("torch.load", _fail(RuntimeError(said)))
+    with pytest.raises(expected):
+        read_state_dict(tmp_path / "a.pth")
+
+
 # --- digest and fit
 
 

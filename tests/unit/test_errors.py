@@ -41,6 +41,16 @@ def test_exit_codes_are_those_in_the_drawing():
         assert one.exit_code == (2 if issubclass(one, errors.UserError) else 1), name
 
 
+def test_what_is_escaped_is_cut_afterwards():
+    assert len(errors.UserError("\U000e0001" * 10_000).message) == len(errors.UserError("a" * 10_000).message) == 1005
+    assert errors.UserError("a\U000e0001").message == r"a\U000e0001"
+
+
+def test_spaces_of_any_width_are_left_and_ends_of_lines_are_not():
+    assert errors.UserError("Bild\u00a01\u202f.png").message == "Bild\u00a01\u202f.png"
+    assert errors.UserError("a\u2028b\u2029c").message == r"a\u2028b\u2029c"
+
+
 @pytest.mark.parametrize("kind", CLASSES.values(), ids=CLASSES.keys())
 def test_message_and_hint(kind):
     error = kind("what was wrong", hint="what to do")

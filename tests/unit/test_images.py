@@ -1,18 +1,22 @@
 """images.py against hand-worked numbers, an independent statement of the rule, and torchvision where installed."""
 
 import hashlib
+import io
 import struct
 import warnings
 import zlib
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from resnet_deploy.contract import MLPERF_MEAN, MLPERF_STD
 from resnet_deploy.errors import DataError, FileError
 from resnet_deploy.images import (
+    FORMATS,
     batch_from_images,
     crop_offset,
     decode,
@@ -288,6 +292,44 @@ def test_what_is_no_image_is_named(tmp_path, data):
     with pytest.raises(DataError) as caught:
         decode(path)
     assert_one_line(caught.value, path)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_formats_are_read_by_their_bytes(form):
+    Image.init()
+    if form not in Image.SAVE:
+        pytest.skip(f"this Pillow was built without {form}")
+    file = io.BytesIO()
+    noise(20, 30).save(file, form)
+    assert decode(Path("x.jpg"), file.getvalue()).size == (20, 30)
+
+
+@pytest.mark.parametrize("form", ["PCX", "ICO", "SGI", "EPS"])
+def test_a_format_that_is_not_read_is_named(form):
+    file = io.BytesIO()
+    noise(20, 30).save(file, form)
+    with pytest.raises(DataError, match=f"x.jpg: looks like {form}, a format that is not read") as caught:
+        decode(Path("x.jpg"), file.getvalue())
+    assert "PNG" in caught.value.hint
+
+
+@pytest.mark.parametrize("fault", [MemoryError(), ValueError()], ids=repr)
+def test_short_memory_is_not_put_on_the_file(monkeypatch, fault):
+    """A mock of the decoder: the error of the machine comes through, that of a damaged file is one of data."""
+
+    def give_up(*_):
+        raise fault
+
+    image = noise(8, 8)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    expected = MemoryError if isinstance(fault, MemoryError) else DataError
+    monkeypatch.setattr("resnet_deploy.images.rgb_from_image", give_up)
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", give_up)
+    with pytest.raises(expected):
+        decode(Path("sound.png"), file.getvalue())
+    with pytest.raises(expected):
+        preprocess_image(image, Preprocess(interpolation="area", mean=MLPERF_MEAN, std=MLPERF_STD))
 
 
 def test_flipped_bytes_never_escape_as_another_error(tmp_path):

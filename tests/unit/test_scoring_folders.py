@@ -2,6 +2,7 @@
 
 import io
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from resnet_deploy.contract import Preprocess
 from resnet_deploy.errors import BackendError, DataError, FileError, SpecError
 from resnet_deploy.integrations import pyarrow as adapter
 from resnet_deploy.pipeline.scoring_folders import LocalFolder, absolute, is_uri, open_folder
+from resnet_deploy.pipeline.scoring_shard import _sound_images
 
 SPEC = Preprocess(image_size=8, resize=8)
 
@@ -127,3 +129,18 @@ def test_without_pyarrow_its_extra_is_named(monkeypatch):
     with pytest.raises(BackendError, match="pyarrow cannot be imported") as raised:
         open_folder("file:///tmp")
     assert raised.value.hint == 'install it with `pip install "resnet-deploy[parquet]"`'
+
+
+def test_an_image_is_filed_as_bad_but_not_where_memory_is_short(tmp_path):
+    def failing(error):
+        future = Future()
+        future.set_exception(error)
+        return [("a.png", future)]
+
+    bad = {}
+    assert list(_sound_images(failing(DataError("damaged")), bad, LocalFolder(tmp_path))) == []
+    assert bad == {"a.png": "damaged"}
+    bad = {}
+    with pytest.raises(MemoryError):
+        list(_sound_images(failing(MemoryError()), bad, LocalFolder(tmp_path)))
+    assert bad == {}
