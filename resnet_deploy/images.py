@@ -54,6 +54,8 @@ def decode(path: Path, data: bytes | None = None) -> Image.Image:
         FileError: If the file is missing or cannot be read.
         DataError: If it is not an image, is damaged or cut short, or is larger than Pillow's limit against
             decompression bombs (``PIL.Image.MAX_IMAGE_PIXELS``, which Pillow itself only warns about up to twice).
+        MemoryError: If there is not enough for its pixels. Where a codec's library lacks memory for its own use, Pillow
+            says no more than that the data are broken, and so does the DataError.
     """
     try:
         with path.open("rb") if data is None else io.BytesIO(data) as file, Image.open(file, formats=_FORMATS) as image:
@@ -69,6 +71,8 @@ def decode(path: Path, data: bytes | None = None) -> Image.Image:
         if error.errno is None:  # Pillow's own "truncated" and "broken" errors carry no number
             raise _damage_error(path, error) from error
         raise FileError(f"{path}: {error.strerror}", hint="check the path and its permissions") from error
+    except MemoryError:  # a fault of the machine: the image may be sound
+        raise
     except Exception as error:  # Pillow's decoders raise SyntaxError, ValueError, struct.error, ... on damaged bytes
         raise _damage_error(path, error) from error
 
@@ -201,6 +205,8 @@ def _upright(image: Image.Image) -> Image.Image:
     """Turn an image by its EXIF orientation, which is not looked at before."""
     try:
         return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
     except Exception as error:  # SyntaxError, struct.error, ... as in decode
         raise DataError(f"damaged EXIF data ({_one_line(error)})", hint=_DAMAGED_HINT) from error
 
