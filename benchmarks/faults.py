@@ -46,18 +46,19 @@ PARTS: Final = ("kills", "together", "full", "read-only", "memory")
 MEMORY: Final = tuple(16 * 4**step * MIB for step in range(4))  # more than the process has when it begins
 # Of every hundred kills; what takes longest gets the fewest.
 SHARES: Final = {
-    "export": 4,
-    "build --fp32": 13,
-    "build --int8": 12,
-    "calibrate": 13,
-    "merge": 12,
+    "export": 2,
+    "build --fp32": 16,
+    "build --int8": 8,
+    "calibrate": 12,
+    "merge": 16,
     "build --max-drop": 2,
-    "bench": 9,
-    "evaluate": 12,
-    "package": 14,
-    "predict --out": 5,
-    "prebuild": 4,
+    "bench": 6,
+    "evaluate": 14,
+    "package": 18,
+    "predict --out": 3,
+    "prebuild": 3,
 }
+SLOW: Final = frozenset({"export", "build --max-drop", "predict --out", "prebuild"})  # half as many of all else
 
 
 class FaultRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +95,7 @@ def kill_all(names: Sequence[str], kills: int, folder: Path, draw: random.Random
     with contextlib.suppress(KeyboardInterrupt):  # what was done counts
         for name in names:
             count = max(2, -(-kills * SHARES[name] // total))
-            for trial in kill_at_random(SUBJECTS[name], folder / "base", folder / "kills", count, draw):
+            for trial in kill_at_random(SUBJECTS[name], folder / "base", folder / "work", count, draw):
                 trials.append(trial)
                 tell(f"{name}, killed at {trial.moment:.0%}", trial.is_sound, str(trial))
     return tuple(trials)
@@ -105,7 +106,8 @@ def pair_all(names: Sequence[str], pairs: int, folder: Path, draw: random.Random
     trials = []
     with contextlib.suppress(KeyboardInterrupt):  # what was done counts
         for name in names:
-            for trial in run_together(SUBJECTS[name], folder / "base", folder / "pairs", pairs, draw):
+            count = shared(name, pairs)
+            for trial in run_together(SUBJECTS[name], folder / "base", folder / "work", count, draw):
                 trials.append(trial)
                 tell(f"{name}, twice at once", trial.is_sound, str(trial))
     return tuple(trials)
@@ -113,19 +115,24 @@ def pair_all(names: Sequence[str], pairs: int, folder: Path, draw: random.Random
 
 def place_all(names: Sequence[str], parts: Sequence[str], folder: Path, steps: int) -> tuple[PlaceTrial, ...]:
     """Run every command in every bad place that is asked for."""
-    trials, base, work = [], folder / "base", folder / "places"
-    ways = {
-        "full": partial(fill_disks, sizes=steps),
-        "read-only": forbid_writing,
-        "memory": partial(limit_memory, limits=MEMORY),
-    }
+    trials, base, work = [], folder / "base", folder / "work"
     with contextlib.suppress(KeyboardInterrupt):
         for name in names:
+            ways = {
+                "full": partial(fill_disks, sizes=shared(name, steps)),
+                "read-only": forbid_writing,
+                "memory": partial(limit_memory, limits=MEMORY[:: 2 if name in SLOW else 1]),
+            }
             for part in parts:
                 for trial in ways[part](SUBJECTS[name], base, work) if part in ways else ():
                     trials.append(trial)
                     tell(f"{name}, {trial.place}: {trial.what}", trial.is_sound, str(trial))
     return tuple(trials)
+
+
+def shared(name: str, count: int) -> int:
+    """Return how many trials of so many a command gets."""
+    return -(-count // 2) if name in SLOW else count
 
 
 def tell(what: str, is_sound: bool, details: str) -> None:

@@ -1,5 +1,6 @@
 """Commands killed at random moments (SIGKILL), what they leave, and whether the same command then comes to its end."""
 
+import functools
 import random
 import shutil
 from collections.abc import Iterator
@@ -52,10 +53,19 @@ class KillTrial(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """The run that others are held against, and the folder that it began with, as it was."""
+    """The run that others are held against.
+
+    Attributes:
+        ended: How it ended.
+        content: What lay there then, as ``Findings`` has it.
+        size_bytes: Of all files then.
+        start: A folder as it began with.
+        at_start: What that holds.
+    """
 
     ended: Ended
     content: dict[str, str]
+    size_bytes: int
     start: Path
     at_start: dict[str, str]
 
@@ -78,10 +88,10 @@ def kill_at_random(subject: Subject, base: Path, work: Path, kills: int, draw: r
         yield _try(subject, base, work, undisturbed, (kill, moment))
 
 
+@functools.cache
 def run_undisturbed(subject: Subject, base: Path, work: Path, *, over_earlier: bool) -> Undisturbed:
     """Run a command to its end, twice: the first run of a kind may warm a disk's cache, and has the longer time."""
-    start = work / f"start-{'earlier' if over_earlier else 'empty'}"
-    shutil.rmtree(start, ignore_errors=True)
+    start = work / "start" / subject.name / ("earlier" if over_earlier else "empty")
     start.mkdir(parents=True)
     if over_earlier:
         require_done(run(subject.words(base, earlier=True), start))
@@ -91,7 +101,8 @@ def run_undisturbed(subject: Subject, base: Path, work: Path, *, over_earlier: b
     found = look(folder)
     if found.broken or found.left:
         raise RuntimeError(f"{subject.name}, undisturbed: {found}")
-    return Undisturbed(ended, found.content, start, look(start).content)
+    size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return Undisturbed(ended, found.content, size_bytes, start, look(start).content)
 
 
 def _try(subject: Subject, base: Path, work: Path, undisturbed: Undisturbed, when: tuple[Kill, float]) -> KillTrial:
@@ -104,7 +115,7 @@ def _try(subject: Subject, base: Path, work: Path, undisturbed: Undisturbed, whe
     after = look(folder)
     return KillTrial(
         subject=subject.name,
-        over_earlier=undisturbed.start.name.endswith("earlier"),
+        over_earlier=undisturbed.start.name == "earlier",
         aimed=kill.before_change is not None,
         moment=moment,
         status=ended.status,

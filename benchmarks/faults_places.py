@@ -49,7 +49,7 @@ class PlaceTrial(msgspec.Struct, frozen=True, kw_only=True):
 def fill_disks(subject: Subject, base: Path, work: Path, sizes: int) -> Iterator[PlaceTrial]:
     """Run a command on a disk that is too small, in even steps up to what it writes, then with room."""
     undisturbed = run_undisturbed(subject, base, work, over_earlier=False)
-    whole = sum(path.stat().st_size for path in (work / "undisturbed").rglob("*") if path.is_file())
+    whole = undisturbed.size_bytes
     for step in range(sizes):
         size = max(resource.getpagesize(), whole * (step + 1) // (sizes + 1))
         disk = mounted(work / "disk", f"size={size}")
@@ -74,7 +74,7 @@ def fill_disks(subject: Subject, base: Path, work: Path, sizes: int) -> Iterator
 
 def forbid_writing(subject: Subject, base: Path, work: Path) -> Iterator[PlaceTrial]:
     """Run a command where its inputs, HOME, the folder for temporary files, or its own folder are read-only."""
-    run_undisturbed(subject, base, work, over_earlier=False)
+    free = run_undisturbed(subject, base, work, over_earlier=False).start
     locked = mounted(work / "locked", "size=1m,ro")
     sealed = work / "sealed"
     sealed.mkdir(exist_ok=True)
@@ -91,7 +91,6 @@ def forbid_writing(subject: Subject, base: Path, work: Path) -> Iterator[PlaceTr
         os.environ["TMPDIR"] = str(locked)
 
     try:
-        free = work / "start-empty"
         cases: tuple[tuple[str, Path, Path, Callable[[], None] | None], ...] = (
             ("inputs", sealed, fresh(work / "trial", free), None),
             ("HOME and caches", base, fresh(work / "home", free), homeless),
@@ -109,9 +108,9 @@ def forbid_writing(subject: Subject, base: Path, work: Path) -> Iterator[PlaceTr
 
 def limit_memory(subject: Subject, base: Path, work: Path, limits: Sequence[int]) -> Iterator[PlaceTrial]:
     """Run a command that may take so many bytes more than this process has in its address space (RLIMIT_AS)."""
-    run_undisturbed(subject, base, work, over_earlier=False)
+    free = run_undisturbed(subject, base, work, over_earlier=False).start
     for limit in limits:
-        folder = fresh(work / "trial", work / "start-empty")
+        folder = fresh(work / "trial", free)
 
         def prepare(more: int = limit) -> None:
             pages = int(Path("/proc/self/statm").read_text().split()[0])

@@ -43,11 +43,11 @@ class PairTrial(msgspec.Struct, frozen=True, kw_only=True):
 def run_together(subject: Subject, base: Path, work: Path, pairs: int, draw: random.Random) -> Iterator[PairTrial]:
     """Start pairs of a command: in turns the same twice, and it with the one that asks for something else."""
     alone = run_undisturbed(subject, base, work, over_earlier=False)
-    others = list(_one_after_the_other(subject, base, work)) if subject.earlier else []
+    others = list(_one_after_the_other(subject, base, work, alone.start)) if subject.earlier else []
     for number in range(pairs):
         is_same = not others or number % 2 == 0
         distance = draw.uniform(0, 0.9) * draw.choice((0, 1))
-        folder = fresh(work / "pair", work / "start-empty")
+        folder = fresh(work / "pair", alone.start)
         first = Command(subject.words(base), folder)
         first.pause(distance * alone.ended.seconds)
         second = Command(subject.words(base, earlier=not is_same), folder)
@@ -67,11 +67,11 @@ def run_together(subject: Subject, base: Path, work: Path, pairs: int, draw: ran
         )
 
 
-def _one_after_the_other(subject: Subject, base: Path, work: Path) -> Iterator[dict[str, str]]:
+def _one_after_the_other(subject: Subject, base: Path, work: Path, start: Path) -> Iterator[dict[str, str]]:
     """Yield what lies there after one command and then the other, in either order, and after the other alone."""
-    after = run_undisturbed(subject, base, work / "other", over_earlier=True)
+    after = run_undisturbed(subject, base, work, over_earlier=True)
     yield from (after.content, after.at_start)
-    folder = fresh(work / "pair", work / "start-empty")
+    folder = fresh(work / "pair", start)
     for earlier in (False, True):
         require_done(run(subject.words(base, earlier=earlier), folder))
     yield look(folder).content

@@ -61,6 +61,8 @@ def decode(path: Path, data: bytes | None = None) -> Image.Image:
         DataError: If it is not an image of one of ``FORMATS``, is damaged or cut short, or is larger than
             Pillow's limit against decompression bombs (``PIL.Image.MAX_IMAGE_PIXELS``, which Pillow itself only warns
             about up to twice).
+        MemoryError: If there is not enough for its pixels. Where a codec's library lacks memory for its own use, Pillow
+            says no more than that the data are broken, and so does the DataError.
     """
     try:
         with path.open("rb") if data is None else io.BytesIO(data) as file, _open(file) as image:

@@ -224,6 +224,7 @@ def _sound_images(
 
     Raises:
         FileError: If the folder is gone, or every image is: then the folder is another one on this machine.
+        MemoryError: If an image takes more than there is, sound as it may be.
         OSError: If reading failed for a reason that lies with the machine or the network.
     """
     missing = total = 0
@@ -234,6 +235,8 @@ def _sound_images(
         except (DataError, FileError) as error:
             missing += _examine(error)
             bad[name] = error.message
+        except MemoryError as error:
+            raise MemoryError(f"{name} takes more memory than there is") from error
         else:
             yield name, tensor
     if bad:

@@ -353,7 +353,7 @@ def test_told_to_end_it_leaves_what_is_done_and_no_process(start, fill, tmp_path
 
 # A worker that dies with one shard in hand, and serves the others as any.
 POISONED = """
-import os, signal
+import os, resource, signal
 from resnet_deploy.pipeline import scoring_child, scoring_shard
 honest = scoring_shard.ShardScorer.score
 def score(self, shard, after_batch):
@@ -363,6 +363,32 @@ def score(self, shard, after_batch):
 scoring_shard.ShardScorer.score = score
 scoring_child.main()
 """
+# From now on, 64 MiB more than the worker has already.
+LITTLE_MEMORY = """
+        pages = int(open('/proc/self/statm').read().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (64 << 20), -1))
+        try:
+            return honest(self, shard, after_batch)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+"""
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Have workers do something before the second shard: (what) -> None."""
+    honest = scoring_workers.score_in_processes
+
+    def make(what):
+        program = [sys.executable, "-c", POISONED.format(number=1, what=what)]
+
+        def score(task, shards, workers):
+            return honest(task, shards, workers, program)
+
+        way = contextlib.nullcontext(ScoringWay(score=score))
+        monkeypatch.setattr("resnet_deploy.cli.predict.way", lambda values: way)
+
+    return make
 
 
 @pytest.mark.parametrize(
@@ -372,21 +398,35 @@ scoring_child.main()
         ("raise RuntimeError('boom')", "failed 3 times; at last RuntimeError: boom"),
     ],
 )
-def test_a_shard_that_kills_is_named_after_the_rest_is_done(invoke, line, fill, tmp_path, monkeypatch, what, reason):
+def test_a_shard_that_kills_is_named_after_the_rest_is_done(
+    invoke, line, fill, tmp_path, monkeypatch, poison, what, reason
+):
     source, out = fill(24), tmp_path / "out"
-    program = [sys.executable, "-c", POISONED.format(number=1, what=what)]
-    honest = scoring_workers.score_in_processes
-
-    def score(task, shards, workers):
-        return honest(task, shards, workers, program)
-
-    monkeypatch.setattr("resnet_deploy.cli.predict.way", lambda values: contextlib.nullcontext(ScoringWay(score=score)))
+    poison(what)
     result = invoke(*line(source, "--shard-size", 4, "--workers", 2))
     assert result.exit_code == 1, result.output
     assert f"1 of 6 shards are not scored: part-00001.parquet {reason}" in result.stderr
     assert parts(out) == [f"part-{number:05}.parquet" for number in (0, 2, 3, 4, 5)]
     monkeypatch.undo()
     assert invoke(*line(source, "--shard-size", 4, "--workers", 2)).exit_code == 0
+    assert_each_once(out, source)
+
+
+def test_an_image_that_there_is_no_memory_for_is_not_taken_for_damaged(
+    invoke, line, fill, tmp_path, monkeypatch, poison
+):
+    source, out = fill(12), tmp_path / "out"
+    large = sorted(source.rglob("*.jpg"))[5]
+    large.unlink()  # a link to what others are, too
+    Image.new("L", (9000, 9000), 99).save(large)  # 324 MB as RGB: more than malloc has at hand, too
+    poison(LITTLE_MEMORY)
+    result = invoke(*line(source, "--shard-size", 4, "--workers", 1, "--threads", 1))
+    assert result.exit_code == 1, result.output
+    name = large.relative_to(source)
+    assert f"part-00001.parquet failed 3 times; at last MemoryError: {name} takes more memory" in result.stderr
+    assert parts(out) == ["part-00000.parquet", "part-00002.parquet"]
+    monkeypatch.undo()
+    assert invoke(*line(source, "--shard-size", 4, "--workers", 1)).exit_code == 0
     assert_each_once(out, source)
 
 
