@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import pickle
 import random
 import struct
 import sys
@@ -180,10 +181,26 @@ def test_a_tensor_that_repeats_what_is_stored(tmp_path):
     assert "more values than are stored" in checkpoint_refused(tmp_path / "wide.pth", file.getvalue())
 
 
-@pytest.mark.parametrize("depth", [10, 5000])
-def test_a_key_that_is_no_name(tmp_path, depth):
-    members = {"a/data.pkl": b"\x80\x02})" + b"\x85" * depth + b"K\x01s.", "a/version": "3\n", "a/byteorder": "little"}
-    assert "a key of type tuple" in checkpoint_refused(tmp_path / "deep.pth", packed(members))
+def legacy_head():
+    """What is before the content in the format that PyTorch had before archives."""
+    from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
+
+    return b"".join(pickle.dumps(one, protocol=2) for one in (MAGIC_NUMBER, PROTOCOL_VERSION, {}))
+
+
+NESTED = b"\x80\x02})" + b"\x85" * 1_500_000 + b"Ns."  # of these PyTorch's unpickler ends the process
+DOUBLED = b"\x80\x02})" + b"q\0h\0\x86" * 60 + b"Ns."  # and of these sees no end
+
+
+@pytest.mark.parametrize("made", [NESTED, DOUBLED, b"\x80\x02})\x85K\x01s."], ids=["nested", "doubled", "tuple"])
+@pytest.mark.parametrize("is_archive", [True, False])
+def test_a_key_that_is_no_name(tmp_path, made, is_archive):
+    path, archive = tmp_path / "deep.pth", {"a/data.pkl": made, "a/version": "3\n", "a/byteorder": "little"}
+    data = packed(archive) if is_archive else legacy_head() + made + b"\x80\x02]."
+    assert "a key that is neither a name nor a number" in checkpoint_refused(path, data)
+    with pytest.raises(WeightsError) as caught:
+        checkpoints.read_state_dict(path)
+    assert "safetensors" in caught.value.hint
 
 
 @pytest.mark.parametrize("tensor", [("F4", [2], 1), ("F8_E8M0", [1], 1), ("F32", [0, 1 << 62, 8], 0)], ids=str)
