@@ -20,6 +20,7 @@ from resnet_deploy.environment import compute_threads
 from resnet_deploy.errors import DataError, FileError, SpecError
 from resnet_deploy.images import tensor_from_source
 from resnet_deploy.labels import labels_from_file, labels_from_folders
+from resnet_deploy.regular_files import open_regular, read_regular
 from resnet_deploy.specs import ModelCard, Preprocess
 
 if TYPE_CHECKING:
@@ -379,7 +380,7 @@ def _file_digest(path: Path) -> str:
     """SHA-256 of a file's content, read in pieces, as lower-case hex."""
     content = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while chunk := file.read(_CHUNK_BYTES):
                 content.update(chunk)
     except OSError as error:
@@ -389,7 +390,7 @@ def _file_digest(path: Path) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise _file_error(path, error) from error
 

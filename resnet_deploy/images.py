@@ -22,6 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from resnet_deploy.contract import Interpolation, Preprocess
 from resnet_deploy.errors import DataError, FileError
+from resnet_deploy.regular_files import open_regular
 from resnet_deploy.resampling import Window, resize_area
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ def decode(path: Path, data: bytes | None = None) -> Image.Image:
             decompression bombs (``PIL.Image.MAX_IMAGE_PIXELS``, which Pillow itself only warns about up to twice).
     """
     try:
-        with path.open("rb") if data is None else io.BytesIO(data) as file, Image.open(file, formats=_FORMATS) as image:
+        with (
+            open_regular(path) if data is None else io.BytesIO(data) as file,
+            Image.open(file, formats=_FORMATS) as image,
+        ):
             _refuse_oversize(image.size)
             return rgb_from_image(image)
     except DataError as error:
