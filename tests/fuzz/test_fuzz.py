@@ -366,6 +366,25 @@ def test_damaged_files_are_one_error(tmp_path, name, data, error):
     refused(error, run_target, name, tmp_path, data)
 
 
+def test_a_damaged_search_of_an_engine_that_is_lined_up(tmp_path):
+    from resnet_deploy.datasets import find_images
+    from resnet_deploy.pipeline.lineup import Candidate
+
+    fill_bundle(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(seeds.images()[0])
+    dataset = find_images(tmp_path / "images")
+
+    def ask():
+        bundle = bundle_in(tmp_path)
+        return Candidate(None, "onnxruntime", "int8", 1, "", bundle).was_fitted_to(dataset)
+
+    assert ask() is False
+    for damaged in (b'{"steps":1}', json.dumps(NO_STEP).encode(), DEEP):
+        (tmp_path / "search.json").write_bytes(damaged)
+        assert "search.json is damaged" in refused(BundleError, ask)
+
+
 def test_a_count_of_thousands_of_digits_is_no_table(tmp_path):
     from resnet_deploy.integrations.pyarrow import errors_to_parquet
 
