@@ -23,6 +23,7 @@ from typing import Final
 
 from resnet_deploy.errors import FileError
 from resnet_deploy.locks import locked_file, open_locked, unlock
+from resnet_deploy.regular_files import open_regular, read_regular
 
 _CHUNK_BYTES: Final = 1 << 20
 _AT_FDCWD: Final = -100  # linux/fcntl.h: relative paths are relative to the working folder
@@ -41,7 +42,7 @@ def sha256_file(path: Path) -> str:
         FileError: If it cannot be read.
     """
     digest = hashlib.sha256()
-    with translate_os_errors(path), path.open("rb") as file:
+    with translate_os_errors(path), open_regular(path) as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
@@ -51,10 +52,10 @@ def read_bytes(path: Path) -> bytes:
     """Read a whole file.
 
     Raises:
-        FileError: If it is missing or cannot be read.
+        FileError: If it is missing, no regular file or cannot be read.
     """
     with translate_os_errors(path):
-        return path.read_bytes()
+        return read_regular(path)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -215,9 +216,7 @@ def atomic_folder(path: Path, *, staging: Path | None = None) -> Iterator[Path]:
 
 
 def is_file(path: Path) -> bool:
-    """Whether ``path`` is a regular file.
-
-    Where that cannot be told, ``Path.is_file`` raises or answers no, depending on Python's version; this always raises.
+    """Whether ``path`` is a regular file; where that cannot be told, this raises in every version of Python.
 
     Raises:
         FileError: If a folder on the way may not be searched, or the name is too long.

@@ -11,7 +11,6 @@ import json
 import re
 import urllib.request
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from resnet_deploy.artifact import atomic_file, exists, read_bytes, sha256_file, translate_os_errors, write_bytes
 from resnet_deploy.errors import WeightsError
+from resnet_deploy.pickles import OddPickleError, require_plain, scan_pickle
 from resnet_deploy.protocols import Progress
 
 BASE_URL = "https://download.pytorch.org/models/"
@@ -242,7 +242,7 @@ def _parse_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
 
 
 def _parse_pickle(data: bytes, path: Path) -> object:
-    _require_stored(data, path)
+    _require_usual(data, path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of what is an error below, or of no consequence
@@ -262,20 +262,40 @@ def _parse_pickle(data: bytes, path: Path) -> object:
         raise _damaged(path) from error
 
 
-def _require_stored(data: bytes, path: Path) -> None:
-    """Refuse an archive that unpacks to more than it holds: PyTorch would unpack it, and ``torch.save`` packs none."""
-    if not data.startswith(b"PK\3\4"):
-        return
+def _require_usual(data: bytes, path: Path) -> None:
+    """Refuse what would fill the memory, keep PyTorch's unpickler busy or overflow its stack."""
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-    except MemoryError:
-        raise
-    except Exception as error:  # BadZipFile, struct.error, NotImplementedError, ...
+        if data.startswith(b"PK\3\4"):
+            _scan_archive(data, path)
+        else:
+            _scan_legacy(data)
+    except OddPickleError as error:
+        raise WeightsError(
+            f"{path} is built as no checkpoint is: it {error}",
+            hint="where you trust its origin, load it and save its tensors as safetensors: "
+            "safetensors.torch.save_file(state_dict, 'weights.safetensors')",
+        ) from error
+    except (RuntimeError, ValueError, LookupError) as error:  # the first of the archive's reader
         raise _damaged(path) from error
-    if unpacked > len(data):
+
+
+def _scan_archive(data: bytes, path: Path) -> None:
+    # By PyTorch's own reader: two readers of one archive may be led to find different files in it.
+    archive = torch._C.PyTorchFileReader(io.BytesIO(data))  # noqa: SLF001 (in its stubs)
+    unpacked = sum(map(archive.get_record_size, archive.get_all_records()))
+    if unpacked > len(data):  # PyTorch would unpack it, and ``torch.save`` packs none
         hint = "where you trust its origin, load it and re-save: torch.save(model.state_dict(), 'weights.pth')"
         raise WeightsError(f"{path} is a compressed archive", hint=hint)
+    scan_pickle(io.BytesIO(archive.get_record("data.pkl")))
+
+
+def _scan_legacy(data: bytes) -> None:
+    """Scan the five pickles of the format before archives; values follow them."""
+    stream = io.BytesIO(data)
+    for part in ("magic number", "version", "machine", "content", "keys of values"):
+        value = scan_pickle(stream)
+        if part != "content":
+            require_plain(value)
 
 
 def _damaged(path: Path) -> WeightsError:

@@ -20,6 +20,7 @@ from resnet_deploy.environment import compute_threads
 from resnet_deploy.errors import DataError, SpecError
 from resnet_deploy.images import IMAGE_SUFFIXES, tensor_from_source
 from resnet_deploy.labels import labels_from_file, labels_from_folders
+from resnet_deploy.regular_files import open_regular, read_regular
 from resnet_deploy.specs import ModelCard, Preprocess
 
 if TYPE_CHECKING:
@@ -377,7 +378,7 @@ def _file_digest(path: Path) -> str:
     """SHA-256 of a file's content, read in pieces, as lower-case hex."""
     content = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while chunk := file.read(_CHUNK_BYTES):
                 content.update(chunk)
     except OSError as error:
@@ -387,6 +388,6 @@ def _file_digest(path: Path) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise file_error(path, error) from error

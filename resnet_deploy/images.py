@@ -25,6 +25,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from resnet_deploy.artifact import file_error
 from resnet_deploy.contract import Interpolation, Preprocess
 from resnet_deploy.errors import DataError
+from resnet_deploy.regular_files import open_regular
 from resnet_deploy.resampling import Window, resize_area
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def decode(path: Path, data: bytes | None = None) -> Image.Image:
             says no more than that the data are broken, and so does the DataError.
     """
     try:
-        with path.open("rb") if data is None else io.BytesIO(data) as file, _open(file) as image:
+        with open_regular(path) if data is None else io.BytesIO(data) as file, _open(file) as image:
             _refuse_oversize(image.size)
             return rgb_from_image(image)
     except DataError as error:

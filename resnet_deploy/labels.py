@@ -7,6 +7,7 @@ What cannot be told for certain is refused with the reason.
 """
 
 import csv
+import io
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Final, NamedTuple
 from resnet_deploy.artifact import file_error
 from resnet_deploy.errors import DataError
 from resnet_deploy.imagenet import CLASSES, imagenet_classes
+from resnet_deploy.regular_files import open_regular
 from resnet_deploy.specs import ModelCard
 
 _ROW_HINT: Final = "write 'NAME INDEX' or 'NAME CLASS'; names with spaces need a .csv with NAME,CLASS"
@@ -175,7 +177,8 @@ def _index_from_value(value: str, known: Mapping[str, int]) -> int | None:
 def _rows(file: Path) -> list[_Row]:
     """Read the lines of a labels file, without the blank ones."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        with open_regular(file) as content, io.TextIOWrapper(content, encoding="utf-8-sig") as reader:
+            text = reader.read()
     except OSError as error:
         raise file_error(file, error) from error
     except UnicodeDecodeError as error:

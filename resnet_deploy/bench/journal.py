@@ -17,6 +17,7 @@ from typing import Final
 from resnet_deploy.artifact import translate_os_errors
 from resnet_deploy.errors import FileError
 from resnet_deploy.locks import open_locked, unlock
+from resnet_deploy.regular_files import open_regular
 
 _FLUSH_S: Final = 5.0  # at most so much work is lost when the machine stops
 
@@ -51,7 +52,7 @@ class Journal:
         """Yield every whole line from the start; then what follows the last of them is cut off."""
         with translate_os_errors(self.path):
             end = 0
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 for line in file:
                     content = _content(line)
                     if content is None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from resnet_deploy import artifact
 from resnet_deploy.errors import BackendError, FileError, WeightsError
 from resnet_deploy.specs import BatchRange, ModelCard
 
@@ -36,6 +37,8 @@ def read_weights_digest(path: Path) -> str | None:
         BackendError: If safetensors is not installed.
     """
     safetensors = _import_safetensors()
+    if not artifact.is_file(path):  # a pipe would be waited for
+        return None
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             return (file.metadata() or {}).get("weights_sha256")

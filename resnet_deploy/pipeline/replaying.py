@@ -9,6 +9,7 @@ import numpy as np
 from resnet_deploy.bundle import GOLDEN, Bundle
 from resnet_deploy.engine import Engine
 from resnet_deploy.errors import BundleError
+from resnet_deploy.regular_files import open_regular
 from resnet_deploy.verify import LogitDifference, compare_logits
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def read_golden(bundle: Bundle) -> "tuple[Array, Array]":
         BundleError: As ``replay_golden``.
     """
     try:
-        with np.load(bundle.golden_path, allow_pickle=False) as arrays:
+        with open_regular(bundle.golden_path) as file, np.load(file, allow_pickle=False) as arrays:
             _refuse_compressed(arrays.zip, bundle.golden_path)
             images, logits = (np.asarray(arrays[name]) for name in ("images", "logits"))
     except Exception as error:  # numpy and zipfile raise TokenError, NotImplementedError, ... on damaged bytes

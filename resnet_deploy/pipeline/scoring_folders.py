@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
@@ -11,6 +10,7 @@ from resnet_deploy.datasets import image_names
 from resnet_deploy.errors import FileError
 from resnet_deploy.images import tensor_from_source
 from resnet_deploy.integrations.pyarrow import RemoteFolder
+from resnet_deploy.regular_files import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,17 +112,13 @@ class LocalFolder:
 
     def tensor(self, name: str, spec: "Preprocess") -> "Array":
         """Read and preprocess one image."""
-        path = self.path / name
-        with artifact.translate_os_errors(path):
-            if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
-                raise FileError(f"{path}: not a regular file", hint="leave it out")
-        return tensor_from_source(path, spec)
+        return tensor_from_source(self.path / name, spec)
 
     @contextlib.contextmanager
     def open_file(self, name: str) -> "Iterator[BinaryIO]":
         """Open a file below."""
         path = self.path / name
-        with artifact.translate_os_errors(path), path.open("rb") as file:
+        with artifact.translate_os_errors(path), open_regular(path) as file:
             yield file
 
     def write(self, name: str, data: bytes) -> None:

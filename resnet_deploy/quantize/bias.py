@@ -78,16 +78,23 @@ def measure_corrections(model: ir.Model, lowered: ir.Model, images: "Sequence[Ar
 
 
 def correct_biases(model: ir.Model, corrections: "Corrections") -> ir.Model:
-    """Return a copy of the FP32 ``model`` with its biases raised by ``corrections``; layers without one get one."""
+    """Return a copy of the FP32 ``model`` with its biases raised by ``corrections``; layers without one get one.
+
+    Raises:
+        DataError: If a correction is not of one number for each channel of its layer.
+    """
     corrected = model.clone()
     for layer in weighted_nodes(corrected.graph):
         shift = corrections.get(str(layer.name))
         if shift is None:
             continue
-        if len(layer.inputs) > 2:
-            value = layer.inputs[2]
-            assert value is not None
-            value.const_value = ir.tensor((constant(value) + shift).astype(np.float32), name=value.name)
+        bias = layer.inputs[2] if len(layer.inputs) > 2 else None
+        channels = constant(layer.inputs[1]).shape[:1] if bias is None else constant(bias).shape
+        if shift.shape != channels:
+            reason = f"the correction of {layer.name} has shape {shift.shape}, not {channels}"
+            raise DataError(reason, hint="build the engine again")
+        if bias is not None:
+            bias.const_value = ir.tensor((constant(bias) + shift).astype(np.float32), name=bias.name)
         else:
             layer.resize_inputs(3)
             layer.replace_input_with(2, add_constant(corrected.graph, f"{layer.name}.bias", shift))
@@ -106,7 +113,7 @@ def read_corrections(path: "Path") -> "Corrections":
 
     Raises:
         FileError: If the file is missing or cannot be read.
-        DataError: If it is of another kind, or damaged.
+        DataError: If it is of another kind, damaged, or holds what is no finite number.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -115,6 +122,9 @@ def read_corrections(path: "Path") -> "Corrections":
         corrections: Corrections = load(artifact.read_bytes(path))
     except (SafetensorError, ValueError, KeyError) as error:  # KeyError: of a type that NumPy lacks
         raise DataError(f"{path}: the corrections are damaged: {error}", hint="build the engine again") from error
+    for layer, shift in corrections.items():
+        if shift.dtype != np.float32 or not np.isfinite(shift).all():
+            raise DataError(f"{path}: the correction of {layer} is damaged", hint="build the engine again")
     return corrections
 
 

@@ -209,3 +209,26 @@ def test_damaged_corrections_are_refused(tmp_path):
         with pytest.raises(DataError, match="damaged") as caught:
             read_corrections(path)
         assert caught.value.hint
+
+
+@pytest.mark.parametrize("values", [[1.0, np.nan], [np.inf], [1]], ids=str)
+def test_corrections_that_are_no_finite_numbers_are_refused(tmp_path, values):
+    path = tmp_path / "corrections.safetensors"
+    path.write_bytes(bytes_from_corrections({"a": np.ones(2, np.float32)}))
+    assert read_corrections(path)["a"].tolist() == [1.0, 1.0]
+    array = np.array(values) if isinstance(values[0], int) else np.array(values, np.float32)
+    path.write_bytes(bytes_from_corrections({"a": array}))
+    with pytest.raises(DataError, match="the correction of a is damaged"):
+        read_corrections(path)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (63,), (64, 1)], ids=str)
+def test_a_correction_of_another_shape_is_refused(resnet18, shape):
+    for bare in (False, True):  # a layer with a bias of 64, and without
+        model = resnet18.model.clone()
+        if bare:
+            model.graph.node("conv1").resize_inputs(2)
+            del model.graph.initializers["conv1.bias"]
+        correct_biases(model, {"conv1": np.ones(64, np.float32)})
+        with pytest.raises(DataError, match="correction of conv1 has shape"):
+            correct_biases(model, {"conv1": np.ones(shape, np.float32)})

@@ -24,7 +24,7 @@ from resnet_deploy.driver import Gpu, GpuProbe
 from resnet_deploy.errors import BackendError, BuildError, BundleError, FileError, SpecError
 from resnet_deploy.fleet import INDEX, describe_bundle, is_fleet, read_fleet, write_fleet
 from resnet_deploy.pipeline import prebuilding
-from resnet_deploy.pipeline.building import RANDOM, BuildInputs
+from resnet_deploy.pipeline.building import RANDOM, BuildInputs, build
 from resnet_deploy.pipeline.prebuilding import engine_name, one_for_each_target, prebuild, require_whole
 from resnet_deploy.pipeline.verifying import find_source
 from resnet_deploy.protocols import Silent
@@ -188,6 +188,20 @@ def test_an_engine_that_was_exchanged_is_not_taken(copy):
     (copy / "fp32-onnxruntime" / MANIFEST).unlink()
     with pytest.raises(BundleError, match=r"int8-onnxruntime is not the engine that .*index\.json names"):
         resnet_deploy.load(copy)
+
+
+def test_an_index_older_than_an_engine_is_refused(copy, deployment):
+    """What a run leaves that is killed between an engine and the index, over an older fleet."""
+    other = BuildInputs(deployment.model, output=copy / "fp32-onnxruntime")
+    build(other, msgspec.structs.replace(specs("fp32")[0], batch=BatchRange(1, 1, 2)), Silent())
+    rest = msgspec.structs.replace(read_fleet(copy), engines=read_fleet(copy).engines[1:])
+    artifact.write_bytes(copy / INDEX, msgspec.json.encode(rest))
+    with pytest.raises(BundleError, match=r"fp32-onnxruntime is not the engine that .*index\.json names") as caught:
+        resnet_deploy.load(copy)
+    assert "prebuild" in caught.value.hint
+    prebuild(BuildInputs(deployment.model), specs("fp32"), copy, 1, Silent())  # which builds it as it was asked for
+    with resnet_deploy.load(copy) as engine:
+        assert engine.manifest.spec.batch == SMALL
 
 
 def test_an_engine_that_would_not_run_here_need_not_be_whole(copy, monkeypatch):

@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import pickle
 import random
 import struct
 import sys
@@ -194,10 +195,26 @@ def test_a_tensor_that_repeats_what_is_stored(tmp_path):
     assert checkpoints.read_state_dict(tmp_path / "tied.pth").keys() == {"a", "b"}
 
 
-@pytest.mark.parametrize("depth", [10, 5000])
-def test_a_key_that_is_no_name(tmp_path, depth):
-    members = {"a/data.pkl": b"\x80\x02})" + b"\x85" * depth + b"K\x01s.", "a/version": "3\n", "a/byteorder": "little"}
-    assert "a key of type tuple" in checkpoint_refused(tmp_path / "deep.pth", packed(members))
+def legacy_head():
+    """What is before the content in the format that PyTorch had before archives."""
+    from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
+
+    return b"".join(pickle.dumps(one, protocol=2) for one in (MAGIC_NUMBER, PROTOCOL_VERSION, {}))
+
+
+NESTED = b"\x80\x02})" + b"\x85" * 1_500_000 + b"Ns."  # of these PyTorch's unpickler ends the process
+DOUBLED = b"\x80\x02})" + b"q\0h\0\x86" * 60 + b"Ns."  # and of these sees no end
+
+
+@pytest.mark.parametrize("made", [NESTED, DOUBLED, b"\x80\x02})\x85K\x01s."], ids=["nested", "doubled", "tuple"])
+@pytest.mark.parametrize("is_archive", [True, False])
+def test_a_key_that_is_no_name(tmp_path, made, is_archive):
+    path, archive = tmp_path / "deep.pth", {"a/data.pkl": made, "a/version": "3\n", "a/byteorder": "little"}
+    data = packed(archive) if is_archive else legacy_head() + made + b"\x80\x02]."
+    assert "a key that is neither a name nor a number" in checkpoint_refused(path, data)
+    with pytest.raises(WeightsError) as caught:
+        checkpoints.read_state_dict(path)
+    assert "safetensors" in caught.value.hint
 
 
 @pytest.mark.parametrize("tensor", [("F4", [2], 1), ("F8_E8M0", [1], 1), ("F32", [0, 1 << 62, 8], 0)], ids=str)
@@ -361,6 +378,25 @@ DAMAGED = {
 @pytest.mark.parametrize(("name", "data", "error"), DAMAGED.values(), ids=DAMAGED.keys())
 def test_damaged_files_are_one_error(tmp_path, name, data, error):
     refused(error, run_target, name, tmp_path, data)
+
+
+def test_a_damaged_search_of_an_engine_that_is_lined_up(tmp_path):
+    from resnet_deploy.datasets import find_images
+    from resnet_deploy.pipeline.lineup import Candidate
+
+    fill_bundle(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(seeds.images()[0])
+    dataset = find_images(tmp_path / "images")
+
+    def ask():
+        bundle = bundle_in(tmp_path)
+        return Candidate(None, "onnxruntime", "int8", 1, "", bundle).was_fitted_to(dataset)
+
+    assert ask() is False
+    for damaged in (b'{"steps":1}', json.dumps(NO_STEP).encode(), DEEP):
+        (tmp_path / "search.json").write_bytes(damaged)
+        assert "search.json is damaged" in refused(BundleError, ask)
 
 
 def test_a_count_of_thousands_of_digits_is_no_table(tmp_path):

@@ -1,5 +1,6 @@
 """LoadGen's logs, as version 6.0.17 wrote them: cut to what is read, and otherwise untouched."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,17 @@ def test_what_is_no_log_is_refused(tmp_path, line):
     path = tmp_path / "mlperf_log_detail.txt"
     path.write_text((LOGS / "singlestream-valid.txt").read_text() + line + "\n")
     with pytest.raises(LoadgenError, match="mlperf_log_detail"):
+        read_detail(path)
+
+
+@pytest.mark.parametrize("number", ["9" * 400, "1e400", "9" * 5000], ids=["400 digits", "1e400", "5000 digits"])
+def test_numbers_that_no_float_holds_are_refused(tmp_path, number):
+    text = (LOGS / "offline-valid.txt").read_text()
+    path = tmp_path / "mlperf_log_detail.txt"
+    changed = re.sub(r'("result_samples_per_second", "value": )[0-9.]+', rf"\g<1>{number}", text)
+    assert changed != text
+    path.write_text(changed)
+    with pytest.raises(LoadgenError, match=r"mlperf_log_detail\.txt (has an entry|is not a detail log)"):
         read_detail(path)
 
 

@@ -67,6 +67,18 @@ def test_reasons_overhead_and_disclaimer_are_said():
     assert "by LoadGen 6.0.17" in text
 
 
+@pytest.mark.parametrize("missing", [("50.00",), ("99.00",), ("50.00", "99.00")], ids=str)
+def test_overhead_without_its_percentiles_is_not_measured(missing):
+    alone = logged("singlestream-valid")
+    kept = {percent: value for percent, value in alone.percentiles.items() if percent not in missing}
+    test = run_of(
+        "singlestream-valid", engine="null", purpose="overhead", result=msgspec.structs.replace(alone, percentiles=kept)
+    )
+    text = flat(text_of(make_record((test, *TESTS[1:]))))
+    assert "not measured" in text
+    assert "not measured" not in flat(text_of(make_record(TESTS)))
+
+
 def test_server_is_not_spoken_of_where_there_is_none():
     assert "v5.1" not in text_of(make_record(TESTS[:5]))
 
