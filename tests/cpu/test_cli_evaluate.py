@@ -19,6 +19,7 @@ pytest.importorskip("onnxruntime", reason="the engines are ONNX Runtime's")
 from resnet_deploy.bench.evaluation_records import read_evaluation
 from resnet_deploy.bench.journal import Journal
 from resnet_deploy.datasets import find_dataset
+from resnet_deploy.environment import compute_threads
 from resnet_deploy.pipeline.evaluating import JOURNAL
 
 ROOT = Path(__file__).parents[2]
@@ -253,7 +254,10 @@ def test_refuses_images_that_were_changed(invoke, line, begun, record, change, m
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(("--batch", "16"), "the batch size differ"), (("--threads", "1"), "number of threads differ")],
+    [
+        (("--batch", "16"), "the batch size differ"),
+        (("--threads", str(compute_threads() + 1)), "number of threads differ"),
+    ],
 )
 def test_refuses_another_way_of_calling(invoke, line, begun, options, message):
     assert_refused(invoke(*line(begun, *options)), message, "--restart")
