@@ -227,7 +227,7 @@ def _fail(error: Exception) -> Callable[..., None]:
 
 @pytest.mark.parametrize(
     ("call", "name"),
-    [("safetensors.torch.load", "a.safetensors"), ("torch.load", "a.pth"), ("zipfile.ZipFile", "a.pth")],
+    [("safetensors.torch.load", "a.safetensors"), ("torch.load", "a.pth"), ("torch._C.PyTorchFileReader", "a.pth")],
 )
 def test_short_memory_is_not_put_on_the_file(monkeypatch, tmp_path: Path, call: str, name: str) -> None:
     path = tmp_path / name
