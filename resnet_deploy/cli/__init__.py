@@ -39,6 +39,10 @@ COMMANDS: Final = (
 )
 
 
+# What PyTorch's RuntimeError says then, and that of its exporter, which quotes it.
+_PYTORCH_LACKS_MEMORY: Final = "DefaultCPUAllocator: can't allocate memory"
+
+
 class _ReportedError(click.ClickException):
     """An error raised on purpose, as two lines on stderr."""
 
@@ -105,7 +109,9 @@ def _reported_errors() -> Iterator[None]:
         path = error.ctx.command_path if error.ctx else "resnet-deploy"
         message = " ".join(error.format_message().split())
         raise _ReportedError(SpecError(message.rstrip("."), hint=f"see `{path} --help`")) from error
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and _PYTORCH_LACKS_MEMORY not in str(error):
+            raise
         lacking = UserError("this takes more memory than there is", hint="ask for smaller batches or images")
         raise _ReportedError(lacking) from error
     except KeyboardInterrupt:
