@@ -330,10 +330,15 @@ def remove_abandoned(path: Path) -> None:
     Whoever writes ``path`` does so; whoever finds that it is there already has to ask for it.
     """
     target = _final(path)
-    names = re.compile(re.escape(f".{target.name}.") + r"[a-z0-9_]{8}\.tmp")  # as tempfile makes them up
+    remove_abandoned_like(target.parent, re.escape(target.name))
+
+
+def remove_abandoned_like(folder: Path, names: str) -> None:
+    """Remove, as ``remove_abandoned``, the temporaries of all in a folder whose names match a regular expression."""
+    temporaries = re.compile(rf"\.(?:{names})\.[a-z0-9_]{{8}}\.tmp")  # as tempfile makes them up
     with contextlib.suppress(OSError):
-        for found in target.parent.iterdir():
-            if names.fullmatch(found.name):
+        for found in folder.iterdir():
+            if temporaries.fullmatch(found.name):
                 _remove_if_abandoned(found)
 
 

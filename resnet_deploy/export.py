@@ -7,6 +7,7 @@ that every backend's fusions expect, and every node and tensor a name derived fr
 
 import contextlib
 import copy
+import importlib
 import io
 import itertools
 import logging
@@ -24,7 +25,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from resnet_deploy.errors import AccuracyError, WeightsError
+from resnet_deploy.errors import AccuracyError, FileError, WeightsError
 from resnet_deploy.onnx_files import PRODUCER, attach_card, bytes_from_onnx, initializers_digest
 from resnet_deploy.ort_session import open_session
 from resnet_deploy.specs import INPUT_NAME, OUTPUT_NAME, ModelCard, Preprocess
@@ -87,7 +88,11 @@ def export_onnx(network: nn.Module, card: ModelCard) -> ir.Model:
 
     The network is left as it was. Input ``images`` (batch, *card.preprocess.shape), output ``logits``
     (batch, num_classes) float32. The card travels in the model, completed by the digest of the graph's constants.
+
+    Raises:
+        FileError: If there is no writing where temporary files go.
     """
+    _load_tracer()
     deployed = _Deployed(network, card.preprocess).eval()
     with _quiet_exporter():
         program = torch.onnx.export(
@@ -242,6 +247,17 @@ def _node_name(node: ir.Node) -> str:
     if node.op_type == "MaxPool":
         return "maxpool"
     return node.name or node.op_type.lower()
+
+
+def _load_tracer() -> None:
+    """Import what traces, which makes a folder for its cache; the exporter would hide why that fails."""
+    try:
+        importlib.import_module("torch._dynamo")
+    except OSError as error:
+        raise FileError(
+            f"PyTorch cannot make a folder for its cache: {error.strerror}",
+            hint="set TMPDIR to a folder that can be written to",
+        ) from error
 
 
 @contextlib.contextmanager

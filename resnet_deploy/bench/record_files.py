@@ -3,6 +3,7 @@
 Fields that a reader does not know are ignored; what a later version adds has a default that says what was meant before.
 """
 
+import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,6 +17,7 @@ from resnet_deploy.json_files import decode_json
 
 T = TypeVar("T")
 
+_STAMP: Final = r"\d{8}T\d{6}Z"  # as ``file_stamp`` writes it
 BENCH: Final = "bench"  # what a file is that does not say of which kind it is: the first records did not
 
 
@@ -57,9 +59,14 @@ def encode(record: Any) -> bytes:
 def write(record: Any, path: Path) -> None:
     """Write a record atomically.
 
+    Its name has the time, so that no later command comes to write the same: what a killed one has left half-written of
+    another time's record, or of the page beside it, is removed here.
+
     Raises:
         FileError: If the folder cannot be written.
     """
+    of_any_time = re.sub(_STAMP, lambda _: _STAMP, re.escape(path.stem))
+    artifact.remove_abandoned_like(path.parent, rf"{of_any_time}\.(?:json|html)")
     artifact.write_bytes(path, encode(record))
 
 

@@ -29,6 +29,10 @@ _SECTIONS: Final = {
 COMMANDS: Final = tuple(name for names in _SECTIONS.values() for name in names)
 
 
+# What PyTorch's RuntimeError says then, and that of its exporter, which quotes it.
+_PYTORCH_LACKS_MEMORY: Final = "DefaultCPUAllocator: can't allocate memory"
+
+
 class _ReportedError(click.ClickException):
     """An error raised on purpose, as two lines on stderr."""
 
@@ -113,7 +117,9 @@ def _reported_errors() -> Iterator[None]:
         message = " ".join(error.format_message().split()).rstrip(".")
         message = message[:1].lower() + message[1:]  # as ours are written
         raise _ReportedError(SpecError(message, hint=f"see `{path} --help`")) from error
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and _PYTORCH_LACKS_MEMORY not in str(error):
+            raise
         lacking = UserError("this takes more memory than there is", hint="ask for smaller batches or images")
         raise _ReportedError(lacking) from error
     except KeyboardInterrupt:

@@ -16,6 +16,8 @@ pytest.importorskip("onnxruntime", reason="the engines are ONNX Runtime's")
 pytest.importorskip("torch", reason="PyTorch is the reference")
 pytest.importorskip("plotly", reason="the report has plots")
 
+import torch
+
 from resnet_deploy import checkpoints
 from resnet_deploy.bench.records import read_record
 from resnet_deploy.bundle import open_bundle
@@ -424,10 +426,16 @@ def test_every_command_explains_itself(invoke, command):
     assert "Warning" not in result.output
 
 
-def test_exhausted_memory_is_no_bug(invoke, workplace, monkeypatch):
-    def exhaust(path, threads):
-        raise MemoryError
+def _exhaust_memory(path, threads):
+    raise MemoryError
 
+
+def _exhaust_pytorch(path, threads):
+    torch.empty(1 << 60, dtype=torch.uint8)  # an exbibyte, which no address space holds
+
+
+@pytest.mark.parametrize("exhaust", [_exhaust_memory, _exhaust_pytorch])
+def test_exhausted_memory_is_no_bug(invoke, workplace, monkeypatch, exhaust):
     monkeypatch.setattr("resnet_deploy.engine.load", exhaust)
     assert_refused(invoke("predict", "image.png"), "more memory than there is", "smaller")
 
@@ -436,6 +444,12 @@ def test_bugs_keep_their_traceback(invoke, workplace, monkeypatch):
     monkeypatch.setattr("resnet_deploy.engine.load", lambda path, threads: 1 / 0)
     result = invoke("predict", "image.png")
     assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_so_do_pytorchs_that_have_nothing_to_do_with_memory(invoke, workplace, monkeypatch):
+    monkeypatch.setattr("resnet_deploy.engine.load", lambda path, threads: torch.empty(2) @ torch.empty(3))
+    result = invoke("predict", "image.png")
+    assert type(result.exception) is RuntimeError
 
 
 @pytest.mark.parametrize("command", ["bench", "evaluate", "loadgen", "predict", "verify"])

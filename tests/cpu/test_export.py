@@ -1,6 +1,9 @@
 """Exported models against PyTorch, and what they promise to every backend."""
 
 import copy
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -295,3 +298,30 @@ def test_the_normalised_input_is_what_the_uint8_graph_computes(resnet18, normali
     assert np.abs(left - right).max() < 2e-5 * np.abs(left).max()
     unscaled = run(normalised18.data, pixels - mean)  # the twin
     assert np.abs(left - unscaled).max() > 1e-3 * np.abs(left).max()
+
+
+# Nothing of PyTorch's that traces has been imported here: it makes its folder then.
+WITHOUT_TEMPORARIES = """
+import sys, tempfile
+from resnet_deploy.cli import main
+
+tempfile.tempdir = sys.argv[1]
+main("export --arch resnet18 --weights none --num-classes 10 --image-size 32 --resize 32 -o".split() + sys.argv[2:])
+"""
+
+
+def test_a_read_only_folder_for_temporary_files_is_told(mount_tmpfs, tmp_path):
+    # PyTorch writes into the environment of this process where it has its folder.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHINDUCTOR_")}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TEMPORARIES, mount_tmpfs("ro,size=1m"), tmp_path / "out" / "net.onnx"],
+        env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    error, hint = done.stderr.splitlines()[-2:]
+    assert error == "error: PyTorch cannot make a folder for its cache: Read-only file system"
+    assert "TMPDIR" in hint
+    assert not (tmp_path / "out").exists()
