@@ -150,4 +150,5 @@ def _decibels(signal: float, noise: float) -> float:
         return math.nan
     if noise == 0:
         return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+    # Of each by itself, for their quotient may be too small for a number.
+    return 10 * (math.log10(signal) - math.log10(noise)) if signal > 0 else -math.inf

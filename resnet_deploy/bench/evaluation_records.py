@@ -10,7 +10,16 @@ from typing import Final, Literal
 import msgspec
 
 from resnet_deploy.bench import record_files
-from resnet_deploy.bench.records import Count, DatasetRecord, DecodeTimes, NotRun, Outputs, Role, require_one_each
+from resnet_deploy.bench.records import (
+    Count,
+    DatasetRecord,
+    DecodeTimes,
+    NotRun,
+    Outputs,
+    Role,
+    Seconds,
+    require_one_each,
+)
 from resnet_deploy.contract import Preprocess
 from resnet_deploy.environment import Environment
 
@@ -45,7 +54,7 @@ class EvaluationCost(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     sessions: Count
-    seconds: float
+    seconds: Seconds
     waiting: float
     inferring: float
 

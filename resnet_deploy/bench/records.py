@@ -23,7 +23,10 @@ from resnet_deploy.specs import Preprocess
 SCHEMA_VERSION: Final = 2
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
-Rate = Annotated[float, msgspec.Meta(gt=0)]  # per second
+# Wide enough for any machine; and so that quotients of two are neither 0 nor infinite.
+Rate = Annotated[float, msgspec.Meta(ge=1e-15, le=1e15)]  # per second
+Seconds = Annotated[float, msgspec.Meta(ge=1e-15, le=1e15)]
+Power = Annotated[float, msgspec.Meta(ge=0, le=1e100)]  # a sum of squares of FP32 logits; such sums add up
 Role = Literal["reference", "engine", "peer"]
 
 
@@ -100,8 +103,8 @@ class Outputs(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     top5: tuple[tuple[int, ...], ...]
-    noise: tuple[float | None, ...] = ()
-    signal: tuple[float | None, ...] = ()
+    noise: tuple[Power | None, ...] = ()
+    signal: tuple[Power | None, ...] = ()
     max_difference: tuple[float | None, ...] = ()
 
 

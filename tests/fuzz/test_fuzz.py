@@ -335,6 +335,13 @@ def run_target(name, folder, data):
     target.read(folder)
 
 
+def with_power(field, value):
+    """A record of bench in which a power of one image is another."""
+    record = json.loads(seeds.bench_record()[0])
+    record["engines"][1]["outputs"][field][0] = value
+    return json.dumps(record).encode()
+
+
 DEEP = b'{"x":' + b"[" * 5000
 NO_STEP = {"max_drop": 1, "metric": "", "cost": "", "dataset": "", "dataset_sha256": "", "images": 1}
 NO_STEP |= {"sensitivity": {}, "steps": []}
@@ -370,6 +377,18 @@ DAMAGED = {
         seeds.evaluation_record()[0].replace(b'"decode": 100.0', b'"decode": 0.0'),
         FileError,
     ),
+    "noise of less than nothing": ("record of bench", with_power("noise", -9), FileError),
+    "signal that overflows": ("record of bench", with_power("signal", 1e308), FileError),
+    "an evaluation in no time": (
+        "record of evaluate",
+        seeds.evaluation_record()[0].replace(b'"seconds": 1.0', b'"seconds": 0.0'),
+        FileError,
+    ),
+    "an engine that hardly answers": (
+        "record of evaluate",
+        seeds.evaluation_record()[0].replace(b" 50.0,", b" 5e-324,"),
+        FileError,
+    ),
     "server without a rate": ("record of loadgen", seeds.loadgen_record()[0].replace(b"target_qps", b"qps"), FileError),
     "two engines of one name": ("record of evaluate", with_a_namesake(), FileError),
 }
@@ -397,6 +416,13 @@ def test_a_damaged_search_of_an_engine_that_is_lined_up(tmp_path):
     for damaged in (b'{"steps":1}', json.dumps(NO_STEP).encode(), DEEP):
         (tmp_path / "search.json").write_bytes(damaged)
         assert "search.json is damaged" in refused(BundleError, ask)
+
+
+def test_a_signal_far_below_its_noise(tmp_path):
+    record = json.loads(with_power("noise", 1e100))
+    outputs = record["engines"][1]["outputs"]
+    outputs["signal"] = [5e-324] + [0.0] * (len(outputs["signal"]) - 1)
+    run_target("record of bench", tmp_path, json.dumps(record).encode())
 
 
 def test_a_count_of_thousands_of_digits_is_no_table(tmp_path):
