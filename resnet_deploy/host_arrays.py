@@ -70,7 +70,7 @@ def view_of_out(out: Any, shape: tuple[int, ...], dtype: str) -> "Array":
             hint="give an array of that type and shape, or none",
         )
     if not view.flags.writeable:
-        # NumPy before 2.1 cannot be told by DLPack that memory may be written to.
+        # NumPy before 2.2.5 cannot be told by DLPack that memory may be written to.
         raise FeedError("out is read-only", hint="give an array that can be written to, such as tensor.numpy()")
     if not view.flags.c_contiguous:
         raise FeedError("out is not contiguous", hint="give a C-contiguous array, or none")
