@@ -127,7 +127,7 @@ def test_an_awaiting_task_that_is_cancelled_cancels_its_request(held, fake):
     async def give_up():
         await asyncio.wait_for(asyncio.wrap_future(batcher.submit(image(1))), 0.01)
 
-    with pytest.raises(TimeoutError):
+    with pytest.raises(asyncio.TimeoutError):
         asyncio.run(give_up())
     fake.go.set()
     batcher.close()

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import TimeoutError as FutureTimeoutError  # the built-in one from Python 3.11 on
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -171,7 +172,7 @@ def test_a_broken_batcher_is_found(kind, monkeypatch):
         for seed in range(20):
             check(*play(seed, kind=kind))
 
-    with pytest.raises((AssertionError, TimeoutError)):
+    with pytest.raises((AssertionError, FutureTimeoutError)):
         play_on()
 
 
