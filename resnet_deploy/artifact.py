@@ -8,7 +8,6 @@ temporary without a lock was left behind by a process that was killed, and the n
 """
 
 import contextlib
-import ctypes
 import errno
 import hashlib
 import itertools
@@ -22,12 +21,11 @@ from pathlib import Path
 from typing import Final
 
 from resnet_deploy.errors import FileError
+from resnet_deploy.exchange import exchange as _exchange
 from resnet_deploy.locks import locked_file, open_locked, unlock
 from resnet_deploy.regular_files import open_regular, read_regular
 
 _CHUNK_BYTES: Final = 1 << 20
-_AT_FDCWD: Final = -100  # linux/fcntl.h: relative paths are relative to the working folder
-_RENAME_EXCHANGE: Final = 2  # linux/fs.h
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -389,16 +387,6 @@ def _move_into_place(temporary: Path, path: Path) -> None:
         path.rename(aside)
         temporary.rename(path)
         aside.rename(temporary)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Swap two paths in one step; False where the system cannot."""
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):
-        return False
-    status: int = renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
-    return status == 0
 
 
 def _make_readable(path: Path) -> None:
