@@ -22,6 +22,7 @@ from typing import Final
 
 from resnet_deploy.errors import FileError
 from resnet_deploy.exchange import exchange as _exchange
+from resnet_deploy.exchange import flush as _flush
 from resnet_deploy.locks import locked_file, open_locked, unlock
 from resnet_deploy.regular_files import open_regular, read_regular
 
@@ -394,12 +395,3 @@ def _make_readable(path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
-
-
-def _flush(path: Path) -> None:
-    """Write a file or folder through to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,4 +1,4 @@
-"""Two paths swapped in one step (Linux ``renameat2``)."""
+"""Two paths swapped in one step (Linux ``renameat2``), and what is written flushed to the disk."""
 
 import ctypes
 import os
@@ -17,3 +17,12 @@ def exchange(first: Path, second: Path) -> bool:
         return False
     status: int = renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
     return status == 0
+
+
+def flush(path: Path) -> None:
+    """Write a file or folder through to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
