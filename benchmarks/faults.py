@@ -85,8 +85,9 @@ class FaultRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing went wrong that must not."""
-        return all(one.is_sound for one in (*self.kills, *self.pairs, *self.places))
+        """Whether something was tried, and nothing went wrong that must not."""
+        trials = (*self.kills, *self.pairs, *self.places)
+        return bool(trials) and all(one.is_sound for one in trials)
 
 
 def kill_all(names: Sequence[str], kills: int, folder: Path, draw: random.Random) -> tuple[KillTrial, ...]:
@@ -148,26 +149,15 @@ def campaign(arguments: argparse.Namespace, folder: Path) -> FaultRecord:
     kills = kill_all(names, arguments.kills, folder, draw) if "kills" in arguments.parts else ()
     pairs = pair_all(names, arguments.pairs, folder, draw) if "together" in arguments.parts else ()
     places = place_all(names, arguments.parts, folder, arguments.steps)
-    before = read(arguments.beside, names) if arguments.beside is not None else None
     return FaultRecord(
         created=record_files.created_now(),
         environment=environment.collect(),
         seed=arguments.seed,
         seconds=time.monotonic() - begun,
-        kills=(*(before.kills if before else ()), *kills),
-        pairs=(*(before.pairs if before else ()), *pairs),
-        places=(*(before.places if before else ()), *places),
+        kills=kills,
+        pairs=pairs,
+        places=places,
     )
-
-
-def read(path: Path, anew: Sequence[str]) -> FaultRecord:
-    """Read an earlier record, without the trials of the commands that are tried anew."""
-    record = msgspec.json.decode(path.read_bytes(), type=FaultRecord)
-    trials = {
-        field: tuple(one for one in getattr(record, field) if one.subject not in anew)
-        for field in ("kills", "pairs", "places")
-    }
-    return msgspec.structs.replace(record, **trials)
 
 
 def table(record: FaultRecord) -> list[str]:
@@ -191,10 +181,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=6, help="of each command")
     parser.add_argument("--steps", type=int, default=4, help="sizes of full disks, for each command")
     parser.add_argument("--only", type=listed, metavar="COMMAND,...")
-    parser.add_argument("--beside", type=Path, metavar="RECORD.json", help="keep its trials of all other commands")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where to work  [default: a temporary folder]")
     arguments = parser.parse_args(words)
+    for asked, known in ((arguments.parts, PARTS), (arguments.only or (), SUBJECTS)):
+        if odd := [one for one in asked if one not in known]:
+            parser.error(f"there is no {', '.join(odd)}; there are {', '.join(known)}")
     get_ready()
     folder = Path(tempfile.mkdtemp(prefix="resnet-deploy-faults-", dir=arguments.folder))
     try:

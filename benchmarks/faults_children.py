@@ -6,6 +6,7 @@ import importlib
 import json
 import mmap
 import os
+import re
 import signal
 import sys
 import time
@@ -49,7 +50,7 @@ class Ended:
         status: Its exit status; negative for the signal that killed it.
         seconds: How long it took.
         changes: How many changes it made to files in its folder, as Python's audit events tell.
-        said: What it wrote on standard error.
+        said: What it wrote on standard error; of absolute paths only the names of files, which no machine gives away.
     """
 
     status: int
@@ -68,6 +69,11 @@ class Ended:
         lines = self.last_lines
         is_told = len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("hint: ")
         return self.status in (1, 2) and is_told and "Traceback" not in self.said
+
+
+def without_folders(text: str) -> str:
+    """Cut absolute paths in a text down to the names of files: folders differ from run to run."""
+    return re.sub(r"(?<![\w.:/])/(?:[^\s/\"']+/)+", "", text)
 
 
 def get_ready(libraries: Sequence[str] = LIBRARIES) -> None:
@@ -117,7 +123,7 @@ class Command:
         size = os.fstat(self._said).st_size
         said = os.pread(self._said, size, 0).decode(errors="replace")
         os.close(self._said)
-        return Ended(status, seconds, int.from_bytes(self._changes[:8], "little"), said)
+        return Ended(status, seconds, int.from_bytes(self._changes[:8], "little"), without_folders(said))
 
     def _work(self, line: Sequence[str], folder: Path, prepare: Callable[[], None] | None) -> NoReturn:
         """Run the command in this process, which is a child, and end it."""

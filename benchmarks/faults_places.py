@@ -27,7 +27,7 @@ class PlaceTrial(msgspec.Struct, frozen=True, kw_only=True):
         is_told: Whether it succeeded, or said in one line what was wrong and in one what to do.
         broken: Half-written things that bear the name of whole ones, afterwards.
         again: Status of the same command once there was room; 0 where that was not tried.
-        left: What is left behind after that.
+        left: What it left behind that has no place there, then and after that.
     """
 
     subject: str
@@ -68,7 +68,7 @@ def fill_disks(subject: Subject, base: Path, work: Path, sizes: int) -> Iterator
             ended,
             broken=found.broken + after.broken + (() if same else ("another content",)),
             again=again.status,
-            left=after.left,
+            left=found.left + after.left,
         )
 
 
@@ -127,7 +127,7 @@ def limit_memory(subject: Subject, base: Path, work: Path, limits: Sequence[int]
             ended,
             broken=found.broken + after.broken,
             again=again.status,
-            left=after.left,
+            left=found.left + after.left,
         )
 
 

@@ -161,7 +161,7 @@ def _claims(folder: Path) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
         if any(part.startswith(".") for part in parts) and triton not in path.parents:
             continue
         if triton in path.parents:
-            if path.parent == triton:
+            if path.parent == triton and path.is_dir():  # Triton takes folders for models, and passes over files
                 yield name, lambda path=path: _triton_model(path)
         elif (path / MANIFEST).is_file():
             yield name, lambda path=path: _bundle(path)
