@@ -112,7 +112,10 @@ def test_what_fails_is_told_with_its_kind(subject):
 
 
 def test_memory_that_is_held_is_read():
-    """32 MB of either kind; what else is allocated meanwhile is less than one."""
+    """32 MB of either kind; what else is allocated meanwhile is less than one.
+
+    What is given back is less sharp: the allocator may keep the first kind, and gives back what others left.
+    """
     size = 32_000_000
     before = soak_reading.read()
     held = np.ones(size, np.uint8)
@@ -125,7 +128,7 @@ def test_memory_that_is_held_is_read():
     assert during.heap - before.heap == pytest.approx(size, abs=1e6)
     assert after.heap - before.heap == pytest.approx(0, abs=1e6)
     assert during.private - before.private > size - 1e6
-    assert during.private - after.private > size - 1e6
+    assert during.private - after.private > size / 2
 
 
 def test_the_command(deployment, tmp_path, monkeypatch, capsys):
