@@ -1,6 +1,8 @@
 """Opening OpenVINO models on the CPU; the one place that sets their properties."""
 
 import contextlib
+import functools
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +50,7 @@ def open_compiled(model: Path | bytes, *, threads: int = 0, requests: int = 1, p
         BackendError: If OpenVINO is not installed.
         BuildError: If it refuses the model.
     """
-    openvino = import_openvino()
+    core = _core(os.getpid())
     properties = {
         "INFERENCE_PRECISION_HINT": "f32",
         "INFERENCE_NUM_THREADS": threads or compute_threads(),
@@ -58,9 +60,18 @@ def open_compiled(model: Path | bytes, *, threads: int = 0, requests: int = 1, p
         properties["PERFORMANCE_HINT"] = "LATENCY"
     else:
         properties |= {"PERFORMANCE_HINT": "THROUGHPUT", "PERFORMANCE_HINT_NUM_REQUESTS": requests}
-    core = openvino.Core()
     with translate_failures():
         return core.compile_model(core.read_model(model if isinstance(model, bytes) else str(model)), "CPU", properties)
+
+
+@functools.cache
+def _core(pid: int) -> Any:
+    """Return the one core of a process, which lives as long as it.
+
+    A core gives the thread that compiles by it a stack for signal handlers, and takes that away in whichever thread and
+    order cores end (OpenVINO 2026.4): a signal to a thread whose stack is gone, such as Ctrl-C, ends the process.
+    """
+    return import_openvino().Core()
 
 
 def profile_layers(model: Path | bytes, feed: "Array", *, calls: int, threads: int = 0) -> list[LayerSeconds]:

@@ -96,7 +96,7 @@ BROKEN = {
     "reads elsewhere": (lambda folder: (folder.parent / "other").read_bytes(), "open"),
     "writes elsewhere": (lambda folder: (folder.parent / "other").write_bytes(b""), "open"),
     "swallows": (lambda folder: swallow((folder / ".." / "x").read_bytes), "open"),
-    "memory": (lambda _: np.ones(96 << 20, np.uint8), "MiB"),
+    "memory": (lambda _: np.ones(256 << 20, np.uint8), "MiB"),
     "time": (lambda _: hang(), "more than"),
     "no message": (lambda _: refuse(""), "no message"),
 }

@@ -105,7 +105,9 @@ inline Runners open_openvino(const Bundle& bundle, const EngineOptions& options)
   }
   const std::string model = bundle.read(manifest.engine);  // the bytes that were checked, and no file that may change
   return detail::translate_openvino([&] {
-    ov::Core core;
+    // Never destroyed: a core gives the thread that compiles by it a stack for signal handlers, and takes that away in
+    // whichever thread and order cores end (OpenVINO 2026.4); a signal to that thread then ends the process.
+    static ov::Core& core = *new ov::Core;
     const ov::CompiledModel compiled = core.compile_model(core.read_model(model, ov::Tensor()), "CPU", properties);
     Runners runners;
     for (int request = 0; request < options.requests; ++request) {
