@@ -198,8 +198,8 @@ def _read_constants(model: ir.Model) -> None:
 
 def _keeps_data_elsewhere(message: Message) -> bool:
     """Whether any tensor in ``message``, those of nodes and of graphs in nodes too, is to be read from another file."""
-    if isinstance(message, onnx.TensorProto) and message.data_location == onnx.TensorProto.EXTERNAL:
-        return True
+    if isinstance(message, onnx.TensorProto):  # holds no other tensor, and its bytes would be copied to be listed
+        return message.data_location == onnx.TensorProto.EXTERNAL
     parts = [value for field, value in message.ListFields() if field.type == field.TYPE_MESSAGE]
     return any(_keeps_data_elsewhere(one) for part in parts for one in ([part] if isinstance(part, Message) else part))
 
