@@ -3,9 +3,9 @@
     python benchmarks/reproducibility.py IMAGES [--arch resnet18] [--weights FILE] [--times 3] [-o FILE]
 
 Exports a model and builds an INT8 engine for ONNX Runtime, calibrated on the folder IMAGES; then does so again as it
-was, with another hash seed, time zone and language, on a single core, and from a copy of the folder whose files were
+was, with another hash seed, time zone and encoding, on a single core, and from a copy of the folder whose files were
 written in reverse order: each in processes and a folder of its own. Every file is held against the first one's, byte
-by byte; where a JSON file differs, the fields are named.
+by byte; where a JSON file differs, the fields are named; a file that only one of both has is told.
 
 Then what compilers make of one graph, each time in a process of its own: ONNX Runtime's optimized graph, OpenVINO's
 compiled model, and, where its compiler is installed, TensorRT-RTX's plan of the FP16 graph. The first two answer the
@@ -52,6 +52,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
         size_change: By how many bytes the other is longer.
         differing: Bytes that differ, of those that both have; 0 and no change for identical files.
         fields: Of a JSON file: those that differ.
+        only_in: Which build has the file, where one has not: ``first`` or ``again``.
         logit: Largest difference of a logit; None where nothing was run.
         classes: Images with another best class.
     """
@@ -62,13 +63,14 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     size_change: int
     differing: int
     fields: tuple[str, ...] = ()
+    only_in: str = ""
     logit: float | None = None
     classes: int | None = None
 
     @property
     def is_identical(self) -> bool:
         """Whether the files are."""
-        return not (self.size_change or self.differing)
+        return not (self.size_change or self.differing or self.only_in)
 
 
 class ReproducibilityRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,12 +86,13 @@ class ReproducibilityRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def compare_files(first: Path, other: Path, case: str) -> Difference:
-    """Hold one file against another."""
-    before, after = first.read_bytes(), other.read_bytes()
+    """Hold one file against another; one of them may be missing, and then counts as empty."""
+    before, after = (path.read_bytes() if path.is_file() else b"" for path in (first, other))
+    only_in = "" if first.is_file() and other.is_file() else "first" if first.is_file() else "again"
     common = min(len(before), len(after))
     old, new = (np.frombuffer(data, np.uint8, common) for data in (before, after))
     fields: tuple[str, ...] = ()
-    if first.suffix == ".json" and before != after:
+    if first.suffix == ".json" and before != after and not only_in:
         fields = tuple(fields_that_differ(json.loads(before), json.loads(after)))
     return Difference(
         file=first.name,
@@ -98,7 +101,15 @@ def compare_files(first: Path, other: Path, case: str) -> Difference:
         size_change=len(after) - len(before),
         differing=int(np.count_nonzero(old != new)),
         fields=fields,
+        only_in=only_in,
     )
+
+
+def compare_folders(first: Path, other: Path, case: str) -> Iterator[Difference]:
+    """Hold every file of one folder, and of those in it, against the other's."""
+    names = {path.relative_to(folder) for folder in (first, other) for path in folder.rglob("*") if path.is_file()}
+    for name in sorted(names):
+        yield compare_files(first / name, other / name, case)
 
 
 def fields_that_differ(first: Any, other: Any, path: str = "") -> Iterator[str]:
@@ -118,11 +129,12 @@ def cases(images: Path, place: Path) -> dict[str, dict[str, Any]]:
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
     core = {min(usable_cpus())}
-    elsewhere = {"PYTHONHASHSEED": "4242", "TZ": "Asia/Kathmandu", "LC_ALL": "C", "LANG": "tr_TR.UTF-8"}
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}  # text is ASCII unless told otherwise
+    elsewhere = {"PYTHONHASHSEED": "4242", "TZ": "Asia/Kathmandu"} | ascii_only
     return {
         "first": {"images": images},
         "again": {"images": images},
-        "hash seed, time zone, language": {"images": images, "env": elsewhere},
+        "hash seed, time zone, encoding": {"images": images, "env": elsewhere},
         "one core": {
             "images": images,
             "env": {"OMP_NUM_THREADS": "1"},
@@ -142,7 +154,7 @@ def build(folder: Path, asked: argparse.Namespace, case: dict[str, Any]) -> None
 
 
 def command(folder: Path, case: dict[str, Any], *arguments: str) -> None:
-    """Run `resnet-deploy`, or a part of this script, in a process."""
+    """Run `resnet-deploy`, or a part of this script, in a process; the hash seed is 0 where the case has no other."""
     settings = os.environ | {"PYTHONHASHSEED": "0"} | case.get("env", {})
     module = ["-m", "resnet_deploy"] if arguments[0] != "compile" else [str(Path(__file__).resolve())]
     subprocess.run(
@@ -162,8 +174,7 @@ def build_differences(asked: argparse.Namespace, place: Path) -> Iterator[Differ
         folder = first if name == "first" else place / f"build-{number}"
         build(folder, asked, case)
         if folder != first:
-            for path in sorted(path for path in first.rglob("*") if path.is_file()):
-                yield compare_files(path, folder / path.relative_to(first), name)
+            yield from compare_folders(first, folder, name)
 
 
 def compile_differences(asked: argparse.Namespace, place: Path) -> Iterator[Difference]:
@@ -225,6 +236,8 @@ def table(record: ReproducibilityRecord) -> list[str]:
 
 
 def _bytes(one: Difference) -> str:
+    if one.only_in:
+        return f"only in the {'first' if one.only_in == 'first' else 'other'} build"
     if one.is_identical:
         return "none"
     if one.fields:

@@ -34,12 +34,14 @@ def test_an_export_gives_the_same_files(deployment, tmp_path):
 
 
 def build(deployment, folder, images):
-    """Build in another process, folder, language and time zone, with another hash seed, on one core."""
+    """Build in another process, folder, encoding and time zone, with another hash seed, on one core."""
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    elsewhere = {"PYTHONHASHSEED": "4242", "TZ": "Asia/Kathmandu", "OMP_NUM_THREADS": "1"} | ascii_only
     arguments = [deployment.model, "--int8", "--backend", "onnxruntime", "--calib", images, "--calib-images", "100"]
     subprocess.run(
         [sys.executable, "-m", "resnet_deploy", "build", *arguments, "-o", deployment.engines["int8"].name],
         cwd=folder,
-        env=os.environ | {"PYTHONHASHSEED": "4242", "TZ": "Asia/Kathmandu", "LC_ALL": "C", "OMP_NUM_THREADS": "1"},
+        env=os.environ | elsewhere,
         preexec_fn=lambda: os.sched_setaffinity(0, {min(usable_cpus())}),
         capture_output=True,
         check=True,

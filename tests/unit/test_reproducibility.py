@@ -42,6 +42,20 @@ def test_fields_of_json(pair):
     assert pair(b'{"a": 1}', b'{"a":1}', "manifest.json").fields == ()
 
 
+def test_a_file_that_one_build_lacks(tmp_path):
+    first, other = tmp_path / "first", tmp_path / "other"
+    for path, data in ((first / "a" / "both", b"1"), (other / "a" / "both", b"1"), (first / "empty.json", b"")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    (other / "more").write_bytes(b"123")
+    found = {one.file: one for one in reproducibility.compare_folders(first, other, "again")}
+    assert {name: (one.is_identical, one.only_in, one.size_change) for name, one in found.items()} == {
+        "both": (True, "", 0),
+        "empty.json": (False, "first", 0),
+        "more": (False, "again", 3),
+    }
+
+
 def test_cases_hold_the_same_images_written_in_another_order(tmp_path):
     images = tmp_path / "train"
     for name in ("a/1.png", "a/2.png", "b/3.png"):
@@ -68,10 +82,12 @@ def test_the_table_tells_what_differs():
             difference("model.onnx", "one core"),
             difference("manifest.json", "again", differing=7, fields=("measured.latency_s",)),
             difference("manifest.json", "one core"),
+            difference("notes.txt", "one core", only_in="again"),
             difference("compiled", "openvino", differing=12, size_change=4, logit=0.25, classes=1),
         ),
     )
     lines = reproducibility.table(record)
     assert "| model.onnx | under all conditions | none |  |" in lines
     assert "| manifest.json | again | fields measured.latency_s |  |" in lines
+    assert "| notes.txt | one core | only in the other build |  |" in lines
     assert "| compiled | openvino | 12 of 1,000, +4 in length | at most 0.25; 1 of 64 classes |" in lines
