@@ -4,6 +4,8 @@ ONNX Runtime has FP16 and Q/DQ in INT8 and FP8, and of BF16 little more than the
 of 8 bits, adds up in FP32 and rounds what it writes: just what FP32 kernels do on constants and activations of 8 bits
 whose results are rounded. What differs is the order of additions, and that an engine may fuse nodes and then rounds
 less often.
+
+FP16 between integers it has as well, but before 1.30 less exactly than an engine: docs/compatibility.md has figures.
 """
 
 from typing import Final
@@ -11,10 +13,12 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
+from resnet_deploy.environment import installed_version
 from resnet_deploy.errors import ModelError
 from resnet_deploy.onnx_files import bytes_from_onnx, onnx_from_bytes
 
 BFLOAT16_NOTE: Final = "BF16 is simulated: in FP32, with all constants and the result of every node rounded to BF16"
+_EXACT_FP16: Final = (1, 30)  # ONNX Runtime's release
 _FLOAT: Final = ir.TensorType(ir.DataType.FLOAT)
 
 
@@ -25,8 +29,8 @@ def simulated(lowered: bytes, *, name: str) -> tuple[bytes, tuple[str, ...]]:
         ModelError: If ``lowered`` is damaged, or does not say what type a tensor has.
     """
     model = onnx_from_bytes(lowered, name=name)
-    if not _has_bfloat16(model.graph):
-        return lowered, ()
+    if not _has(ir.DataType.BFLOAT16, model.graph):
+        return lowered, _doubts(model.graph)
     return bytes_from_onnx(widen_bfloat16(model)), (BFLOAT16_NOTE,)
 
 
@@ -38,7 +42,7 @@ def widen_bfloat16(model: ir.Model) -> ir.Model:
     Raises:
         ModelError: If the graph does not say what type a tensor has.
     """
-    if not _has_bfloat16(model.graph):
+    if not _has(ir.DataType.BFLOAT16, model.graph):
         return model
     widened = model.clone()
     graph = widened.graph
@@ -80,6 +84,19 @@ def _cast(value: ir.Value, dtype: ir.DataType, name: str) -> ir.Node:
     return node
 
 
-def _has_bfloat16(graph: ir.Graph) -> bool:
-    constants = any(value.dtype == ir.DataType.BFLOAT16 for value in graph.initializers.values())
-    return constants or any(output.dtype == ir.DataType.BFLOAT16 for node in graph for output in node.outputs)
+def _doubts(graph: ir.Graph) -> tuple[str, ...]:
+    """Say that ONNX Runtime is too old to simulate FP16 between integers; nothing where it is not, or there is none."""
+    version = installed_version("onnxruntime") or installed_version("onnxruntime-gpu") or ""
+    major, _, rest = version.partition(".")
+    minor = rest.partition(".")[0]
+    is_exact = not (major.isdigit() and minor.isdigit()) or (int(major), int(minor)) >= _EXACT_FP16
+    if is_exact or not (_has(ir.DataType.FLOAT16, graph) and any(node.op_type == "QuantizeLinear" for node in graph)):
+        return ()
+    return (
+        f"simulated by ONNX Runtime {version}, which rounds FP16 more than 1.30 does: the engine is nearer to FP32",
+    )
+
+
+def _has(dtype: ir.DataType, graph: ir.Graph) -> bool:
+    constants = any(value.dtype == dtype for value in graph.initializers.values())
+    return constants or any(output.dtype == dtype for node in graph for output in node.outputs)

@@ -8,6 +8,7 @@ import pytest
 from int8_subjects import UINT8, int8_ranges, logits, tiny
 from onnx import TensorProto
 
+from resnet_deploy import simulation
 from resnet_deploy.errors import ModelError
 from resnet_deploy.onnx_files import bytes_from_onnx, onnx_from_bytes, read_card
 from resnet_deploy.ort_session import open_session
@@ -181,10 +182,19 @@ def test_a_tensor_of_unknown_type_is_refused_and_not_left_unrounded(resnet18):
         widen_bfloat16(lowered)
 
 
-def test_graphs_without_bfloat16_are_simulated_as_they_are(resnet18):
+def test_graphs_without_bfloat16_are_simulated_as_they_are(resnet18, monkeypatch):
+    monkeypatch.setattr(simulation, "installed_version", lambda _: "1.30.0")
     for data in (resnet18.data, resnet18.lowered["tensorrt-rtx"]):
         assert simulated(data, name="g") == (data, ())
     assert widen_bfloat16(resnet18.model) is resnet18.model
+
+
+def test_an_onnxruntime_that_simulates_fp16_badly_is_named(resnet18, monkeypatch):
+    monkeypatch.setattr(simulation, "installed_version", lambda _: "1.23.2")
+    (note,) = simulated(resnet18.lowered["tensorrt-rtx"], name="g")[1]
+    assert note.startswith("simulated by ONNX Runtime 1.23.2")
+    for data in (resnet18.data, resnet18.lowered["onnxruntime"]):
+        assert simulated(data, name="g")[1] == ()
 
 
 # --- what it costs
