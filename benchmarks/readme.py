@@ -10,6 +10,7 @@ import difflib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeVar
 
 import calibration
@@ -128,6 +129,14 @@ def calibration_ratio(name: str, theirs: str, ours: str) -> float:
     return calibration.median_seconds(arms[theirs]) / calibration.median_seconds(arms[ours])
 
 
+def calibration_latencies(name: str, whose: str) -> str:
+    """Say between which medians at batch 1, in milliseconds, the models lie whose arms are named so."""
+    theirs = [arm for arm_name, arm in load(name)["arms"].items() if arm_name.startswith(whose)]
+    found = [f"{1e3 * median(arm['latency_s']):.1f}" for arm in theirs]
+    low, high = min(found, key=float), max(found, key=float)
+    return low if low == high else f"{low} to {high}"
+
+
 def plan_table(name: str) -> str:
     """Lay out what was read from plans."""
     return "\n".join(plan_facts.table(load(name)))
@@ -233,7 +242,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         ),
         *(microbatching_table, cpp_table, preprocess_table, scoring_table, scoring_bound),
         *(soak_table, reproducibility_table),
-        *(int8_quality_table, calibration_table, calibration_ratio, plan_table, fault_tables),
+        *(int8_quality_table, calibration_table, calibration_ratio, calibration_latencies, plan_table, fault_tables),
     )
 }
 

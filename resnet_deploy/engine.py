@@ -55,7 +55,7 @@ class Engine:
     threads ask into batches. Use it as a context manager, or call ``close``. It belongs to the process that opened it:
     one that is forked from that is refused.
 
-    >>> engine = load("engines/resnet50-int8")
+    >>> engine = load("engines/resnet50-int8-onnxruntime")
     >>> engine(["cat.jpg", "dog.jpg"]).shape
     (2, 10)
     >>> images = engine.prepare(["cat.jpg", "dog.jpg"])
@@ -324,7 +324,7 @@ def load(path: str | Path, *, threads: int = 0, requests: int = 1, batching: Bat
     Args:
         path: A folder that ``resnet-deploy build`` made; or ``prebuild``, of which the first engine that fits this
             machine is loaded.
-        threads: CPU threads for all that runs at once; 0 takes every core this process may use.
+        threads: CPU threads for all that runs at once; 0 takes one per physical core, within a container's quota.
         requests: Batches of a long array to run side by side (``openvino``): more images per second than one after the
             other on all threads, where there are several batches, and each takes longer.
         batching: How ``Engine.submit`` gathers images; None for the defaults of ``Batching``.

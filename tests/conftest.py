@@ -26,8 +26,9 @@ CALIBRATION_IMAGES = 12
 # The files that take longest, longest first; the first two need nothing that the others make.
 LONG_FILES = (
     *("cpu/test_report_chromium.py", "test_readme.py", "cpu/test_cli.py", "cpp/test_cpp_example.py"),
-    *("cpu/test_building.py", "cpp/test_cpp_core.py", "cpu/test_loadgen.py", "cpu/test_scoring.py"),
+    *("cpu/test_building_again.py", "cpp/test_cpp_core.py", "cpu/test_loadgen.py", "cpu/test_scoring.py"),
     *("cpu/test_prebuilding.py", "cpu/test_scoring_ray.py", "test_wheel.py", "cpp/test_cpp_engine.py"),
+    *("cpu/test_building.py", "cpu/test_package_whole.py"),
     *("test_tutorial.py", "cpu/test_bias.py", "cpu/test_trained.py", "examples/test_ray_serve.py", "cpu/test_qdq.py"),
     *("cpu/test_cli_evaluate.py", "rtx/test_rtx_precisions.py", "cpu/test_soak.py", "cpu/test_calibration.py"),
     *("rtx/test_rtx_builds.py", "cpu/test_bench_ways.py", "examples/test_gstreamer.py", "examples/test_nanobind.py"),

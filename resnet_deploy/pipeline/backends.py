@@ -8,12 +8,13 @@ from resnet_deploy.capabilities import backend_status
 from resnet_deploy.errors import BackendError
 
 AUTO: Final = "auto"
-# Fastest first. TensorRT before its RTX edition: where both run, it fuses INT8 and knows data-centre GPUs.
+# GPUs first. TensorRT before its RTX edition: where both run, it fuses INT8 and knows data-centre GPUs. OpenVINO has to be
+# named: ONNX Runtime is the CPU's default, since every other part of the package needs it anyway.
 _PREFERENCE: Final = ("tensorrt", "tensorrt-rtx", "onnxruntime")
 
 
 def choose_backend(name: str) -> str:
-    """Resolve ``auto`` to the fastest backend that can both build and run here; keep any other name.
+    """Resolve ``auto`` to the first of TensorRT, TensorRT-RTX and ONNX Runtime that can build and run here; keep any other name.
 
     The choice never depends on the precision, nor changes it.
 

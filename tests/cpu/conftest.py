@@ -6,12 +6,15 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from resnet_deploy import artifact
 from resnet_deploy.bundle import MANIFEST, seal
 from resnet_deploy.cli import main
+from resnet_deploy.protocols import Silent
+from resnet_deploy.specs import BatchRange, BuildSpec, ExportSpec
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +130,67 @@ def invoke():
         return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
     return run
+
+
+@pytest.fixture(scope="session")
+def float_engines(once):
+    """Engines of the float32 contract by batch: any, and a fixed one."""
+    pytest.importorskip("torch", reason="it exports the model")
+    pytest.importorskip("onnxruntime", reason="the engines are ONNX Runtime's")
+    return once("float-engines", make_float_engines)
+
+
+def make_float_engines(folder):
+    """Export an untrained ResNet-18 and build it; return the engines by batch."""
+    from resnet_deploy.pipeline.building import BuildInputs, build
+    from resnet_deploy.pipeline.exporting import export
+
+    labels = tuple(f"class {number}" for number in range(5))
+    spec = ExportSpec(
+        architecture="resnet18", weights="none", num_classes=5, image_size=32, resize=32, labels=labels, dtype="float32"
+    )
+    model = export(spec, folder / "resnet18.onnx", Silent()).path
+    engines = {}
+    for batch in ("1:8:16", "4"):
+        wanted = BuildSpec(backend="onnxruntime", precision="fp32", batch=BatchRange.parse(batch))
+        output = folder / f"batch-{batch.replace(':', '-')}"
+        engines[batch] = build(BuildInputs(model, output=output), wanted, Silent()).bundle.path
+    return engines
+
+
+@pytest.fixture
+def package(invoke, tmp_path):
+    """Package an engine into ``tmp_path/models`` under the name `net`: (engine, options) -> repository."""
+
+    def run(engine, *options):
+        done = invoke("package", engine, "--triton", tmp_path / "models", "--name", "net", *options)
+        assert done.exit_code == 0, done.output
+        return tmp_path / "models"
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def uncorrected(deployment, once):
+    """An INT8 engine whose biases are not corrected, which takes as long again as the rest of a build."""
+
+    def make(folder):
+        from resnet_deploy.pipeline.building import BuildInputs, build
+
+        calibration = msgspec.structs.replace(deployment.int8_spec.calibration, correct_biases=False)
+        spec = msgspec.structs.replace(deployment.int8_spec, calibration=calibration)
+        inputs = BuildInputs(deployment.model, folder / "net", str(deployment.calibration))
+        return build(inputs, spec, Silent()).bundle.path
+
+    return once("uncorrected", make)
+
+
+@pytest.fixture
+def case(deployment, uncorrected, tmp_path, monkeypatch):
+    """A build whose inputs may be changed: a `Case` of the engine without corrections."""
+    from build_case import Case
+
+    return Case(deployment, uncorrected, tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="session")

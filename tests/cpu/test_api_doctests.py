@@ -18,7 +18,7 @@ def place(deployment, tmp_path, monkeypatch):
     """A folder with what the examples take for granted: an engine, two photographs."""
     engines = tmp_path / "engines"
     engines.mkdir()
-    (engines / "resnet50-int8").symlink_to(deployment.engines["int8"])
+    (engines / "resnet50-int8-onnxruntime").symlink_to(deployment.engines["int8"])
     pictures = sorted(deployment.data.rglob("*.png"))
     for name, picture in zip(("cat.jpg", "dog.jpg"), pictures, strict=False):
         os.link(picture, tmp_path / name)

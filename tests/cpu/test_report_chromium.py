@@ -6,6 +6,7 @@ import re
 import runpy
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -46,80 +47,12 @@ TRACES = {
 }
 
 
-@pytest.fixture
-def browse(tmp_path):
-    """Open a page and return what the browser printed and what its console said."""
-
-    def run(html, *flags, fragment=""):
-        page = tmp_path / "page.html"
-        page.write_text(html, encoding="utf-8")
-        command = [BROWSER, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *flags, page.as_uri() + fragment]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-    return run
-
-
-@pytest.fixture
-def ask(browse):
-    """Run the body of an asynchronous function in the drawn page; return what it returns, and the console."""
-
-    def run(html, body, *flags, fragment=""):
-        # In a script element of its own, which the page's policy allows; the answer stands in an attribute.
-        script = f"""<script>addEventListener("load", () => setTimeout(async () => {{
-          const pause = () => new Promise(done => setTimeout(done, 50));
-          const answer = await (async () => {{ {body} }})();
-          document.body.dataset.answer = JSON.stringify(answer);
-        }}, 3000));</script></body>"""
-        dom, console = browse(html.replace("</body>", script), "--dump-dom", *flags, fragment=fragment)
-        found = re.search(r'<body data-answer="([^"]*)"', dom)
-        return (json.loads(html_lib.unescape(found[1])) if found else None), console
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def record():
-    return FACTORY["make_full_record"]()
-
-
-@pytest.fixture(scope="module")
-def page(record):
-    return render_html(record)
-
-
 COUNT_TRACES = """return Object.fromEntries([...document.querySelectorAll("figure .plot")].map(
   plot => [plot.id, plot.querySelectorAll(".main-svg .trace").length ? plot.data.length : 0]));"""
-
-
-class TestPlots:
-    def test_plots_are_drawn_without_a_word_on_the_console(self, ask, page):
-        drawn, console = ask(page, COUNT_TRACES)
-        assert console == []
-        assert drawn == TRACES
-
-    def test_a_broken_page_is_noticed(self, ask, page):
-        broken = page.replace("return Plotly.newPlot(element", "return Plotly.noSuchFunction(element")
-        drawn, console = ask(broken, COUNT_TRACES.replace("plot.data.length", "1"))
-        assert set(drawn.values()) == {0}
-        assert any("noSuchFunction is not a function" in line for line in console)
-
-    def test_a_plot_that_is_missing_is_noticed(self, ask, record):
-        without = FACTORY["msgspec"].structs.replace(record, machine=())
-        drawn, _ = ask(render_html(without), COUNT_TRACES)
-        assert drawn == TRACES | {"plot-rounds": 6}
-
-    def test_the_legend_switches_an_engine_off_in_all_plots(self, ask, page):
-        body = """const count = () => [...document.querySelectorAll("figure .plot")].flatMap(plot => plot.data)
-            .filter(trace => trace.meta?.engine === 2 && trace.visible !== false).length;
-          const before = count(), button = document.querySelector('.legend button[data-engine="2"]');
-          button.click(); await pause(); const off = [count(), button.getAttribute("aria-pressed")];
-          button.click(); await pause(); return [before, ...off, count()];"""
-        answer, console = ask(page, body)
-        assert console == []
-        assert answer == [13, 0, "false", 13]
-
-
+PRINT = """const all = [...document.querySelectorAll("figure .plot")];
+  const sizes = () => all.map(plot => plot._fullLayout.width);
+  const before = sizes(); dispatchEvent(new Event("beforeprint")); await pause(); const paper = sizes();
+  dispatchEvent(new Event("afterprint")); await pause(); return [before, paper, sizes()];"""
 PANEL = """const panel = document.getElementById("panel"); return {
   open: panel.open, title: document.getElementById("panel-title").textContent,
   rule: document.getElementById("panel-rule").textContent,
@@ -132,20 +65,126 @@ PANEL = """const panel = document.getElementById("panel"); return {
   hash: location.hash};"""
 
 
-def visit(ask, page, fragments):
-    """Go to one address after the other, and say what the panel shows at each."""
-    read = f"(() => {{ {PANEL} }})()"
-    steps = "".join(f"location.hash = {json.dumps(one)}; await pause(); shown.push({read});" for one in fragments)
-    return ask(page, f"const shown = []; {steps} return shown;")
+def visit(fragments):
+    """Go to one address after the other, and return what the panel shows at each."""
+    steps = "".join(
+        f"location.hash = {json.dumps(one)}; await pause(); shown.push((() => {{ {PANEL} }})());" for one in fragments
+    )
+    return f"const shown = []; {steps} return shown;"
+
+
+# Rows of the tables that each address opens, and what is said above one of them.
+ADDRESSES = {
+    f"#samples/{INT8}/host-b8-c2": ([400], f"{INT8}: batch 8, host, 2 callers. 400 calls in 10 rounds."),
+    f"#samples/{INT8}/end_to_end-b32": ([200], f"{INT8}: batch 32, end to end, 1 caller."),
+    f"#samples/{INT8}/host-b8-c2/speed-up": ([400, 400], "pytorch: batch 8, host, 2 callers."),
+    f"#answers/{INT8}/top-1": ([400], "400 images, in the order of the data set."),
+    "#samples/nobody/host-b1": ([], ""),
+    f"#samples/{INT8}/host-b3": ([], ""),
+    "#answers/nobody/top-1": ([], ""),
+}
+CLICK = f"""document.querySelector('#results a[href$="{INT8}/host-b1/p99"]').click(); await pause(); {PANEL}"""
+LEGEND = """const count = () => [...document.querySelectorAll("figure .plot")].flatMap(plot => plot.data)
+    .filter(trace => trace.meta?.engine === 2 && trace.visible !== false).length;
+  const before = count(), button = document.querySelector('.legend button[data-engine="2"]');
+  button.click(); await pause(); const off = [count(), button.getAttribute("aria-pressed")];
+  button.click(); await pause(); return [before, ...off, count()];"""
+KEYBOARD = f"""const link = document.querySelector('#results a[href$="{INT8}/host-b1/p50"]');
+  link.focus(); const focused = document.activeElement === link && link.tabIndex === 0;
+  link.click(); await pause(); document.getElementById("panel-close").click(); await pause();
+  return [focused, document.getElementById("panel").open, location.hash, document.activeElement === link];"""
+TOUR = {
+    "traces": COUNT_TRACES,
+    "legend": LEGEND,
+    "click": CLICK,
+    "addresses": visit(ADDRESSES),
+    "elsewhere": visit([f"#samples/{INT8}/host-b1", "#section-plots", "#%zz", "#"]),
+    "keyboard": KEYBOARD,
+    "print": PRINT,
+}
+
+
+def open_page(folder, html, *flags, fragment=""):
+    """Open a page and return what the browser printed and what its console said."""
+    page = folder / "page.html"
+    page.write_text(html, encoding="utf-8")
+    command = [BROWSER, *FLAGS, f"--user-data-dir={folder / 'profile'}", *flags, page.as_uri() + fragment]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def ask_page(folder, html, body, *flags, fragment=""):
+    """Run the body of an asynchronous function in the drawn page; return what it returns, and the console."""
+    # In a script element of its own, which the page's policy allows; the answer stands in an attribute.
+    script = f"""<script>addEventListener("load", () => setTimeout(async () => {{
+      const pause = () => new Promise(done => setTimeout(done, 50));
+      const answer = await (async () => {{ {body} }})();
+      document.body.dataset.answer = JSON.stringify(answer);
+    }}, 3000));</script></body>"""
+    dom, console = open_page(folder, html.replace("</body>", script), "--dump-dom", *flags, fragment=fragment)
+    found = re.search(r'<body data-answer="([^"]*)"', dom)
+    return (json.loads(html_lib.unescape(found[1])) if found else None), console
+
+
+@pytest.fixture
+def browse(tmp_path):
+    """Open a page in a folder of its own: (html, *flags, fragment)."""
+    return partial(open_page, tmp_path)
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """Ask a page in a folder of its own: (html, body, *flags, fragment)."""
+    return partial(ask_page, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def record():
+    return FACTORY["make_full_record"]()
+
+
+@pytest.fixture(scope="module")
+def page(record):
+    return render_html(record)
+
+
+@pytest.fixture(scope="module")
+def tour(page, tmp_path_factory):
+    """What the sound page answers to every question of TOUR, asked of one window one after the other."""
+    steps = "".join(
+        f"""location.hash = ""; await pause(); answers[{json.dumps(name)}] = await (async () => {{ {body} }})();"""
+        for name, body in TOUR.items()
+    )
+    body = f"const answers = {{}}; {steps} return answers;"
+    answers, console = ask_page(tmp_path_factory.mktemp("tour"), page, body, "--window-size=1280,900")
+    assert console == []
+    return answers
+
+
+class TestPlots:
+    def test_plots_are_drawn_without_a_word_on_the_console(self, tour):
+        assert tour["traces"] == TRACES
+
+    def test_a_broken_page_is_noticed(self, ask, page):
+        broken = page.replace("return Plotly.newPlot(element", "return Plotly.noSuchFunction(element")
+        drawn, console = ask(broken, COUNT_TRACES.replace("plot.data.length", "1"))
+        assert set(drawn.values()) == {0}
+        assert any("noSuchFunction is not a function" in line for line in console)
+
+    def test_a_plot_that_is_missing_is_noticed(self, ask, record):
+        without = FACTORY["msgspec"].structs.replace(record, machine=())
+        drawn, _ = ask(render_html(without), COUNT_TRACES)
+        assert drawn == TRACES | {"plot-rounds": 6}
+
+    def test_the_legend_switches_an_engine_off_in_all_plots(self, tour):
+        assert tour["legend"] == [13, 0, "false", 13]
 
 
 class TestRawSamples:
-    def test_a_figure_leads_to_the_calls_it_was_computed_from(self, ask, page, record):
-        body = f"""document.querySelector('#results a[href$="{INT8}/host-b1/p99"]').click(); await pause(); {PANEL}"""
-        shown, console = ask(page, body)
+    def test_a_figure_leads_to_the_calls_it_was_computed_from(self, tour, record):
+        shown = tour["click"]
         seconds = record.engines[2].latency[0].seconds
         call = seconds.index(sorted(seconds)[197])
-        assert console == []
         assert shown["open"]
         assert shown["title"] == f"{INT8}: p99 {1e3 * seconds[call]:.1f} ms"
         assert shown["rule"] == "Nearest-rank p99 of 200 calls: number 198 from the fastest."
@@ -157,25 +196,12 @@ class TestRawSamples:
 
     def test_without_the_handler_nothing_opens(self, ask, page):
         broken = page.replace('addEventListener("hashchange", showPanel)', "")
-        body = f"""document.querySelector('#results a[href$="{INT8}/host-b1/p99"]').click(); await pause(); {PANEL}"""
-        shown, _ = ask(broken, body)
+        shown, _ = ask(broken, CLICK)
         assert not shown["open"]
         assert shown["rows"] == []
 
-    def test_addresses_open_their_samples(self, ask, page):
-        expected = {
-            f"#samples/{INT8}/host-b8-c2": ([400], f"{INT8}: batch 8, host, 2 callers. 400 calls in 10 rounds."),
-            f"#samples/{INT8}/end_to_end-b32": ([200], f"{INT8}: batch 32, end to end, 1 caller."),
-            f"#samples/{INT8}/host-b8-c2/speed-up": ([400, 400], "pytorch: batch 8, host, 2 callers."),
-            f"#answers/{INT8}/top-1": ([400], "400 images, in the order of the data set."),
-            "#samples/nobody/host-b1": ([], ""),
-            f"#samples/{INT8}/host-b3": ([], ""),
-            "#answers/nobody/top-1": ([], ""),
-        }
-        shown, console = visit(ask, page, expected)
-        assert console == []
-        assert len(shown) == len(expected)
-        for one, (rows, said) in zip(shown, expected.values(), strict=True):
+    def test_addresses_open_their_samples(self, tour):
+        for one, (rows, said) in zip(tour["addresses"], ADDRESSES.values(), strict=True):
             assert one["open"]
             assert one["rows"] == rows
             if rows:
@@ -183,10 +209,8 @@ class TestRawSamples:
             else:
                 assert one["title"] == "There are no such samples in this record"
 
-    def test_other_addresses_close_the_panel(self, ask, page):
-        shown, console = visit(ask, page, [f"#samples/{INT8}/host-b1", "#section-plots", "#%zz", "#"])
-        assert console == []
-        assert [one["open"] for one in shown] == [True, False, False, False]
+    def test_other_addresses_close_the_panel(self, tour):
+        assert [one["open"] for one in tour["elsewhere"]] == [True, False, False, False]
 
     def test_answers_that_are_wrong_are_marked(self, ask, page, record):
         shown, _ = ask(page, PANEL, fragment=f"#answers/{INT8}/top-1")
@@ -194,14 +218,8 @@ class TestRawSamples:
         assert shown["wrong"] == sum(best[0] != label for best, label in pairs) == 116
         assert shown["rule"] == "Images whose best class is the label: 284 of 400; Wilson's interval."
 
-    def test_the_keyboard_reaches_figures_and_closing_cleans_the_address(self, ask, page):
-        body = f"""const link = document.querySelector('#results a[href$="{INT8}/host-b1/p50"]');
-          link.focus(); const focused = document.activeElement === link && link.tabIndex === 0;
-          link.click(); await pause(); document.getElementById("panel-close").click(); await pause();
-          return [focused, document.getElementById("panel").open, location.hash, document.activeElement === link];"""
-        answer, console = ask(page, body)
-        assert console == []
-        assert answer == [True, False, "", True]
+    def test_the_keyboard_reaches_figures_and_closing_cleans_the_address(self, tour):
+        assert tour["keyboard"] == [True, False, "", True]
 
     def test_downloads_hold_every_call(self, ask, page, record):
         body = f"""location.hash = "#samples/{INT8}/host-b8-c2"; await pause();
@@ -311,15 +329,8 @@ def test_what_is_too_wide_is_noticed(browse, page, tmp_path):
     assert own != "390,390"
 
 
-PRINT = """const all = [...document.querySelectorAll("figure .plot")];
-  const sizes = () => all.map(plot => plot._fullLayout.width);
-  const before = sizes(); dispatchEvent(new Event("beforeprint")); await pause(); const paper = sizes();
-  dispatchEvent(new Event("afterprint")); await pause(); return [before, paper, sizes()];"""
-
-
-def test_plots_take_the_size_of_paper_and_back(ask, page):
-    (before, paper, after), console = ask(page, PRINT, "--window-size=1280,900")
-    assert console == []
+def test_plots_take_the_size_of_paper_and_back(ask, page, tour):
+    before, paper, after = tour["print"]
     assert set(paper) == {930, 450}
     assert len(paper) == len(TRACES)
     assert before == after != paper
