@@ -27,6 +27,7 @@ import msgspec
 import overhead
 import plan_facts
 import reproducibility
+import rounding
 import scoring
 import soak
 from rich.console import Console
@@ -121,6 +122,11 @@ def calibration_table(name: str) -> str:
     """Lay out what calibration costs."""
     record = load(name)
     return "\n".join(calibration.table(record["arms"], record["calibration_images"]))
+
+
+def rounding_table(name: str) -> str:
+    """Lay out what weights that are not rounded are worth."""
+    return "\n".join(rounding.table(load(name)["rows"]))
 
 
 def calibration_ratio(name: str, theirs: str, ours: str) -> float:
@@ -242,7 +248,15 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         ),
         *(microbatching_table, cpp_table, preprocess_table, scoring_table, scoring_bound),
         *(soak_table, reproducibility_table),
-        *(int8_quality_table, calibration_table, calibration_ratio, calibration_latencies, plan_table, fault_tables),
+        *(
+            int8_quality_table,
+            rounding_table,
+            calibration_table,
+            calibration_ratio,
+            calibration_latencies,
+            plan_table,
+            fault_tables,
+        ),
     )
 }
 

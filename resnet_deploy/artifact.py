@@ -23,6 +23,7 @@ from typing import Final
 from resnet_deploy.errors import FileError
 from resnet_deploy.exchange import exchange as _exchange
 from resnet_deploy.exchange import flush as _flush
+from resnet_deploy.exchange import make_readable
 from resnet_deploy.locks import locked_file, open_locked, unlock
 from resnet_deploy.regular_files import open_regular, read_regular
 
@@ -95,7 +96,7 @@ def atomic_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
         yield temporaries
         for temporary, path in zip(temporaries, paths, strict=True):
             with translate_os_errors(path):
-                _make_readable(temporary)
+                make_readable(temporary)
                 _flush(temporary)
         if len(paths) > 1:
             first = _final(paths[0])
@@ -204,7 +205,7 @@ def atomic_folder(path: Path, *, staging: Path | None = None) -> Iterator[Path]:
                 for file in temporary.rglob("*"):
                     if not file.is_symlink():  # which may lead nowhere
                         _flush(file)
-                _make_readable(temporary)
+                make_readable(temporary)
                 _flush(temporary)
                 _move_into_place(temporary, target)
                 _flush(target.parent)
@@ -386,12 +387,9 @@ def _move_into_place(temporary: Path, path: Path) -> None:
         # Without renameat2 there is a moment with nothing at all, but never one with a partial folder.
         aside = temporary.with_suffix(".old")
         path.rename(aside)
-        temporary.rename(path)
+        try:
+            temporary.rename(path)
+        except BaseException:
+            aside.rename(path)
+            raise
         aside.rename(temporary)
-
-
-def _make_readable(path: Path) -> None:
-    """Give a temporary file or folder the permissions that the umask gives to new ones."""
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)

@@ -194,7 +194,8 @@ def _restored(counts: "NDArray[np.int64]", scalars: _Scalars) -> Histogram:
     histogram = Histogram(scalars.exponent, np.zeros(BINS, np.int64), scalars.low, scalars.high)
     if counts.dtype != np.int64 or counts.ndim != 1 or not 0 <= scalars.first <= BINS - len(counts):
         raise ValueError("counts of another shape")
-    if not (EXPONENTS[0] <= scalars.exponent <= EXPONENTS[1] and (counts >= 0).all()):
+    is_possible = EXPONENTS[0] <= scalars.exponent <= EXPONENTS[1] and (counts >= 0).all()
+    if not (is_possible and 0 < sum(map(int, counts)) < 1 << 63):  # a sum in 64 bits could come out at nothing
         raise ValueError("a histogram that no values give")
     histogram.counts[scalars.first : scalars.first + len(counts)] = counts
     if histogram.digest != scalars.sha256:

@@ -77,6 +77,15 @@ def test_file_has_the_permissions_of_any_new_file(tmp_path, umask, mask, mode):
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
 
 
+def test_the_umask_is_not_touched_to_be_known(tmp_path, umask, monkeypatch):
+    """It is that of all threads: who sets it for a moment may leave another's behind."""
+    umask(0o027)
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask was set"))
+    artifact.write_bytes(tmp_path / "report.html", b"")
+    monkeypatch.undo()
+    assert stat.S_IMODE((tmp_path / "report.html").stat().st_mode) == 0o640
+
+
 def test_link_to_a_file_stays_and_its_target_is_replaced(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "real").write_text("old")
@@ -119,6 +128,25 @@ def test_folder_is_replaced_whole(tmp_path, monkeypatch, can_exchange):
     write_folder(tmp_path / "net", engine="new", log="new")
     assert content(tmp_path) == {"net/engine": "new", "net/log": "new"}
     assert names(tmp_path) == ["net"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_old_folder_comes_back_where_the_new_one_cannot_be_put_in_its_place(tmp_path, monkeypatch, error):
+    """As on systems that cannot swap the two, where the old one is set aside first."""
+    write_folder(tmp_path / "net", engine="old")
+    rename, calls = Path.rename, []
+
+    def second_fails(self, target):
+        calls.append(self)
+        if len(calls) == 2:
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(artifact, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(Path, "rename", second_fails)
+    with pytest.raises((FileError, KeyboardInterrupt)):
+        write_folder(tmp_path / "net", engine="new")
+    assert content(tmp_path) == {"net/engine": "old"}
 
 
 def test_a_folder_that_came_meanwhile_is_replaced_too(tmp_path, monkeypatch):

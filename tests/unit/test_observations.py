@@ -99,6 +99,16 @@ def test_other_files_are_refused(tmp_path):
         read_observations(tmp_path / "weights.safetensors")
 
 
+@pytest.mark.parametrize("counts", [[], [1 << 62] * 4], ids=["none", "a sum that is none in 64 bits"])
+def test_counts_that_no_images_give_are_refused_though_their_digest_is_right(file, counts):
+    made = observe(1)
+    made.histograms["conv1.relu"].counts[:] = 0
+    made.histograms["conv1.relu"].counts[5000 : 5000 + len(counts)] = counts
+    file.write_bytes(made.to_bytes())
+    with pytest.raises(DataError, match="a histogram that no values give"):
+        read_observations(file)
+
+
 def rewritten(path, change):
     """The file with another header."""
     from safetensors import safe_open
