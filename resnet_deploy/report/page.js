@@ -77,7 +77,7 @@ addEventListener("afterprint", () => {
 
 const panel = document.getElementById("panel");
 const FIRST_ROWS = 1000, STRIP_POINTS = 4000;
-let addresses = [];
+let addresses = [], shownHash = "";
 
 function make(tag, properties, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -200,6 +200,7 @@ function showPanel() {
     return;
   }
   forget();
+  shownHash = hash;
   const link = [...document.querySelectorAll("td a")].find(one => one.getAttribute("href") === hash);
   const shown = evidence(parts, link).filter(Boolean);
   const figure = link ? `: ${link.dataset.figure} ${link.textContent} ${link.dataset.unit}` : "";
@@ -221,9 +222,11 @@ function forget() {
 
 const keys = json("keys");
 panel.addEventListener("close", () => {
+  if (panel.open) return;  // opened again before this was told
   forget();
   document.getElementById("panel-body").replaceChildren();
-  if (/^#(samples|answers)\//.test(location.hash)) history.replaceState(null, "", location.href.split("#")[0]);
+  // Another address may be on its way to be shown.
+  if (location.hash && location.hash === shownHash) history.replaceState(null, "", location.href.split("#")[0]);
 });
 panel.addEventListener("click", event => { if (event.target === panel) panel.close(); });
 document.getElementById("panel-close").addEventListener("click", () => panel.close());

@@ -89,6 +89,8 @@ LEGEND = """const count = () => [...document.querySelectorAll("figure .plot")].f
   const before = count(), button = document.querySelector('.legend button[data-engine="2"]');
   button.click(); await pause(); const off = [count(), button.getAttribute("aria-pressed")];
   button.click(); await pause(); return [before, ...off, count()];"""
+AGAIN = f"""location.hash = "#samples/{INT8}/host-b1/p99"; await pause();
+  document.getElementById("panel-close").click(); location.hash = "#samples/{INT8}/host-b8-c2"; await pause(); {PANEL}"""
 KEYBOARD = f"""const link = document.querySelector('#results a[href$="{INT8}/host-b1/p50"]');
   link.focus(); const focused = document.activeElement === link && link.tabIndex === 0;
   link.click(); await pause(); document.getElementById("panel-close").click(); await pause();
@@ -99,6 +101,7 @@ TOUR = {
     "click": CLICK,
     "addresses": visit(ADDRESSES),
     "elsewhere": visit([f"#samples/{INT8}/host-b1", "#section-plots", "#%zz", "#"]),
+    "again": AGAIN,
     "keyboard": KEYBOARD,
     "print": PRINT,
 }
@@ -211,6 +214,11 @@ class TestRawSamples:
 
     def test_other_addresses_close_the_panel(self, tour):
         assert [one["open"] for one in tour["elsewhere"]] == [True, False, False, False]
+
+    def test_an_address_that_comes_while_the_panel_closes_is_shown(self, tour):
+        assert tour["again"]["open"]
+        assert tour["again"]["rows"] == [400]
+        assert tour["again"]["hash"] == f"#samples/{INT8}/host-b8-c2"
 
     def test_answers_that_are_wrong_are_marked(self, ask, page, record):
         shown, _ = ask(page, PANEL, fragment=f"#answers/{INT8}/top-1")
