@@ -35,7 +35,12 @@ _OF_SCORING: Final = ("shard_size", "logits", "workers", "with_ray", "ray_addres
 )
 @click.option("--shard-size", type=int, default=4096, show_default=True, help="Images per file in --out.")
 @click.option("--logits", is_flag=True, help="Keep all logits in --out, too.")
-@click.option("--workers", type=THREADS, default=0, help="Engines at work.  [default: a GPU each, or a core, up to 4; beyond 16 cores one for 4]")
+@click.option(
+    "--workers",
+    type=THREADS,
+    default=0,
+    help="Engines at work.  [default: a GPU each, or a core, up to 4; beyond 16 cores one for 4]",
+)
 @click.option("--ray", "with_ray", is_flag=True, help="Work on a Ray cluster, or on one that is started here.")
 @click.option("--ray-address", metavar="ADDRESS", help="The cluster.  [default: RAY_ADDRESS, or a new one here]")
 @json_option

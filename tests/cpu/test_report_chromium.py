@@ -90,7 +90,8 @@ LEGEND = """const count = () => [...document.querySelectorAll("figure .plot")].f
   button.click(); await pause(); const off = [count(), button.getAttribute("aria-pressed")];
   button.click(); await pause(); return [before, ...off, count()];"""
 AGAIN = f"""location.hash = "#samples/{INT8}/host-b1/p99"; await pause();
-  document.getElementById("panel-close").click(); location.hash = "#samples/{INT8}/host-b8-c2"; await pause(); {PANEL}"""
+  document.getElementById("panel-close").click(); location.hash = "#samples/{INT8}/host-b8-c2";
+  await pause(); {PANEL}"""
 KEYBOARD = f"""const link = document.querySelector('#results a[href$="{INT8}/host-b1/p50"]');
   link.focus(); const focused = document.activeElement === link && link.tabIndex === 0;
   link.click(); await pause(); document.getElementById("panel-close").click(); await pause();
