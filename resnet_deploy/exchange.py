@@ -1,4 +1,4 @@
-"""Two paths swapped in one step (Linux ``renameat2``), what is written flushed to the disk, permissions by the umask."""
+"""Two paths swapped in one step (Linux ``renameat2``), flushing to the disk, permissions by the umask."""
 
 import contextlib
 import ctypes

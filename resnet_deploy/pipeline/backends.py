@@ -8,15 +8,15 @@ from resnet_deploy.capabilities import backend_status
 from resnet_deploy.errors import BackendError
 
 AUTO: Final = "auto"
-# GPUs first. TensorRT before its RTX edition: where both run, it fuses INT8 and knows data-centre GPUs. OpenVINO has to be
-# named: ONNX Runtime is the CPU's default, since every other part of the package needs it anyway.
+# GPUs first. TensorRT before its RTX edition: where both run, it fuses INT8 and knows data-centre GPUs. OpenVINO has to
+# be named: ONNX Runtime is the CPU's default, since calibration and simulation need it anyway.
 _PREFERENCE: Final = ("tensorrt", "tensorrt-rtx", "onnxruntime")
 
 
 def choose_backend(name: str) -> str:
-    """Resolve ``auto`` to the first of TensorRT, TensorRT-RTX and ONNX Runtime that can build and run here; keep any other name.
+    """Resolve ``auto`` to the first backend that can build and run here; keep any other name.
 
-    The choice never depends on the precision, nor changes it.
+    Tried are TensorRT, TensorRT-RTX and ONNX Runtime. The choice never depends on the precision, nor changes it.
 
     Raises:
         BackendError: If the name is unknown, or nothing can build and run here.
