@@ -35,7 +35,9 @@ from resnet_deploy.quantize.ranges import Range
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_INT32_MAX: Final = 2**31 - 1
+# Largest magnitude of an integer bias. Kernels add it to an INT32 sum that may have the same sign and wraps where it
+# overflows: the largest sum of a ResNet, of 512 channels under 3x3 weights, is 4608 * 255 * 127 or some 2**27.
+_LARGEST_BIAS: Final = 2**30
 _PIECE: Final = 1 << 16  # weights that are rounded at once
 
 
@@ -230,7 +232,8 @@ class _Writer:
         scales = weight_scales(weights, self.form)
         if self.form.everywhere and bias_value is not None and input_scale is not None:
             # The bias is an INT32 on the accumulator's grid, which must be coarse enough to hold it.
-            scales = np.maximum(scales, np.abs(constant(bias_value)) / (input_scale * _INT32_MAX)).astype(scales.dtype)
+            needed = np.abs(constant(bias_value)) / (input_scale * _LARGEST_BIAS)
+            scales = np.maximum(scales, needed).astype(scales.dtype)
             if not self.form.per_channel:
                 scales[:] = scales.max()
         self._refuse_infinite(name, scales)
@@ -241,7 +244,7 @@ class _Writer:
         if self.form.everywhere and bias_value is not None and input_scale is not None:
             bias_scales = (scales.astype(np.float64) * input_scale).astype(np.float32)
             bias = np.rint(constant(bias_value) / bias_scales.astype(np.float64))
-            integers = np.clip(bias, -_INT32_MAX, _INT32_MAX).astype(np.int32)
+            integers = np.clip(bias, -_LARGEST_BIAS, _LARGEST_BIAS).astype(np.int32)
             self._replace_constant(layer, 2, tensor_name(bias_value), integers, bias_scales)
 
     def _refuse_infinite(self, name: str, scales: "float | NDArray[np.floating]") -> None:
