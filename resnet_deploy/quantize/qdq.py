@@ -231,11 +231,7 @@ class _Writer:
         input_scale = self.scales.get(tensor_name(layer.inputs[0]))
         scales = weight_scales(weights, self.form)
         if self.form.everywhere and bias_value is not None and input_scale is not None:
-            # The bias is an INT32 on the accumulator's grid, which must be coarse enough to hold it.
-            needed = np.abs(constant(bias_value)) / (input_scale * _LARGEST_BIAS)
-            scales = np.maximum(scales, needed).astype(scales.dtype)
-            if not self.form.per_channel:
-                scales[:] = scales.max()
+            scales = _scales_for_bias(scales, weights, constant(bias_value), input_scale, self.form)
         self._refuse_infinite(name, scales)
         shape = (-1,) + (1,) * (weights.ndim - 1)
         integers = _on_weight_grid(weights, scales.astype(np.float64).reshape(shape), self.form)
@@ -302,6 +298,28 @@ def weight_scales(weights: "NDArray[np.float32]", form: QdqForm) -> "NDArray[np.
     if not form.per_channel:
         magnitudes[:] = magnitudes.max()
     return _representable(magnitudes / _weight_limit(form), form)
+
+
+def _scales_for_bias(
+    scales: "NDArray[np.floating]",
+    weights: "NDArray[np.float32]",
+    bias: "NDArray[np.float32]",
+    input_scale: float,
+    form: QdqForm,
+) -> "NDArray[np.floating]":
+    """Make weight scales fit the bias too: an INT32 on the accumulator's grid, whose step is both scales' product.
+
+    The step must be coarse enough for the integer not to be too large. Where there are no weights, as in a channel that
+    was pruned, the bias alone makes the scale, and keeps all its digits.
+    """
+    is_silent = ~weights.reshape(len(weights), -1).any(1)
+    needed = np.abs(bias.astype(np.float64)) / (input_scale * _LARGEST_BIAS)
+    fitting = np.maximum(np.where(is_silent, 0, scales.astype(np.float64)), needed)
+    if not form.per_channel:
+        fitting[:] = fitting.max()
+    # Below the normal numbers of single precision, which the step is stored in, it would lose digits.
+    least = float(np.finfo(np.float32).smallest_normal) / input_scale
+    return _representable(np.where(fitting == 0, 0, np.maximum(fitting, least)), form)
 
 
 def _representable(scales: "NDArray[np.float64]", form: QdqForm) -> "NDArray[np.floating]":

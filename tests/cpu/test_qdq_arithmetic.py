@@ -129,8 +129,57 @@ def test_a_bias_beyond_the_accumulator_makes_the_scale_coarser(case):
     assert abs(int(bias_integers[needing])) > 2**29  # it was the bias that made the scale
 
 
+BIAS_DIGITS = 1e-6  # of integers near 2**30, whose scales are rounded to single precision: 1e-7, and once more as much
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.1, -3e4, 1e-30], ids=str)
+def test_the_bias_of_a_pruned_channel_is_kept(bias):
+    """Without weights nothing but the bias asks for a scale; at 1, the scale of zeros, 0.1 would be rounded to 0."""
+    model, calibration, _ = tiny(uint8_ranges | {"images": (-50.0, 52.0)})  # a scale of 0.4
+    model = scaled(model, "conv1.weight", [1, 0])
+    value = model.graph.initializers["conv1.bias"]
+    biases = value.const_value.numpy().copy()
+    biases[1] = bias
+    value.const_value = ir.tensor(biases, name=value.name)
+    graph = Graph(lower(model, calibration, ORT)[0])
+    (integers, scales, _, _), (steps, step_scales, _, _) = (
+        graph.stored(f"conv1.{part}.dequantized") for part in ("weight", "bias")
+    )
+    assert not integers[1].any()
+    found = steps * step_scales.astype(np.float64)
+    assert found[1] == pytest.approx(bias, rel=BIAS_DIGITS)
+    assert (scales >= np.finfo(np.float32).smallest_normal).all()
+    # The others have the scales that they would have without it.
+    plain = Graph(lower(scaled(model, "conv1.bias", [1, 0]), calibration, ORT)[0]).constants["conv1.weight.scale"]
+    np.testing.assert_array_equal(np.delete(scales, 1), np.delete(plain, 1))
+
+
+def test_a_bias_of_next_to_nothing_has_a_step_that_single_precision_holds():
+    """Divided by a step that underflowed to zero it would be infinite, or not a number."""
+    model, calibration, _ = tiny(uint8_ranges | {"images": (-2e-30, 2e-30)})
+    value = model.graph.initializers["conv1.bias"]
+    value.const_value = ir.tensor(np.float32([1e-37, -1e-40, 0, 1]), name=value.name)
+    graph = Graph(lower(scaled(model, "conv1.weight", [0, 1e-20, 1, 1]), calibration, ORT)[0])
+    steps, scales, _, _ = graph.stored("conv1.bias.dequantized")
+    smallest = float(np.finfo(np.float32).smallest_normal)
+    # The floor is itself rounded to single precision, and so is its product with the input's scale.
+    assert (scales >= smallest * (1 - 1e-6)).all()
+    # Half the smallest step for those that are next to nothing; the digits of single precision for the other.
+    np.testing.assert_allclose(steps[:3] * scales[:3].astype(np.float64), [1e-37, -1e-40, 0], atol=0.51 * smallest)
+    assert steps[3] * float(scales[3]) == pytest.approx(1, rel=BIAS_DIGITS)
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.1], ids=str)
+def test_a_pruned_channel_does_not_change_the_scale_that_others_share(bias):
+    model, calibration, _ = tiny(uint8_ranges)
+    form = replace(ORT, per_channel=False)
+    whole = Graph(lower(model, calibration, form)[0]).constants["conv1.weight.scale"]
+    pruned = scaled(scaled(model, "conv1.weight", [0]), "conv1.bias", [bias])
+    assert Graph(lower(pruned, calibration, form)[0]).constants["conv1.weight.scale"] == whole
+
+
 def test_a_bias_leaves_the_sum_that_it_is_added_to_room():
-    """Fused kernels add it to the INT32 sum of products, and what goes beyond an INT32 comes out with the other sign."""
+    """Fused kernels add it to the INT32 sum of products, and what goes beyond an INT32 gets the other sign."""
     model, calibration, images = tiny(uint8_ranges, bits=7)
     model = scaled(model, "conv1.weight", [1e-6])  # some steps of the scale that its bias needs
     bias = model.graph.initializers["conv1.bias"]
