@@ -279,7 +279,13 @@ class _Writer:
 
 
 def activation_grid(chosen: Range, form: QdqForm) -> tuple[float, int]:
-    """Scale (rounded to the form's data type) and zero point that cover ``chosen``; zero is always exact."""
+    """Scale (rounded to the form's data type) and zero point that cover ``chosen``; zero is always exact.
+
+    A tensor of zeros takes the grid of one that reaches 1. Any would do for its values, but biases of what reads it may
+    be rounded to multiples of its scale: to keep them it is a common one.
+    """
+    if chosen.magnitude == 0:
+        chosen = Range(0.0, 1.0)
     if form.activation != "uint8":
         limit = 127 if form.activation == "int8" else LARGEST
         return float(_representable(np.array(chosen.magnitude / limit), form)), 0

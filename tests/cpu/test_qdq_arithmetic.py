@@ -178,6 +178,18 @@ def test_a_pruned_channel_does_not_change_the_scale_that_others_share(bias):
     assert Graph(lower(pruned, calibration, form)[0]).constants["conv1.weight.scale"] == whole
 
 
+def test_biases_behind_a_tensor_of_zeros_are_kept():
+    """What is all zero in calibration asks for no scale: at 1, biases would be rounded to multiples of the weights'."""
+    model, calibration, _ = tiny(uint8_ranges | {"conv1.relu": (0.0, 0.0)})
+    graph = Graph(lower(model, calibration, ORT)[0])
+    (_, scales, _, _), (steps, step_scales, _, _) = (
+        graph.stored(f"conv2.{part}.dequantized") for part in ("weight", "bias")
+    )
+    exact = Graph(bytes_from_onnx(model)).constants["conv2.bias"].astype(np.float64)
+    # As behind a tensor that reaches 1: half a step of its 255, and rounding to single precision.
+    assert (np.abs(steps * step_scales.astype(np.float64) - exact) <= 0.51 * scales / 255).all()
+
+
 def test_a_bias_leaves_the_sum_that_it_is_added_to_room():
     """Fused kernels add it to the INT32 sum of products, and what goes beyond an INT32 gets the other sign."""
     model, calibration, images = tiny(uint8_ranges, bits=7)
