@@ -207,7 +207,7 @@ class _Writer:
         """Put one Q/DQ pair behind ``tensor`` and make ``edges`` read it."""
         name = tensor_name(tensor)
         scale, zero_point = activation_grid(chosen, self.form)
-        self._refuse_infinite(name, scale)
+        self._refuse_infinite(name, scale, _farthest(chosen, zero_point, self.form))
         scale_value = add_constant(self.graph, f"{name}.scale", np.array(scale, self.scale_dtype))
         zero_value = add_constant(self.graph, f"{name}.zero_point", np.array(zero_point, grid_dtype(self.form)))
         quantize = self._node("QuantizeLinear", f"{name}.quantize", [tensor, scale_value, zero_value], tensor.shape)
@@ -232,7 +232,7 @@ class _Writer:
         scales = weight_scales(weights, self.form)
         if self.form.everywhere and bias_value is not None and input_scale is not None:
             scales = _scales_for_bias(scales, weights, constant(bias_value), input_scale, self.form)
-        self._refuse_infinite(name, scales)
+        self._refuse_infinite(name, scales, _weight_limit(self.form))
         shape = (-1,) + (1,) * (weights.ndim - 1)
         integers = _on_weight_grid(weights, scales.astype(np.float64).reshape(shape), self.form)
         stored = scales if self.form.per_channel else scales[0]
@@ -243,9 +243,13 @@ class _Writer:
             integers = np.clip(bias, -_LARGEST_BIAS, _LARGEST_BIAS).astype(np.int32)
             self._replace_constant(layer, 2, tensor_name(bias_value), integers, bias_scales)
 
-    def _refuse_infinite(self, name: str, scales: "float | NDArray[np.floating]") -> None:
-        """Refuse values that no scale covers: one that is not a number, or too large for the scale's data type."""
-        if not np.isfinite(scales).all():
+    def _refuse_infinite(self, name: str, scales: "float | NDArray[np.floating]", steps: float) -> None:
+        """Refuse values that no scale covers: one that is not a number, or too large for the scale's data type.
+
+        It is the scale's data type that they are dequantized to too, and they are up to ``steps`` times the scale.
+        """
+        largest = np.asarray(scales, np.float64) * steps
+        if not (largest <= np.finfo(self.scale_dtype).max).all():  # not a number is not less
             raise ModelError(
                 f"{name} has values that no {self.form.scale_dtype} scale covers",
                 hint="check the weights for NaN and for extreme values",
@@ -291,6 +295,14 @@ def activation_grid(chosen: Range, form: QdqForm) -> tuple[float, int]:
         return float(_representable(np.array(chosen.magnitude / limit), form)), 0
     scale = float(_representable(np.array((chosen.high - chosen.low) / 255), form))
     return scale, round(-chosen.low / scale)
+
+
+def _farthest(chosen: Range, zero_point: int, form: QdqForm) -> float:
+    """How many scales from zero the grid reaches, on the sides that ``chosen`` has values on."""
+    if form.activation == "float8":
+        return LARGEST
+    limits = np.iinfo(form.activation)
+    return max(limits.max - zero_point, zero_point - limits.min if chosen.low < 0 else 0)
 
 
 def grid_dtype(form: QdqForm) -> "np.dtype[Any]":

@@ -174,6 +174,32 @@ def on_grid(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return (values / scale).clamp(-448, 448).to(torch.float8_e4m3fn).double() * scale
 
 
+@pytest.mark.parametrize("tensor", ["conv1.relu", "conv2.weight"])
+def test_values_that_half_precision_cannot_dequantize_are_refused(tensor):
+    # Scales beyond 128 are multiples of an eighth: 146.125 * 448 is 65464 and 146.25 * 448 is 65520; half precision
+    # ends at 65504.
+    for scale, is_covered in ((146.125, True), (146.25, False)):
+        model, _ = wide()
+        ranges = {"images": (-2.0, 2.0), "conv1.relu": (0.0, 1.5)}
+        if tensor in ranges:
+            ranges[tensor] = (0.0, LARGEST * scale)
+        else:
+            constant = model.graph.initializers[tensor]
+            weights = constant.const_value.numpy().copy()
+            weights[3, 5] = -LARGEST * scale
+            constant.const_value = ir.tensor(weights, name=tensor)
+        histograms = {name: Histogram() for name in ranges}
+        for name, ends in ranges.items():
+            histograms[name].update(np.array(ends, np.float32))
+        calibration = calibration_from(histograms, CalibrationSpec(method="max"), source(1, "w"))
+        if is_covered:
+            lowered, _ = insert_qdq(model, calibration, FLOAT8_FORMS["tensorrt"])
+            assert lowered.graph.initializers[f"{tensor}.scale"].const_value.numpy().max() == np.float16(scale)
+        else:
+            with pytest.raises(ModelError, match=f"{tensor} has values that no float16 scale covers"):
+                insert_qdq(model, calibration, FLOAT8_FORMS["tensorrt"])
+
+
 @pytest.mark.parametrize("per_channel", [True, False], ids=["per channel", "per tensor"])
 def test_the_simulation_is_the_arithmetic_of_the_definition(per_channel):
     """Against PyTorch's FP8, in double precision; no value of this network lies so near a tie that FP32 tips it."""

@@ -20,8 +20,9 @@ from int8_subjects import (
 )
 from numpy.lib.stride_tricks import sliding_window_view
 
+from resnet_deploy.errors import ModelError
 from resnet_deploy.onnx_files import bytes_from_onnx
-from resnet_deploy.quantize.qdq import QdqForm
+from resnet_deploy.quantize.qdq import QdqForm, insert_qdq
 
 
 def convolve(images: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -206,3 +207,49 @@ def test_a_bias_leaves_the_sum_that_it_is_added_to_room():
     np.testing.assert_allclose(fused, written, rtol=0, atol=np.abs(weights).reshape(2, -1).sum(1).max() / 16)
     # The twin: a bias that wraps is 3 below zero, which the ReLU makes 3 less than there should be.
     assert np.abs(3 * weights[:, 0]).max() > 4 * np.abs(weights).reshape(2, -1).sum(1).max() / 16
+
+
+# --- values that half precision does not reach
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A range whose ends half precision just reaches, and that of the next scale."""
+
+    covered: tuple[float, float]
+    beyond: tuple[float, float]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        # Scales beyond 512 are multiples of a half: 515.5 * 127 is 65468.5 and 516 * 127 is 65532; half precision ends
+        # at 65504.
+        pytest.param(Edge((0.0, 127 * 515.5), (0.0, 127 * 516)), id="int8 after ReLU"),
+        # There is an integer more below zero: 511.75 * 128 is 65504.
+        pytest.param(Edge((-127 * 511.75, 1.0), (-127 * 512, 1.0)), id="int8 below zero"),
+    ],
+)
+def test_activations_that_half_precision_cannot_dequantize_are_refused(case):
+    model, calibration, _ = tiny(int8_ranges | {"conv1.relu": case.covered})
+    scale = Graph(lower(model, calibration, TENSORRT)[0]).constants["conv1.relu.scale"]
+    assert np.isfinite(scale * np.float16(127))
+    model, calibration, _ = tiny(int8_ranges | {"conv1.relu": case.beyond})
+    with pytest.raises(ModelError, match=r"conv1\.relu has values that no float16 scale covers"):
+        insert_qdq(model, calibration, TENSORRT)
+
+
+@pytest.mark.parametrize("form", [TENSORRT, RTX], ids=["per channel", "per tensor"])
+def test_weights_that_half_precision_cannot_dequantize_are_refused(form):
+    model, calibration, _ = tiny(int8_ranges)
+    value = model.graph.initializers["conv2.weight"]
+    for largest, is_covered in ((127 * 515.5, True), (127 * 516.0, False)):
+        weights = value.const_value.numpy().copy()
+        weights[1, 2] = largest
+        value.const_value = ir.tensor(weights, name=value.name)
+        if is_covered:
+            integers, scales, _, _ = Graph(lower(model, calibration, form)[0]).stored("conv2.weight.dequantized")
+            assert np.isfinite(scales * integers.max().astype(np.float16)).all()
+        else:
+            with pytest.raises(ModelError, match=r"conv2\.weight has values that no float16 scale covers"):
+                insert_qdq(model, calibration, form)
