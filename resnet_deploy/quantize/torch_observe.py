@@ -162,8 +162,8 @@ def _pool(node: "ir.Node", inputs: "list[Tensor]") -> "Tensor":
 
 
 def _classify(node: "ir.Node", inputs: "list[Tensor]") -> "Tensor":
-    values, weights, bias = inputs
-    return F.linear(values, weights, bias)
+    values, weights, *bias = inputs
+    return F.linear(values, weights, bias[0] if bias else None)
 
 
 _OPERATIONS: Final[dict[str, "Operation"]] = {
