@@ -157,8 +157,8 @@ def _convolve(node: "ir.Node", inputs: "list[Tensor]") -> "Tensor":
 
 
 def _pool(node: "ir.Node", inputs: "list[Tensor]") -> "Tensor":
-    kernel, strides = (_integers(node, name, (1, 1)) for name in ("kernel_shape", "strides"))
-    return F.max_pool2d(_padded(node, inputs[0]), kernel, strides)
+    kernel, strides, dilations = (_integers(node, name, (1, 1)) for name in ("kernel_shape", "strides", "dilations"))
+    return F.max_pool2d(_padded(node, inputs[0]), kernel, strides, 0, dilations)
 
 
 def _classify(node: "ir.Node", inputs: "list[Tensor]") -> "Tensor":
