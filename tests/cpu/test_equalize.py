@@ -19,6 +19,7 @@ from resnet_deploy.models import create_model
 from resnet_deploy.onnx_files import bytes_from_onnx, read_card
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.quantize.equalize import EqualizationReport, equalize
+from resnet_deploy.quantize.graph import add_constant
 from resnet_deploy.specs import ModelCard, Preprocess
 
 # Binary logarithms. Factors are rounded to the nearest power of two, so either side of a group may be half a power off,
@@ -242,3 +243,22 @@ def test_layers_without_a_bias_are_scaled_too():
 def test_weights_that_are_not_finite_are_refused_by_name(model, name, value):
     with pytest.raises(ModelError, match=f"{name} has a value that is not finite"):
         equalize(with_constant(model, name, lambda weights: np.full_like(weights, value)))
+
+
+# --- what a factor does not pass through
+
+
+@pytest.mark.parametrize("constant_first", [False, True], ids=["x + constant", "constant + x"])
+def test_a_constant_that_is_added_is_a_reason_against(model, constant_first):
+    changed = model.clone()
+    relu = changed.graph.node("layer2.0.conv1.relu")
+    offset = add_constant(changed.graph, "offset", np.full((1, 128, 1, 1), 0.25, np.float32))
+    operands = [relu.inputs[0], offset]
+    add = ir.node("Add", operands[::-1] if constant_first else operands, name="offset.add")
+    add.outputs[0].name = "offset.sum"
+    changed.graph.insert_before(relu, add)
+    relu.replace_input_with(0, add.outputs[0])
+    equalized, report = equalize(changed)
+    np.testing.assert_array_equal(answers(equalized), answers(changed))
+    assert report.skipped["layer2.0.conv1"] == "a constant is added to it"
+    assert len(report.groups) == COUNTS["resnet18"] - 1
