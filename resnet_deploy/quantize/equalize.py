@@ -32,7 +32,7 @@ import onnx_ir as ir
 
 from resnet_deploy.environment import compute_threads
 from resnet_deploy.errors import ModelError
-from resnet_deploy.quantize.graph import constant, tensor_name
+from resnet_deploy.quantize.graph import constant, is_network_input, tensor_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -218,9 +218,11 @@ def _reason_against(tensors: list[ir.Value], makers: list[ir.Node], readers: lis
         return "logits are what the network promises"
     if any(tensor.const_value is not None for tensor in tensors):
         return "a constant is added to it"
+    if any(is_network_input(tensor) for tensor in tensors):
+        return "the network's input is what it is given"
     made_otherwise = [tensor.producer() for tensor in tensors if tensor.producer() not in makers]
     if any(node is None or node.op_type not in _HOMOGENEOUS for node in made_otherwise):
-        return "the network's input is what it is given"
+        return "it is made by something that a factor does not pass through"
     if any(use.node.op_type not in (*_HOMOGENEOUS, *_WEIGHTED) for tensor in tensors for use in tensor.uses()):
         return "it is read by something that a factor does not pass through"
     return "" if readers else "nothing reads it"

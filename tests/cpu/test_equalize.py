@@ -262,3 +262,35 @@ def test_a_constant_that_is_added_is_a_reason_against(model, constant_first):
     np.testing.assert_array_equal(answers(equalized), answers(changed))
     assert report.skipped["layer2.0.conv1"] == "a constant is added to it"
     assert len(report.groups) == COUNTS["resnet18"] - 1
+
+
+MADE_OTHERWISE = "it is made by something that a factor does not pass through"
+READ_OTHERWISE = "it is read by something that a factor does not pass through"
+
+
+@pytest.mark.parametrize("kind", ["Sigmoid", "Clip"])
+@pytest.mark.parametrize(
+    ("relu", "skipped"),
+    [
+        # Between the two convolutions of a block: what the first makes, and what the second reads.
+        ("layer2.0.conv1.relu", {"layer2.0.conv1": READ_OTHERWISE, "layer2.0.conv1.relu": MADE_OTHERWISE}),
+        # Within the stream of a stage, which it parts in two: layers make and layers read either.
+        ("layer1.0.relu", {"conv1": READ_OTHERWISE, "layer1.0.relu": MADE_OTHERWISE}),
+    ],
+    ids=["inside a block", "in the stream"],
+)
+def test_other_activation_functions_are_reasons_against(model, kind, relu, skipped):
+    changed = model.clone()
+    node = changed.graph.node(relu)
+    node.op_type = kind
+    if kind == "Clip":
+        node.resize_inputs(3)
+        for index, limit in ((1, 0), (2, 6)):
+            node.replace_input_with(index, add_constant(changed.graph, f"limit{index}", np.array(limit, np.float32)))
+    equalized, report = equalize(changed)
+    expected = answers(changed)
+    assert np.isfinite(expected).all()
+    np.testing.assert_array_equal(answers(equalized), expected)
+    reasons = {name: reason for name, reason in report.skipped.items() if reason in (MADE_OTHERWISE, READ_OTHERWISE)}
+    assert reasons == skipped
+    assert len(report.groups) == COUNTS["resnet18"] - 1
