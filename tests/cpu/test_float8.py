@@ -131,6 +131,16 @@ def test_convolutions_of_few_channels_are_left_out():
     assert report.left_in_float == dict.fromkeys(("conv1", "conv2"), "fewer than 16 channels")
 
 
+def test_few_input_channels_are_as_few():
+    """Of those that have fewer than 16 of either, NVIDIA's own tool makes none."""
+    model, calibration, _ = tiny({"images": (-2.0, 2.0), "conv1.relu": (0.0, 16.0)})
+    for name, shape in (("conv1.weight", (16, 3, 1, 1)), ("conv1.bias", 16), ("conv2.weight", (16, 16, 1, 1))):
+        model.graph.initializers[name].const_value = ir.tensor(np.ones(shape, np.float32), name=name)
+    _, report = insert_qdq(model, calibration, FLOAT8_FORMS["tensorrt"])
+    assert report.left_in_float == {"conv1": "fewer than 16 channels"}
+    assert report.quantized == ("conv2",)
+
+
 def test_weights_that_no_scale_covers_are_refused(resnet18):
     model = resnet18.model.clone()
     constant = model.graph.initializers["layer2.0.conv1.weight"]
