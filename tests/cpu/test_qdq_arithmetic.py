@@ -22,7 +22,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from resnet_deploy.errors import ModelError
 from resnet_deploy.onnx_files import bytes_from_onnx
-from resnet_deploy.quantize.qdq import QdqForm, insert_qdq
+from resnet_deploy.quantize.qdq import QdqForm, insert_qdq, weight_scales
 
 
 def convolve(images: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -138,6 +138,7 @@ def test_the_bias_of_a_pruned_channel_is_kept(bias):
     """Without weights nothing but the bias asks for a scale; at 1, the scale of zeros, 0.1 would be rounded to 0."""
     model, calibration, _ = tiny(uint8_ranges | {"images": (-50.0, 52.0)})  # a scale of 0.4
     model = scaled(model, "conv1.weight", [1, 0])
+    model.graph.initializers["conv1.weight"].const_value.numpy()[0, 1] = 0
     value = model.graph.initializers["conv1.bias"]
     biases = value.const_value.numpy().copy()
     biases[1] = bias
@@ -150,9 +151,12 @@ def test_the_bias_of_a_pruned_channel_is_kept(bias):
     found = steps * step_scales.astype(np.float64)
     assert found[1] == pytest.approx(bias, rel=BIAS_DIGITS)
     assert (scales >= np.finfo(np.float32).smallest_normal).all()
-    # The others have the scales that they would have without it.
-    plain = Graph(lower(scaled(model, "conv1.bias", [1, 0]), calibration, ORT)[0]).constants["conv1.weight.scale"]
-    np.testing.assert_array_equal(np.delete(scales, 1), np.delete(plain, 1))
+    if bias == 0:
+        assert scales[1] == 1
+    # The others have the scales that they would have without a bias, some weights of zero or none.
+    weights = Graph(bytes_from_onnx(model)).constants["conv1.weight"]
+    assert not weights[0].all()
+    np.testing.assert_array_equal(np.delete(scales, 1), np.delete(weight_scales(weights, ORT), 1))
 
 
 def test_a_bias_of_next_to_nothing_has_a_step_that_single_precision_holds():
@@ -177,6 +181,14 @@ def test_a_pruned_channel_does_not_change_the_scale_that_others_share(bias):
     whole = Graph(lower(model, calibration, form)[0]).constants["conv1.weight.scale"]
     pruned = scaled(scaled(model, "conv1.weight", [0]), "conv1.bias", [bias])
     assert Graph(lower(pruned, calibration, form)[0]).constants["conv1.weight.scale"] == whole
+
+
+@pytest.mark.parametrize("name", ["conv1.weight", "conv1.bias"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_finite_number_is_refused(name, value):
+    model, calibration, _ = tiny(uint8_ranges)
+    with pytest.raises(ModelError, match=r"conv1\.weight has values that no float32 scale covers"):
+        insert_qdq(scaled(model, name, [1, value]), calibration, ORT)
 
 
 def test_biases_behind_a_tensor_of_zeros_are_kept():
