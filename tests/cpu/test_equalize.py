@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from hostile import make_hostile
-from int8_subjects import FLOAT32, UINT8, blocks, convolution_names, logits
+from int8_subjects import FLOAT32, UINT8, blocks, convolution_names, int8_ranges, logits, tiny, tiny_logits
 from torch import nn
 
 from resnet_deploy.errors import ModelError
@@ -192,6 +192,20 @@ def test_a_network_in_balance_is_left_alone(resnet18):
     assert bytes_from_onnx(equalized) == resnet18.data
 
 
+@pytest.mark.parametrize(("ratio", "factors"), [(4, None), (16, (-2, 0))], ids=["2", "4"])
+def test_a_factor_of_two_is_balance_and_one_of_four_is_not(ratio, factors):
+    """Two kinds of channels, made in that ratio and read alike: the square root is what either side gets."""
+    model, _, images = tiny(int8_ranges)
+    made = np.ones((4, 3, 3, 3), np.float32)
+    made[1::2] /= ratio
+    for name, array in (("conv1.weight", made), ("conv2.weight", np.ones((2, 4, 1, 1), np.float32))):
+        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+    model.graph.initializers["conv1.bias"].const_value = ir.tensor(np.zeros(4, np.float32), name="conv1.bias")
+    equalized, report = equalize(model)
+    assert [(group.smallest, group.largest) for group in report.groups] == ([] if factors is None else [factors])
+    np.testing.assert_array_equal(tiny_logits(equalized, images), tiny_logits(model, images))
+
+
 # --- channels that are dead, weights that are none
 
 
@@ -223,6 +237,8 @@ def test_dead_channels_do_no_harm(model, case):
     np.testing.assert_array_equal(answers(equalized), answers(model))
     assert len(report.groups) == COUNTS["resnet18"] - case.endswith("any")
     for group in report.groups:
+        # Four decades are 13 powers of two; a channel that is dead counts as one 24 below the largest, and no less.
+        assert max(-group.smallest, group.largest) <= 24 + 14
         for name in (*group.makers, *group.readers):
             for part in ("weight", "bias"):
                 before, after = (np.abs(constant(one, f"{name}.{part}")).max() for one in (model, equalized))
