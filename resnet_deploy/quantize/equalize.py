@@ -32,7 +32,7 @@ import onnx_ir as ir
 
 from resnet_deploy.environment import compute_threads
 from resnet_deploy.errors import ModelError
-from resnet_deploy.quantize.graph import constant, tensor_name
+from resnet_deploy.quantize.graph import constant, is_network_input, tensor_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -190,15 +190,16 @@ def _find_groups(graph: ir.Graph) -> tuple[list[_Group], dict[str, str]]:
         if not reason:
             groups.append(_Group(tensor_name(tensors[0]), makers, readers))
         elif makers or readers:
-            skipped[tensor_name(tensors[0])] = reason
+            first = next(tensor for tensor in tensors if tensor.const_value is None)
+            skipped[tensor_name(first)] = reason
     return groups, skipped
 
 
 def _connected(graph: ir.Graph) -> list[list[ir.Value]]:
-    """Part the activations into those that homogeneous operations connect."""
+    """Part the activations into those that homogeneous operations connect, and constants that these read with them."""
     group_of: dict[ir.Value, list[ir.Value]] = {}
     for node in graph:
-        for value in (*node.inputs[:1], *node.outputs):
+        for value in (*(node.inputs if node.op_type in _HOMOGENEOUS else node.inputs[:1]), *node.outputs):
             if value is not None:
                 group_of.setdefault(value, [value])
         if node.op_type in _HOMOGENEOUS:
@@ -215,9 +216,13 @@ def _reason_against(tensors: list[ir.Value], makers: list[ir.Node], readers: lis
     """Say why channels cannot be rescaled; empty if they can."""
     if any(tensor.is_graph_output() for tensor in tensors):
         return "logits are what the network promises"
+    if any(tensor.const_value is not None for tensor in tensors):
+        return "a constant is added to it"
+    if any(is_network_input(tensor) for tensor in tensors):
+        return "the network's input is what it is given"
     made_otherwise = [tensor.producer() for tensor in tensors if tensor.producer() not in makers]
     if any(node is None or node.op_type not in _HOMOGENEOUS for node in made_otherwise):
-        return "the network's input is what it is given"
+        return "it is made by something that a factor does not pass through"
     if any(use.node.op_type not in (*_HOMOGENEOUS, *_WEIGHTED) for tensor in tensors for use in tensor.uses()):
         return "it is read by something that a factor does not pass through"
     return "" if readers else "nothing reads it"

@@ -49,7 +49,7 @@ def activations(graph: ir.Graph) -> list[ir.Value]:
         output = node.outputs[0]
         if node.op_type in _MAKES_ACTIVATIONS and not _feeds_relu(output):
             tensors.append(output)
-        if node.op_type == "Conv" and node.inputs[0] is not None and _is_network_input(node.inputs[0]):
+        if node.op_type == "Conv" and node.inputs[0] is not None and is_network_input(node.inputs[0]):
             tensors.insert(0, node.inputs[0])
     return [tensor for tensor in tensors if not tensor.is_graph_output()]
 
@@ -108,17 +108,17 @@ def all_tensors(graph: ir.Graph) -> list[ir.Value]:
     return [*graph.inputs, *(output for node in graph for output in node.outputs)]
 
 
-def _feeds_relu(value: ir.Value) -> bool:
-    consumers = value.consumers()
-    return len(consumers) == 1 and consumers[0].op_type == "Relu"
-
-
-def _is_network_input(value: ir.Value) -> bool:
+def is_network_input(value: ir.Value) -> bool:
     """Whether only the normalisation lies between the network's input and ``value``."""
     producer = value.producer()
     if producer is None:
         return value.name == INPUT_NAME
     return producer.op_type in ("Cast", "Transpose", "Sub", "Mul")
+
+
+def _feeds_relu(value: ir.Value) -> bool:
+    consumers = value.consumers()
+    return len(consumers) == 1 and consumers[0].op_type == "Relu"
 
 
 def _shortcut_index(node: ir.Node) -> int:

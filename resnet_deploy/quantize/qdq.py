@@ -35,7 +35,9 @@ from resnet_deploy.quantize.ranges import Range
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_INT32_MAX: Final = 2**31 - 1
+# Largest magnitude of an integer bias. Kernels add it to an INT32 sum that may have the same sign and wraps where it
+# overflows: the largest sum of a ResNet, of 512 channels under 3x3 weights, is 4608 * 255 * 127 or some 2**27.
+_LARGEST_BIAS: Final = 2**30
 _PIECE: Final = 1 << 16  # weights that are rounded at once
 
 
@@ -205,7 +207,7 @@ class _Writer:
         """Put one Q/DQ pair behind ``tensor`` and make ``edges`` read it."""
         name = tensor_name(tensor)
         scale, zero_point = activation_grid(chosen, self.form)
-        self._refuse_infinite(name, scale)
+        self._refuse_infinite(name, scale, _farthest(chosen, zero_point, self.form))
         scale_value = add_constant(self.graph, f"{name}.scale", np.array(scale, self.scale_dtype))
         zero_value = add_constant(self.graph, f"{name}.zero_point", np.array(zero_point, grid_dtype(self.form)))
         quantize = self._node("QuantizeLinear", f"{name}.quantize", [tensor, scale_value, zero_value], tensor.shape)
@@ -229,11 +231,8 @@ class _Writer:
         input_scale = self.scales.get(tensor_name(layer.inputs[0]))
         scales = weight_scales(weights, self.form)
         if self.form.everywhere and bias_value is not None and input_scale is not None:
-            # The bias is an INT32 on the accumulator's grid, which must be coarse enough to hold it.
-            scales = np.maximum(scales, np.abs(constant(bias_value)) / (input_scale * _INT32_MAX)).astype(scales.dtype)
-            if not self.form.per_channel:
-                scales[:] = scales.max()
-        self._refuse_infinite(name, scales)
+            scales = _scales_for_bias(scales, weights, constant(bias_value), input_scale, self.form)
+        self._refuse_infinite(name, scales, _weight_limit(self.form))
         shape = (-1,) + (1,) * (weights.ndim - 1)
         integers = _on_weight_grid(weights, scales.astype(np.float64).reshape(shape), self.form)
         stored = scales if self.form.per_channel else scales[0]
@@ -241,12 +240,16 @@ class _Writer:
         if self.form.everywhere and bias_value is not None and input_scale is not None:
             bias_scales = (scales.astype(np.float64) * input_scale).astype(np.float32)
             bias = np.rint(constant(bias_value) / bias_scales.astype(np.float64))
-            integers = np.clip(bias, -_INT32_MAX, _INT32_MAX).astype(np.int32)
+            integers = np.clip(bias, -_LARGEST_BIAS, _LARGEST_BIAS).astype(np.int32)
             self._replace_constant(layer, 2, tensor_name(bias_value), integers, bias_scales)
 
-    def _refuse_infinite(self, name: str, scales: "float | NDArray[np.floating]") -> None:
-        """Refuse values that no scale covers: one that is not a number, or too large for the scale's data type."""
-        if not np.isfinite(scales).all():
+    def _refuse_infinite(self, name: str, scales: "float | NDArray[np.floating]", steps: float) -> None:
+        """Refuse values that no scale covers: one that is not a number, or too large for the scale's data type.
+
+        It is the scale's data type that they are dequantized to too, and they are up to ``steps`` times the scale.
+        """
+        largest = np.asarray(scales, np.float64) * steps
+        if not (largest <= np.finfo(self.scale_dtype).max).all():  # not a number is not less
             raise ModelError(
                 f"{name} has values that no {self.form.scale_dtype} scale covers",
                 hint="check the weights for NaN and for extreme values",
@@ -280,12 +283,26 @@ class _Writer:
 
 
 def activation_grid(chosen: Range, form: QdqForm) -> tuple[float, int]:
-    """Scale (rounded to the form's data type) and zero point that cover ``chosen``; zero is always exact."""
+    """Scale (rounded to the form's data type) and zero point that cover ``chosen``; zero is always exact.
+
+    A tensor of zeros takes the grid of one that reaches 1. Any would do for its values, but biases of what reads it may
+    be rounded to multiples of its scale: to keep them it is a common one.
+    """
+    if chosen.magnitude == 0:
+        chosen = Range(0.0, 1.0)
     if form.activation != "uint8":
         limit = 127 if form.activation == "int8" else LARGEST
         return float(_representable(np.array(chosen.magnitude / limit), form)), 0
     scale = float(_representable(np.array((chosen.high - chosen.low) / 255), form))
     return scale, round(-chosen.low / scale)
+
+
+def _farthest(chosen: Range, zero_point: int, form: QdqForm) -> float:
+    """How many scales from zero the grid reaches, on the sides that ``chosen`` has values on."""
+    if form.activation == "float8":
+        return LARGEST
+    limits = np.iinfo(form.activation)
+    return max(limits.max - zero_point, zero_point - limits.min if chosen.low < 0 else 0)
 
 
 def grid_dtype(form: QdqForm) -> "np.dtype[Any]":
@@ -299,6 +316,28 @@ def weight_scales(weights: "NDArray[np.float32]", form: QdqForm) -> "NDArray[np.
     if not form.per_channel:
         magnitudes[:] = magnitudes.max()
     return _representable(magnitudes / _weight_limit(form), form)
+
+
+def _scales_for_bias(
+    scales: "NDArray[np.floating]",
+    weights: "NDArray[np.float32]",
+    bias: "NDArray[np.float32]",
+    input_scale: float,
+    form: QdqForm,
+) -> "NDArray[np.floating]":
+    """Make weight scales fit the bias too: an INT32 on the accumulator's grid, whose step is both scales' product.
+
+    The step must be coarse enough for the integer not to be too large. Where there are no weights, as in a channel that
+    was pruned, the bias alone makes the scale, and keeps all its digits.
+    """
+    is_silent = ~weights.reshape(len(weights), -1).any(1)
+    needed = np.abs(bias.astype(np.float64)) / (input_scale * _LARGEST_BIAS)
+    fitting = np.maximum(np.where(is_silent, 0, scales.astype(np.float64)), needed)
+    if not form.per_channel:
+        fitting[:] = fitting.max()
+    # Below the normal numbers of single precision, which the step is stored in, it would lose digits.
+    least = float(np.finfo(np.float32).smallest_normal) / input_scale
+    return _representable(np.where(fitting == 0, 0, np.maximum(fitting, least)), form)
 
 
 def _representable(scales: "NDArray[np.float64]", form: QdqForm) -> "NDArray[np.floating]":

@@ -157,13 +157,13 @@ def _convolve(node: "ir.Node", inputs: "list[Tensor]") -> "Tensor":
 
 
 def _pool(node: "ir.Node", inputs: "list[Tensor]") -> "Tensor":
-    kernel, strides = (_integers(node, name, (1, 1)) for name in ("kernel_shape", "strides"))
-    return F.max_pool2d(_padded(node, inputs[0]), kernel, strides)
+    kernel, strides, dilations = (_integers(node, name, (1, 1)) for name in ("kernel_shape", "strides", "dilations"))
+    return F.max_pool2d(_padded(node, inputs[0]), kernel, strides, 0, dilations)
 
 
 def _classify(node: "ir.Node", inputs: "list[Tensor]") -> "Tensor":
-    values, weights, bias = inputs
-    return F.linear(values, weights, bias)
+    values, weights, *bias = inputs
+    return F.linear(values, weights, bias[0] if bias else None)
 
 
 _OPERATIONS: Final[dict[str, "Operation"]] = {

@@ -22,6 +22,7 @@ from resnet_deploy.pipeline.lowering import Recipe
 from resnet_deploy.pipeline.source import read_source
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.protocols import Silent
+from resnet_deploy.quantize import bias as correction
 from resnet_deploy.quantize.bias import bytes_from_corrections, correct_biases, measure_corrections, read_corrections
 from resnet_deploy.quantize.calibrate import Calibration
 from resnet_deploy.quantize.graph import constant, tensor_name, weighted_nodes, with_outputs
@@ -121,6 +122,28 @@ def test_corrections_do_not_depend_on_the_number_of_cores(resnet18, images, monk
             monkeypatch.setattr(f"resnet_deploy.{module}.compute_threads", lambda cores=cores: cores)
         found.append(bytes_from_corrections(measure_corrections(resnet18.model, lowered, images)))
     assert found[0] == found[1]
+
+
+def test_only_what_later_stages_read_is_held(resnet18, images, monkeypatch):
+    """All that an image goes through would be 44 MB of a ResNet-50 at 224 pixels, for every image."""
+    stages, held = [], []
+    run = correction._run_stage
+
+    def record(stage, lowered, values, pool):
+        stages.append(stage)
+        held.append([set(one) for one in values])
+        return run(stage, lowered, values, pool)
+
+    monkeypatch.setattr(correction, "_run_stage", record)
+    lowered = onnx_from_bytes(resnet18.lowered["onnxruntime"], name="lowered")
+    measure_corrections(resnet18.model, lowered, images[:2])
+    assert len(stages) == 21
+    for number, found in enumerate(held):
+        later = stages[number:]
+        needed = {name for stage in later for name in stage.inputs} - {
+            name for stage in later for name in stage.outputs
+        }
+        assert found == [needed, needed], stages[number].layer
 
 
 def test_models_are_left_as_they_were(resnet18, images, shifts):

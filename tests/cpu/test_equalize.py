@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from hostile import make_hostile
-from int8_subjects import FLOAT32, UINT8, blocks, convolution_names, logits
+from int8_subjects import FLOAT32, UINT8, blocks, convolution_names, int8_ranges, logits, tiny, tiny_logits
 from torch import nn
 
 from resnet_deploy.errors import ModelError
@@ -19,6 +19,7 @@ from resnet_deploy.models import create_model
 from resnet_deploy.onnx_files import bytes_from_onnx, read_card
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.quantize.equalize import EqualizationReport, equalize
+from resnet_deploy.quantize.graph import add_constant
 from resnet_deploy.specs import ModelCard, Preprocess
 
 # Binary logarithms. Factors are rounded to the nearest power of two, so either side of a group may be half a power off,
@@ -191,6 +192,20 @@ def test_a_network_in_balance_is_left_alone(resnet18):
     assert bytes_from_onnx(equalized) == resnet18.data
 
 
+@pytest.mark.parametrize(("ratio", "factors"), [(4, None), (16, (-2, 0))], ids=["2", "4"])
+def test_a_factor_of_two_is_balance_and_one_of_four_is_not(ratio, factors):
+    """Two kinds of channels, made in that ratio and read alike: the square root is what either side gets."""
+    model, _, images = tiny(int8_ranges)
+    made = np.ones((4, 3, 3, 3), np.float32)
+    made[1::2] /= ratio
+    for name, array in (("conv1.weight", made), ("conv2.weight", np.ones((2, 4, 1, 1), np.float32))):
+        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+    model.graph.initializers["conv1.bias"].const_value = ir.tensor(np.zeros(4, np.float32), name="conv1.bias")
+    equalized, report = equalize(model)
+    assert [(group.smallest, group.largest) for group in report.groups] == ([] if factors is None else [factors])
+    np.testing.assert_array_equal(tiny_logits(equalized, images), tiny_logits(model, images))
+
+
 # --- channels that are dead, weights that are none
 
 
@@ -222,6 +237,8 @@ def test_dead_channels_do_no_harm(model, case):
     np.testing.assert_array_equal(answers(equalized), answers(model))
     assert len(report.groups) == COUNTS["resnet18"] - case.endswith("any")
     for group in report.groups:
+        # Four decades are 13 powers of two; a channel that is dead counts as one 24 below the largest, and no less.
+        assert max(-group.smallest, group.largest) <= 24 + 14
         for name in (*group.makers, *group.readers):
             for part in ("weight", "bias"):
                 before, after = (np.abs(constant(one, f"{name}.{part}")).max() for one in (model, equalized))
@@ -242,3 +259,54 @@ def test_layers_without_a_bias_are_scaled_too():
 def test_weights_that_are_not_finite_are_refused_by_name(model, name, value):
     with pytest.raises(ModelError, match=f"{name} has a value that is not finite"):
         equalize(with_constant(model, name, lambda weights: np.full_like(weights, value)))
+
+
+# --- what a factor does not pass through
+
+
+@pytest.mark.parametrize("constant_first", [False, True], ids=["x + constant", "constant + x"])
+def test_a_constant_that_is_added_is_a_reason_against(model, constant_first):
+    changed = model.clone()
+    relu = changed.graph.node("layer2.0.conv1.relu")
+    offset = add_constant(changed.graph, "offset", np.full((1, 128, 1, 1), 0.25, np.float32))
+    operands = [relu.inputs[0], offset]
+    add = ir.node("Add", operands[::-1] if constant_first else operands, name="offset.add")
+    add.outputs[0].name = "offset.sum"
+    changed.graph.insert_before(relu, add)
+    relu.replace_input_with(0, add.outputs[0])
+    equalized, report = equalize(changed)
+    np.testing.assert_array_equal(answers(equalized), answers(changed))
+    assert report.skipped["layer2.0.conv1"] == "a constant is added to it"
+    assert len(report.groups) == COUNTS["resnet18"] - 1
+
+
+MADE_OTHERWISE = "it is made by something that a factor does not pass through"
+READ_OTHERWISE = "it is read by something that a factor does not pass through"
+
+
+@pytest.mark.parametrize("kind", ["Sigmoid", "Clip"])
+@pytest.mark.parametrize(
+    ("relu", "skipped"),
+    [
+        # Between the two convolutions of a block: what the first makes, and what the second reads.
+        ("layer2.0.conv1.relu", {"layer2.0.conv1": READ_OTHERWISE, "layer2.0.conv1.relu": MADE_OTHERWISE}),
+        # Within the stream of a stage, which it parts in two: layers make and layers read either.
+        ("layer1.0.relu", {"conv1": READ_OTHERWISE, "layer1.0.relu": MADE_OTHERWISE}),
+    ],
+    ids=["inside a block", "in the stream"],
+)
+def test_other_activation_functions_are_reasons_against(model, kind, relu, skipped):
+    changed = model.clone()
+    node = changed.graph.node(relu)
+    node.op_type = kind
+    if kind == "Clip":
+        node.resize_inputs(3)
+        for index, limit in ((1, 0), (2, 6)):
+            node.replace_input_with(index, add_constant(changed.graph, f"limit{index}", np.array(limit, np.float32)))
+    equalized, report = equalize(changed)
+    expected = answers(changed)
+    assert np.isfinite(expected).all()
+    np.testing.assert_array_equal(answers(equalized), expected)
+    reasons = {name: reason for name, reason in report.skipped.items() if reason in (MADE_OTHERWISE, READ_OTHERWISE)}
+    assert reasons == skipped
+    assert len(report.groups) == COUNTS["resnet18"] - 1

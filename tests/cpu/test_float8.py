@@ -131,6 +131,16 @@ def test_convolutions_of_few_channels_are_left_out():
     assert report.left_in_float == dict.fromkeys(("conv1", "conv2"), "fewer than 16 channels")
 
 
+def test_few_input_channels_are_as_few():
+    """Of those that have fewer than 16 of either, NVIDIA's own tool makes none."""
+    model, calibration, _ = tiny({"images": (-2.0, 2.0), "conv1.relu": (0.0, 16.0)})
+    for name, shape in (("conv1.weight", (16, 3, 1, 1)), ("conv1.bias", 16), ("conv2.weight", (16, 16, 1, 1))):
+        model.graph.initializers[name].const_value = ir.tensor(np.ones(shape, np.float32), name=name)
+    _, report = insert_qdq(model, calibration, FLOAT8_FORMS["tensorrt"])
+    assert report.left_in_float == {"conv1": "fewer than 16 channels"}
+    assert report.quantized == ("conv2",)
+
+
 def test_weights_that_no_scale_covers_are_refused(resnet18):
     model = resnet18.model.clone()
     constant = model.graph.initializers["layer2.0.conv1.weight"]
@@ -172,6 +182,32 @@ def wide(channels: int = 16) -> tuple[ir.Model, np.ndarray]:
 
 def on_grid(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return (values / scale).clamp(-448, 448).to(torch.float8_e4m3fn).double() * scale
+
+
+@pytest.mark.parametrize("tensor", ["conv1.relu", "conv2.weight"])
+def test_values_that_half_precision_cannot_dequantize_are_refused(tensor):
+    # Scales beyond 128 are multiples of an eighth: 146.125 * 448 is 65464 and 146.25 * 448 is 65520; half precision
+    # ends at 65504.
+    for scale, is_covered in ((146.125, True), (146.25, False)):
+        model, _ = wide()
+        ranges = {"images": (-2.0, 2.0), "conv1.relu": (0.0, 1.5)}
+        if tensor in ranges:
+            ranges[tensor] = (0.0, LARGEST * scale)
+        else:
+            constant = model.graph.initializers[tensor]
+            weights = constant.const_value.numpy().copy()
+            weights[3, 5] = -LARGEST * scale
+            constant.const_value = ir.tensor(weights, name=tensor)
+        histograms = {name: Histogram() for name in ranges}
+        for name, ends in ranges.items():
+            histograms[name].update(np.array(ends, np.float32))
+        calibration = calibration_from(histograms, CalibrationSpec(method="max"), source(1, "w"))
+        if is_covered:
+            lowered, _ = insert_qdq(model, calibration, FLOAT8_FORMS["tensorrt"])
+            assert lowered.graph.initializers[f"{tensor}.scale"].const_value.numpy().max() == np.float16(scale)
+        else:
+            with pytest.raises(ModelError, match=f"{tensor} has values that no float16 scale covers"):
+                insert_qdq(model, calibration, FLOAT8_FORMS["tensorrt"])
 
 
 @pytest.mark.parametrize("per_channel", [True, False], ids=["per channel", "per tensor"])

@@ -196,6 +196,38 @@ def test_lowering_leaves_its_input_alone_and_repeats(resnet18, target):
     assert lower(resnet18.model, resnet18.calibration, FORMS[target])[0] == resnet18.lowered[target]
 
 
+# --- layers that are kept in floating point
+
+
+def test_what_an_integer_layer_reads_is_quantized_for_all_that_read_it(resnet18):
+    """Written twice, as integers and in floating point, it would cost more than the layer kept apart saves."""
+    kept, downsample = "layer2.0.conv1", "layer2.0.downsample.0"
+    model, report = insert_qdq(resnet18.model, resnet18.calibration, FORMS["onnxruntime"], [kept])
+    graph = Graph(bytes_from_onnx(model))
+    layers = {node.name: node for node in graph.all("Conv")}
+    for name in (kept, downsample):
+        assert graph.origin(layers[name].input[0]) == "layer1.1.relu"
+        assert graph.is_dequantized(layers[name].input[0])
+    assert [graph.is_dequantized(name) for name in layers[kept].input[1:]] == [False, False]
+    assert [graph.is_dequantized(name) for name in layers[downsample].input[1:]] == [True, True]
+    assert graph.quantized_activations() == Graph(resnet18.lowered["onnxruntime"]).quantized_activations()
+    assert set(report.left_in_float) == {kept}
+    # With all of its readers in floating point it is not quantized at all.
+    apart, _ = insert_qdq(resnet18.model, resnet18.calibration, FORMS["onnxruntime"], [kept, downsample])
+    assert "layer1.1.relu" not in Graph(bytes_from_onnx(apart)).quantized_activations()
+
+
+def test_the_shortcut_of_a_sum_that_is_kept_is_not_quantized(resnet18):
+    kept = "layer1.0.add"
+    model, report = insert_qdq(resnet18.model, resnet18.calibration, FORMS["tensorrt"], [kept])
+    graph = Graph(bytes_from_onnx(model))
+    quantized = {add.name: [graph.is_dequantized(name) for name in add.input] for add in graph.all("Add")}
+    assert quantized.pop(kept) == [False, False]
+    assert len(quantized) == 7
+    assert all(sum(operands) == 1 for operands in quantized.values())
+    assert set(report.shortcuts) == set(quantized)
+
+
 # --- ONNX Runtime fuses its form completely
 
 

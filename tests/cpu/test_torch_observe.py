@@ -8,6 +8,8 @@ from int8_subjects import FLOAT32, UINT8, make
 
 from resnet_deploy.driver import Gpu, GpuProbe
 from resnet_deploy.errors import BackendError, DataError, ModelError
+from resnet_deploy.export import export_onnx
+from resnet_deploy.models import create_model
 from resnet_deploy.onnx_files import bytes_from_onnx
 from resnet_deploy.ort_session import open_session
 from resnet_deploy.pipeline import calibrating
@@ -17,7 +19,7 @@ from resnet_deploy.quantize.equalize import equalize
 from resnet_deploy.quantize.observers import Histogram
 from resnet_deploy.quantize.ranges import choose_ranges
 from resnet_deploy.quantize.torch_observe import TorchGraph, observe
-from resnet_deploy.specs import CalibrationSpec
+from resnet_deploy.specs import CalibrationSpec, ModelCard
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,34 @@ def test_the_graph_computes_what_onnx_runtime_computes(architecture, preprocess)
         (found,) = TorchGraph(model, "cpu").run(images, ["logits"]).values()
         # FP32 sums in another order, up to 53 layers deep.
         np.testing.assert_allclose(found.numpy(), expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_layers_without_a_bias_are_run_too(images):
+    """The exporter leaves out biases that are all zero: those of an untrained network, and a classifier's."""
+    network = create_model("resnet18", 10).eval()
+    torch.nn.init.zeros_(network.fc.bias)
+    card = ModelCard(architecture="resnet18", num_classes=10, weights="none", weights_sha256="", preprocess=UINT8)
+    model = export_onnx(network, card)
+    assert len(model.graph.node("fc").inputs) == len(model.graph.node("conv1").inputs) == 2
+    found, _ = observe(model, [images[:2]], "cpu")
+    assert list(found) == list(calibrate.observe(model, [images[:2]])[0])
+    expected = open_session(bytes_from_onnx(model)).run(["logits"], {"images": images[:2]})[0]
+    (logits,) = TorchGraph(model, "cpu").run(images[:2], ["logits"]).values()
+    # FP32 sums in another order, 18 layers deep.
+    np.testing.assert_allclose(logits.numpy(), expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_pooling_with_gaps_is_run_as_it_is(resnet18, images):
+    dilated = resnet18.model.clone()
+    for name, values in (("dilations", [2, 2]), ("pads", [2, 2, 2, 2])):
+        dilated.graph.node("maxpool").attributes[name] = ir.AttrInt64s(name, values)
+    expected = open_session(bytes_from_onnx(dilated)).run(["logits"], {"images": images[:2]})[0]
+    (found,) = TorchGraph(dilated, "cpu").run(images[:2], ["logits"]).values()
+    # FP32 sums in another order, 18 layers deep.
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-4 * np.abs(expected).max())
+    # The twin: without gaps it would be another answer.
+    plain = open_session(resnet18.data).run(["logits"], {"images": images[:2]})[0]
+    assert np.abs(plain - expected).max() > 1e-2 * np.abs(expected).max()
 
 
 def test_ranges_are_the_same_within_rounding(resnet18, images, seen):

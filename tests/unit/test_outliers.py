@@ -1,6 +1,7 @@
 """Weights and activations on integer grids; the numbers of small tensors are worked by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,6 +88,42 @@ def test_verdicts(weights, verdict):
     assert verdict in weight_spread("conv1", weights).verdict
 
 
+def test_channels_of_fewer_than_16_levels_waste_the_grid():
+    """Of the 127 that a scale per tensor leaves the largest: 17, 16 and 15."""
+    spread = weight_spread("fc", np.diag([127.0, 17.0, 16.0, 15.0]).astype(np.float32))
+    assert spread.wasting == 0.25
+
+
+@pytest.mark.parametrize(
+    ("per_tensor", "per_channel", "verdict"),
+    [
+        # 8 bits and 7.
+        ((40, 34), (40, 34), "sound on any grid"),
+        ((28, 22), (40, 34), "sound; on 7 bits with a scale per channel"),
+        ((20, 14), (40, 34), "needs a scale per channel"),
+        ((20, 14), (28, 22), "needs 8 bits and a scale per channel"),
+        ((20, 14), (20, 14), "outliers within channels: loses accuracy on any INT8 grid"),
+    ],
+)
+def test_what_figures_allow(per_tensor, per_channel, verdict):
+    spread = replace(
+        weight_spread("fc", NOISE),
+        per_tensor_db=per_tensor[0],
+        per_tensor_7_db=per_tensor[1],
+        per_channel_db=per_channel[0],
+        per_channel_7_db=per_channel[1],
+    )
+    assert spread.verdict == verdict
+
+
+def test_empty_channels_are_not_the_median():
+    """A channel of zeros loses nothing, whatever the grid; the one of four that is used loses what it loses."""
+    weights = np.zeros((4, 2), np.float32)
+    weights[2] = [127, 0.25]
+    found = median_channel_sqnr_db(weights, bits=8, per_channel=True)
+    assert found == pytest.approx(10 * math.log10((127**2 + 0.25**2) / 0.25**2), abs=EXACT)
+
+
 def test_a_verdict_rests_on_its_figures():
     even, one_large = weight_spread("a", NOISE), weight_spread("b", np.concatenate([NOISE, 30 * NOISE[:1]]))
     assert min(even.per_tensor_7_db, even.per_channel_7_db) > SOUND_DB
@@ -119,9 +156,10 @@ def test_an_even_activation_is_sound_under_its_whole_range():
     assert found.expected_db["max"] == pytest.approx(10 * math.log10(4 * 255**2), abs=0.1)
 
 
-def test_few_values_that_dominate_a_range_are_named():
+@pytest.mark.parametrize("largest", [300.0, -300.0])
+def test_few_values_that_dominate_a_range_are_named(largest):
     bulk = np.random.default_rng(0).normal(size=200_000)
-    plain, stretched = spread_of(bulk), spread_of(bulk, [300.0])
+    plain, stretched = spread_of(bulk), spread_of(bulk, [largest])
     assert plain.verdict == "sound"
     assert stretched.verdict.startswith("dominated by few values")
     assert plain.max_over_bulk < 2
@@ -131,6 +169,19 @@ def test_few_values_that_dominate_a_range_are_named():
     assert stretched.bulk_db["percentile"] == pytest.approx(plain.bulk_db["percentile"], abs=1)
     # Of all values, what is dropped is most of the power.
     assert stretched.expected_db["percentile"] < stretched.expected_db["max"]
+
+
+@pytest.mark.parametrize(
+    ("bulk_db", "verdict"),
+    [
+        ({"max": 25.0, "mse": 10.0}, "sound"),
+        ({"max": 24.0, "mse": 25.0, "entropy": 20.0}, "dominated by few values: mse spares the others"),
+        ({"max": 24.0, "mse": 25.0, "entropy": 26.0}, "dominated by few values: mse or entropy spares the others"),
+        ({"max": 24.0, "mse": 24.0}, "coarse in any range: what reads it may need floating point"),
+    ],
+)
+def test_what_decibels_of_the_bulk_say(bulk_db, verdict):
+    assert replace(spread_of(np.linspace(0, 1, 101)), bulk_db=bulk_db).verdict == verdict
 
 
 def test_where_no_range_helps_it_is_said():

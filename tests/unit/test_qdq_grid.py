@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_deploy.quantize.qdq import FORMS, QdqForm, activation_grid, weight_scales
+from resnet_deploy.quantize.qdq import FORMS, QdqForm, _on_weight_grid, activation_grid, weight_scales
 from resnet_deploy.quantize.ranges import Range
 
 unhurried = settings(deadline=None)  # other work may share the machine
@@ -58,8 +58,8 @@ class Grid:
         pytest.param(Grid(Range(0, 127), INT8, 1, 0), id="int8 after ReLU"),
         pytest.param(Grid(Range(-254, 127), INT8, 2, 0), id="int8 of either sign"),
         pytest.param(Grid(Range(0, 12.7), INT8, float(np.float16(0.1)), 0), id="int8 rounded to float16"),
-        pytest.param(Grid(Range(0, 0), UINT8, 1, 0), id="uint8 of zeros"),
-        pytest.param(Grid(Range(0, 0), INT8, 1, 0), id="int8 of zeros"),
+        pytest.param(Grid(Range(0, 0), UINT8, float(np.float32(1 / 255)), 0), id="uint8 of zeros"),
+        pytest.param(Grid(Range(0, 0), INT8, float(np.float16(1 / 127)), 0), id="int8 of zeros"),
         pytest.param(Grid(Range(0, 1e-6), INT8, SMALLEST_HALF, 0), id="int8 of tiny values"),
         pytest.param(Grid(Range(-1e-42, 1e-42), UINT8, 2.0**-126, 0), id="uint8 of denormals"),
     ],
@@ -145,6 +145,14 @@ def test_weights_lose_half_a_step_at_most(values, form):
     steps = scales.astype(np.float64)[:, None]
     stored = np.clip(np.rint(values / steps), -limit, limit) * steps
     assert (np.abs(stored - values) <= HALF_STEP * steps).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 40_000), (7, 20_000), (5, 3, 2, 2)], ids=str)
+def test_weights_are_rounded_alike_in_however_many_pieces(shape):
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    steps = weight_scales(values, INT8).astype(np.float64).reshape(-1, *[1] * (len(shape) - 1))
+    found = _on_weight_grid(values, steps, INT8)
+    np.testing.assert_array_equal(found, np.clip(np.rint(values / steps), -127, 127))
 
 
 def test_weights_on_other_scales_lose_more():

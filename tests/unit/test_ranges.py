@@ -255,6 +255,15 @@ def test_mse_clips_a_thin_tail_and_keeps_a_thick_one():
     assert mse_range(observed(thick)).high > 11.9
 
 
+@pytest.mark.parametrize(("last", "clips"), [(127, False), (128, True), (199, True)])
+def test_mse_searches_as_soon_as_there_are_more_bins_than_levels(last, clips):
+    """In the histogram's smallest range: many values within 100 bins, and a single one in the last."""
+    values = np.random.default_rng(4).uniform(0, 100, 1_000_000)
+    histogram = observed(np.append(values, last + 0.5) * Histogram().width)
+    assert histogram.width == Histogram().width
+    assert (mse_range(histogram).high < histogram.high) == clips
+
+
 # --- what a grid is expected to leave
 
 
