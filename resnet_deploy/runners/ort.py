@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from resnet_deploy.batching import check_feed
-from resnet_deploy.ort_session import open_session, profile_kernels
+from resnet_deploy.ort_session import open_session, profile_kernels, translate_refusals
 from resnet_deploy.runners import tensor_specs
 
 if TYPE_CHECKING:
@@ -64,10 +64,11 @@ class OrtRunner:
 
     def enqueue(self) -> None:
         """Run the batch; on the CPU this returns when it is done."""
-        if self._out is None:
-            self._outputs = self._session.run([self.output.name], self._feed)
-        else:
-            self._run_into(self._out)
+        with translate_refusals():
+            if self._out is None:
+                self._outputs = self._session.run([self.output.name], self._feed)
+            else:
+                self._run_into(self._out)
 
     def _run_into(self, out: "Array") -> None:
         """Run with input and output bound to the caller's memory.

@@ -70,10 +70,11 @@ class OrtGpuRunner:
         """Copy one batch to the device."""
         check_feed(feed, self)
         self._size = len(feed)
-        if self._size not in self._bound:
-            self._bound[self._size] = self._bind(self._size)
-        _, images, _ = self._bound[self._size]
-        images.update_inplace(feed)
+        with translate_refusals():
+            if self._size not in self._bound:
+                self._bound[self._size] = self._bind(self._size)
+            _, images, _ = self._bound[self._size]
+            images.update_inplace(feed)
 
     def _bind(self, size: int) -> tuple[Any, Any, Any]:
         binding = self._session.io_binding()
@@ -92,11 +93,13 @@ class OrtGpuRunner:
 
     def synchronize(self) -> None:
         """Wait for the device."""
-        self._bound[self._size][0].synchronize_outputs()
+        with translate_refusals():
+            self._bound[self._size][0].synchronize_outputs()
 
     def fetch(self) -> "Array":
         """Copy the logits back, into memory of the caller's own."""
-        logits: Array = self._bound[self._size][2].numpy()
+        with translate_refusals():
+            logits: Array = self._bound[self._size][2].numpy()
         return logits.copy() if self._memory == ("cpu",) else logits
 
     def close(self) -> None:
