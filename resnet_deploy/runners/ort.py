@@ -73,7 +73,7 @@ class OrtRunner:
     def _run_into(self, out: "Array") -> None:
         """Run with input and output bound to the caller's memory.
 
-        By a binding of its own (1 µs): with 1.32 one keeps every array that was ever bound to it.
+        By a binding of its own (1 µs): one that stays keeps the array that was bound to it last, which is the caller's.
         """
         binding = self._session.io_binding()
         for name, feed in self._feed.items():
