@@ -152,8 +152,10 @@ class Lane:
         elif (stream.handle or LEGACY) == LEGACY:
             # On the legacy default stream, TensorRT would wait for the whole device.
             self._side.wait_for(stream)
-            self._run_new(call, self._side)
-            stream.wait(self._done)
+            try:
+                self._run_new(call, self._side)
+            finally:  # what a call that failed has put there works in the lane's memory until it is done
+                stream.wait(self._done)
         else:
             self._run_new(call, stream)
 

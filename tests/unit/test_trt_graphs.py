@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from cuda_stand_in import Error
 from trt_bench import SEEDS, Bench, images
 from trt_stand_in import GraphStrategy, expected
 
 from resnet_deploy.batching import run_once
 from resnet_deploy.cuda.streams import Stream
 from resnet_deploy.device_arrays import DeviceArray
+from resnet_deploy.errors import DeviceError
 from resnet_deploy.runners.trt_lanes import MOST_GRAPHS
 
 
@@ -81,6 +83,22 @@ def test_graphs_are_bounded():
     assert bench.graphs() == MOST_GRAPHS
     bench.close()
     assert "graph" not in bench.cuda_stand_in.left()
+
+
+def test_what_a_failed_call_has_put_into_another_stream_is_waited_for():
+    """On the legacy default stream; what comes after it there works in the same memory."""
+    bench = Bench()
+    feed = bench.on_device(images(4))
+    out = DeviceArray.empty((4, 3), "float32", Stream.borrow(bench.cuda, None))
+    bench.runner.run_on(feed, out=out)
+    out.to_host()
+    bench.cuda_stand_in.at(out.pointer, out.nbytes)[1][:] = 0
+    bench.cuda_stand_in.failing["cudaStreamSynchronize"] = Error.cudaErrorInvalidValue
+    with pytest.raises(DeviceError, match="cudaStreamSynchronize failed"):
+        bench.runner.run_on(feed, out=out)
+    bench.cuda_stand_in.failing.clear()
+    np.testing.assert_array_equal(out.to_host(), expected(images(4)))
+    bench.close()
 
 
 def test_a_refused_capture_is_remembered_and_said():
