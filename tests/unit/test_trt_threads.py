@@ -44,13 +44,12 @@ class Stuck:
         self.bench = bench
 
     def __enter__(self):
-        self.lane = self.bench.runner._lanes._take(Stream.create(self.bench.cuda))
+        self.stream, self.taken = Stream.create(self.bench.cuda), []
+        self.bench.runner._lanes._take(self.stream, self.taken)
+        return self
 
     def __exit__(self, *_):
-        lanes = self.bench.runner._lanes
-        with lanes._changed:
-            lanes._idle.append(self.lane)
-            lanes._changed.notify()
+        self.bench.runner._lanes._give_back(self.taken)
 
 
 def test_waiting_for_a_context_ends():
@@ -102,3 +101,70 @@ def test_a_context_that_cannot_be_made_leaves_its_place():
     bench.runner.run_on(array)
     bench.close()
     assert [kind for kind in bench.cuda_stand_in.left() if kind in ("event", "graph")] == []
+
+
+# --- interrupts, and closing meanwhile
+
+
+def ends(work):
+    """Whether ``work`` ends, in a thread of its own."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(10)
+    return not thread.is_alive()
+
+
+def test_an_interrupt_right_after_a_lane_was_taken_loses_none(monkeypatch):
+    bench = Bench(contexts=1)
+    lanes, array = bench.runner._lanes, bench.on_device(images(2))
+    take = lanes._take
+
+    def interrupted(*arguments):
+        take(*arguments)
+        raise KeyboardInterrupt
+
+    for _ in range(2):  # a new lane, and one that was idle
+        monkeypatch.setattr(lanes, "_take", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bench.runner.run_on(array)
+        monkeypatch.setattr(lanes, "_take", take)
+        assert len(lanes._idle) == lanes._made == 1
+    np.testing.assert_array_equal(bench.runner.run_on(array).to_host(), expected(images(2)))
+    del array
+    assert ends(bench.close)
+    assert "event" not in bench.cuda_stand_in.left()
+
+
+def test_closing_does_not_wait_for_ever_for_a_lane_that_was_lost():
+    bench = Bench(contexts=2, timeout_s=0.05)
+    bench.runner.run_on(bench.on_device(images(2)))
+    stuck = Stuck(bench)
+    with stuck:
+        with pytest.warns(ResourceWarning, match="not released: 1 of 2 execution contexts stayed in use for 0.05 s"):
+            assert ends(bench.runner.close)
+        bench.runner.close()
+        assert "event" in bench.cuda_stand_in.left()
+    assert "event" not in bench.cuda_stand_in.left()  # it came back, too late
+    del stuck
+    bench.close()
+
+
+def test_a_call_that_comes_while_the_engine_is_closed_leaves_the_lane_there():
+    bench = Bench(contexts=2)
+    lanes, array, first, second = bench.runner._lanes, bench.on_device(images(2)), Stuck(bench), Stuck(bench)
+    closing = threading.Thread(target=bench.runner.close, daemon=True)
+    with first:
+        with second:
+            pass
+        closing.start()
+        while not lanes._closed:
+            closing.join(0.001)
+        with pytest.raises(DeviceError, match="the engine is closed"):
+            bench.runner.run_on(array, stream=second.stream)
+        with pytest.raises(DeviceError, match="the engine is closed"):
+            bench.runner.run_on(array)
+        assert len(lanes._idle) == 1
+    closing.join(10)
+    assert not closing.is_alive()
+    del array
+    bench.close()
