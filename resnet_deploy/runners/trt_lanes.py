@@ -254,7 +254,10 @@ class Lane:
 
 
 class Context:
-    """An execution context and what it is set to, so that nothing is set twice."""
+    """An execution context and what it is set to, so that nothing is set twice.
+
+    What is being set is unknown until it is done: a refusal, or an interrupt, may come on either side of it.
+    """
 
     def __init__(self, engine: "TrtEngine") -> None:
         self._engine = engine
@@ -286,9 +289,11 @@ class Context:
             context.set_device_memory(scratch.pointer, scratch.nbytes)
             self._memory = scratch.pointer
         if images != self._images:
+            self._images = -1
             engine.require(context.set_tensor_address(INPUT_NAME, images), f"set_tensor_address of {INPUT_NAME}")
             self._images = images
         if logits != self._logits:
+            self._logits = -1
             engine.require(context.set_tensor_address(OUTPUT_NAME, logits), f"set_tensor_address of {OUTPUT_NAME}")
             self._logits = logits
 

@@ -137,6 +137,34 @@ def test_tensorrt_s_no_becomes_an_error_with_its_reason(rtx):
     bench.close()
 
 
+@pytest.mark.parametrize("tensor", ["images", "logits"])
+def test_what_an_interrupt_left_half_set_is_set_again(tensor, monkeypatch):
+    """Set in TensorRT and not yet known here: the call before, asked for again, must not work in the other's memory."""
+    bench = Bench(graphs=False)
+    (array, out), (other, other_out) = (
+        (bench.on_device(images(2, seed)), bench.on_device(np.zeros((2, 3), np.float32))) for seed in (1, 2)
+    )
+    bench.runner.run_on(array, out=out)
+    (context,) = bench.trt.engines[0].contexts
+    set_address = context.set_tensor_address
+
+    def interrupted(name, address):
+        set_address(name, address)
+        if name == tensor:
+            raise KeyboardInterrupt
+        return True
+
+    monkeypatch.setattr(context, "set_tensor_address", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bench.runner.run_on(other, out=other_out)
+    monkeypatch.setattr(context, "set_tensor_address", set_address)
+    bench.runner.run_on(array, out=out)
+    np.testing.assert_array_equal(out.to_host(), expected(images(2, 1)))
+    assert not other_out.to_host().any()
+    assert context.addresses == {"images": array.pointer, "logits": out.pointer}
+    bench.close()
+
+
 def test_no_memory_is_said_with_what_to_do():
     bench = Bench()
     bench.cuda_stand_in.failing["cudaMalloc"] = Error.cudaErrorMemoryAllocation
