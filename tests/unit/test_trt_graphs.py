@@ -10,6 +10,7 @@ from resnet_deploy.batching import run_once
 from resnet_deploy.cuda.streams import Stream
 from resnet_deploy.device_arrays import DeviceArray
 from resnet_deploy.errors import DeviceError
+from resnet_deploy.runners import trt_lanes
 from resnet_deploy.runners.trt_lanes import MOST_GRAPHS
 
 
@@ -83,6 +84,33 @@ def test_graphs_are_bounded():
     assert bench.graphs() == MOST_GRAPHS
     bench.close()
     assert "graph" not in bench.cuda_stand_in.left()
+
+
+def test_the_graph_used_longest_ago_goes_first():
+    bench = Bench()
+    stream, feed = Stream.create(bench.cuda), bench.on_device(images(1))
+    *outs, new = [DeviceArray.empty((1, 3), "float32", stream) for _ in range(MOST_GRAPHS + 1)]
+    for out in (*outs, *outs, outs[0], new, new):
+        bench.runner.run_on(feed, stream=stream, out=out)
+    launches = bench.launches()
+    for out, more in ((outs[0], 1), (new, 2), (outs[1], 2)):
+        bench.runner.run_on(feed, stream=stream, out=out)
+        assert bench.launches() == launches + more
+    bench.close()
+
+
+def test_calls_that_did_not_come_back_are_forgotten(monkeypatch):
+    """Addresses that come and go must not be kept for ever."""
+    monkeypatch.setattr(trt_lanes, "_MOST_SEEN", 3)
+    bench = Bench()
+    stream, feed = Stream.create(bench.cuda), bench.on_device(images(1))
+    outs = [DeviceArray.empty((1, 3), "float32", stream) for _ in range(5)]
+    graphs = []
+    for number in (0, 1, 2, 3, 0, 2, 1):  # the second 0 finds 1, 2 and 3, the second 2 what is left: 2, 3 and 0
+        bench.runner.run_on(feed, stream=stream, out=outs[number])
+        graphs.append(bench.graphs())
+    assert graphs == [0, 0, 0, 0, 0, 1, 1]
+    bench.close()
 
 
 def test_what_a_failed_call_has_put_into_another_stream_is_waited_for():
