@@ -226,6 +226,27 @@ def test_time_between_events(cuda):
     assert end.seconds_since(start) == pytest.approx(1.5e-3)
 
 
+def test_marks_that_tell_no_time_are_made_without(stand_in, cuda):
+    """They are cheaper, and CUDA refuses to compare them."""
+    stream = Stream.create(cuda)
+    plain, timing = Event(cuda), Event(cuda, timing=True)
+    assert [stand_in.flags[int(one.native)] for one in (plain, timing)] == [stand_in.cudaEventDisableTiming, 0]
+    for one in (plain, timing):
+        one.record(stream)
+    stream.synchronize()
+    for start, end in ((plain, timing), (timing, plain)):
+        with pytest.raises(DeviceError, match="cudaErrorInvalidResourceHandle"):
+            end.seconds_since(start)
+    other = Stream.create(cuda)
+    stand_in.calls.clear()
+    other.wait_for(stream)
+    assert stand_in.calls[0] == ("cudaEventCreateWithFlags", stand_in.cudaEventDisableTiming)
+
+
+def test_own_streams_and_the_default_one_do_not_wait_for_each_other(stand_in, cuda):
+    assert stand_in.flags[Stream.create(cuda).handle] == stand_in.cudaStreamNonBlocking
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_memory_freed_in_order_waits_for_its_readers(seed):
     stand_in = CudaStandIn(seed=seed)
