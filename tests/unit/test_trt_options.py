@@ -62,6 +62,11 @@ def test_values_that_make_no_sense(options, message):
     assert caught.value.hint
 
 
+def test_values_at_the_ends():
+    assert [TrtOptions(optimization_level=level).optimization_level for level in (0, 5)] == [0, 5]
+    assert TrtOptions(workspace_bytes=1).workspace_bytes == 1
+
+
 def test_targets_as_people_write_them():
     assert parse_targets("sm86,SM89, sm_120") == parse_targets("8.6,8.9,12.0") == ("8.6", "8.9", "12.0")
     for text in ("", "ada", "sm8", "8.6.1", "sm86;sm89"):
