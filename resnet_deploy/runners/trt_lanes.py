@@ -120,8 +120,7 @@ class Lanes:
             taken.append(Lane(self._engine))
         except BaseException:
             with self._lock:
-                self._made -= 1
-                self._changed.notify_all()
+                self._made -= 1  # who waits for the place is told where nothing is given back
             raise
 
     def _may_take(self) -> bool:
