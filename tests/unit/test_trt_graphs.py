@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from cuda_stand_in import Error
 from trt_bench import SEEDS, Bench, images
-from trt_stand_in import GraphStrategy, expected
+from trt_stand_in import GraphStrategy, IExecutionContext, expected
 
 from resnet_deploy.batching import run_once
 from resnet_deploy.cuda.streams import Stream
@@ -67,10 +67,36 @@ def test_growing_memory_drops_the_graphs_that_knew_the_old():
     assert bench.graphs() == 1
     bench.runner.run_on(large, stream=stream, out=out_large)
     assert bench.graphs() == 0
-    for _ in range(3):
+    bench.runner.run_on(small, stream=stream, out=out_small)
+    assert bench.graphs() == 0  # again after a run without
+    for _ in range(2):
         bench.runner.run_on(small, stream=stream, out=out_small)
+    assert bench.graphs() == 1
     np.testing.assert_array_equal(out_small.to_host(), expected(images(1)))
     np.testing.assert_array_equal(out_large.to_host(), expected(images(8)))
+    bench.close()
+
+
+def test_where_memory_does_not_grow_the_old_is_not_used_any_more():
+    bench = Bench()
+    small, large = bench.on_device(images(1)), bench.on_device(images(8))
+    bench.runner.run_on(small)
+    bench.cuda_stand_in.failing["cudaMalloc"] = Error.cudaErrorMemoryAllocation
+    with pytest.raises(DeviceError, match="cudaErrorMemoryAllocation"):
+        bench.runner.run_on(large)
+    bench.cuda_stand_in.failing.clear()
+    for array, size in ((small, 1), (large, 8)):
+        np.testing.assert_array_equal(bench.runner.run_on(array).to_host(), expected(images(size)))
+    bench.close()
+
+
+def test_a_context_that_says_so_is_not_captured(monkeypatch):
+    monkeypatch.setattr(IExecutionContext, "is_stream_capturable", lambda *_: False, raising=False)
+    bench = Bench()
+    for _ in range(4):
+        run_once(bench.runner, images(2))
+    assert "cudaStreamBeginCapture" not in bench.cuda_stand_in.names()
+    assert bench.runner.notes == ("no CUDA graphs: tensorrt cannot be captured with this engine",)
     bench.close()
 
 
