@@ -167,6 +167,16 @@ def view_of(array: Any, stream: Stream) -> DeviceArray:
     return view
 
 
+def require_apart(out: DeviceArray, images: DeviceArray) -> None:
+    """Refuse an ``out`` in the memory that the images are in: it would be written to while they are read.
+
+    Raises:
+        FeedError: If the two overlap.
+    """
+    if out.pointer < images.pointer + images.nbytes and images.pointer < out.pointer + out.nbytes:
+        raise FeedError("out overlaps with the images", hint="give an array of its own, or none")
+
+
 def _interface_of(array: object) -> dict[str, Any] | None:
     try:
         interface: dict[str, Any] | None = getattr(array, "__cuda_array_interface__", None)

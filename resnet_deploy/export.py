@@ -27,7 +27,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from resnet_deploy.errors import AccuracyError, FileError, WeightsError
 from resnet_deploy.onnx_files import PRODUCER, attach_card, bytes_from_onnx, initializers_digest
-from resnet_deploy.ort_session import open_session
+from resnet_deploy.ort_session import open_session, translate_refusals
 from resnet_deploy.specs import INPUT_NAME, OUTPUT_NAME, ModelCard, Preprocess
 from resnet_deploy.version import __version__
 
@@ -136,7 +136,8 @@ def check_export(model: ir.Model, network: nn.Module, card: ModelCard) -> Export
             raise WeightsError(
                 "PyTorch computes logits that are not finite", hint="check the weights for NaN and for extreme values"
             )
-        (logits,) = session.run([OUTPUT_NAME], {INPUT_NAME: images.numpy()})
+        with translate_refusals():
+            (logits,) = session.run([OUTPUT_NAME], {INPUT_NAME: images.numpy()})
         differences.append(np.abs(logits - expected).max())
         peaks.append(np.abs(expected).max())
     check = ExportCheck(float(np.max(differences)), float(np.max(peaks)))  # unlike Python's max, this keeps a NaN

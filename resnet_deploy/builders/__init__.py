@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from resnet_deploy.backends import find_backend
+from resnet_deploy.backends import BACKENDS, find_backend
 from resnet_deploy.bundle import Requirements
 from resnet_deploy.errors import BackendError
 from resnet_deploy.specs import BuildSpec
@@ -47,7 +47,7 @@ def find_builder(name: str) -> Builder:
     if not backend.builder:
         raise BackendError(
             f"this version of resnet-deploy does not build engines for {name}",
-            hint="choose --backend onnxruntime, tensorrt or tensorrt-rtx",
+            hint=f"choose --backend {' or '.join(one.name for one in BACKENDS if one.builder)}",
         )
     module, _, function = backend.builder.partition(":")
     return cast("Builder", getattr(importlib.import_module(module), function))

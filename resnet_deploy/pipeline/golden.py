@@ -100,8 +100,7 @@ def answer(runner: "Runner | None", lowered: bytes, spec: BuildSpec, card: Model
     notes: tuple[str, ...] = ()
     images = _images(samples.reader, card)
     if runner is not None:
-        with translate_refusals():
-            logits = infer(runner, images)
+        logits = infer(runner, images)
     else:
         graph, notes = simulated(lowered, name="the lowered graph")
         session = open_session(graph, as_written=True)
@@ -122,9 +121,11 @@ def write(path: Path, answers: Answers) -> None:
 
 def compare(answers: Answers, exported: bytes, kind: str) -> Measured:
     """Compare the answers with those of the FP32 model in ``exported``; ``kind`` is that of the samples."""
-    from resnet_deploy.ort_session import open_session
+    from resnet_deploy.ort_session import open_session, translate_refusals
 
-    (expected,) = open_session(exported).run([OUTPUT_NAME], {INPUT_NAME: answers.images})
+    session = open_session(exported)
+    with translate_refusals():
+        (expected,) = session.run([OUTPUT_NAME], {INPUT_NAME: answers.images})
     difference = compare_logits(expected, answers.logits)
     return Measured(
         by="engine" if answers.by_engine else "simulation",

@@ -200,7 +200,10 @@ class _Worker:
                 _count(histogram, values, f"calibration image {number}: tensor {name}")
 
     def _run(self, image: "Array") -> None:
-        """Write the activations of an image over those of the last: memory fresh from the system costs time."""
+        """Write the activations of an image over those of the last: memory fresh from the system costs time.
+
+        Of the images, the binding keeps the one that was bound last.
+        """
         if self._computed:
             self._binding.bind_cpu_input(INPUT_NAME, np.ascontiguousarray(image))
             self._session.run_with_iobinding(self._binding)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from resnet_deploy.batching import check_feed
-from resnet_deploy.ort_session import open_session, profile_kernels
+from resnet_deploy.ort_session import open_session, profile_kernels, translate_refusals
 from resnet_deploy.runners import tensor_specs
 
 if TYPE_CHECKING:
@@ -64,15 +64,16 @@ class OrtRunner:
 
     def enqueue(self) -> None:
         """Run the batch; on the CPU this returns when it is done."""
-        if self._out is None:
-            self._outputs = self._session.run([self.output.name], self._feed)
-        else:
-            self._run_into(self._out)
+        with translate_refusals():
+            if self._out is None:
+                self._outputs = self._session.run([self.output.name], self._feed)
+            else:
+                self._run_into(self._out)
 
     def _run_into(self, out: "Array") -> None:
         """Run with input and output bound to the caller's memory.
 
-        By a binding of its own (1 µs): with 1.32 one keeps every array that was ever bound to it.
+        By a binding of its own (1 µs): one that stays keeps the array that was bound to it last, which is the caller's.
         """
         binding = self._session.io_binding()
         for name, feed in self._feed.items():

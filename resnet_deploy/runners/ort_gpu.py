@@ -1,5 +1,6 @@
-"""ONNX Runtime on an NVIDIA GPU: input and output stay in device memory that is bound once for each batch size."""
+"""ONNX Runtime on an NVIDIA GPU: input and output stay in device memory, bound for the batch sizes used last."""
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 
 _CUDA: Final = ("cuda", 0)
+_MOST_BOUND: Final = 4  # batches of the largest size that as much memory would hold
 _NVIDIA: Final = ("gpu", 0, 0x10DE)  # by its PCI vendor: memory of plugins, which have no name of their own for it
 
 
@@ -50,8 +52,8 @@ class OrtGpuRunner:
         self._session: Any = open_on(provider, engine, options)
         self.device: str = self._session.get_providers()[0]
         self._memory = memory
-        self._bound: dict[int, tuple[Any, Any, Any]] = {}  # binding, input and output by batch size
-        self._size = 0
+        self._bound: OrderedDict[int, tuple[Any, Any, Any]] = OrderedDict()  # by batch size, the last one used last
+        self._loaded: Any = None  # of them, the one that the batch was loaded into
         ort = import_onnxruntime()
         self._values: Any = ort.OrtValue
         self._without_waiting = ort.RunOptions()
@@ -69,11 +71,22 @@ class OrtGpuRunner:
     def load(self, feed: "Array") -> None:
         """Copy one batch to the device."""
         check_feed(feed, self)
-        self._size = len(feed)
-        if self._size not in self._bound:
-            self._bound[self._size] = self._bind(self._size)
-        _, images, _ = self._bound[self._size]
-        images.update_inplace(feed)
+        with translate_refusals():
+            self._loaded = self._bound_for(len(feed))
+            self._loaded[1].update_inplace(feed)
+
+    def _bound_for(self, size: int) -> tuple[Any, Any, Any]:
+        """Return binding, input and output of a batch size; sizes used longest ago make room for a new one.
+
+        One of each size would take memory that grows with the square of the largest.
+        """
+        bound = self._bound.pop(size, None)
+        if bound is None:
+            while self._bound and sum(self._bound) + size > _MOST_BOUND * self.batch.max:
+                self._bound.popitem(last=False)
+            bound = self._bind(size)
+        self._bound[size] = bound
+        return bound
 
     def _bind(self, size: int) -> tuple[Any, Any, Any]:
         binding = self._session.io_binding()
@@ -88,18 +101,20 @@ class OrtGpuRunner:
     def enqueue(self) -> None:
         """Start the batch; this returns before it is done."""
         with translate_refusals():
-            self._session.run_with_iobinding(self._bound[self._size][0], self._without_waiting)
+            self._session.run_with_iobinding(self._loaded[0], self._without_waiting)
 
     def synchronize(self) -> None:
         """Wait for the device."""
-        self._bound[self._size][0].synchronize_outputs()
+        with translate_refusals():
+            self._loaded[0].synchronize_outputs()
 
     def fetch(self) -> "Array":
         """Copy the logits back, into memory of the caller's own."""
-        logits: Array = self._bound[self._size][2].numpy()
+        with translate_refusals():
+            logits: Array = self._loaded[2].numpy()
         return logits.copy() if self._memory == ("cpu",) else logits
 
     def close(self) -> None:
         """Release the session and what is bound to it."""
-        self._bound = {}
+        self._bound, self._loaded = OrderedDict(), None
         self._session = None

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from resnet_deploy.batching import check_feed
-from resnet_deploy.ort_session import open_plain_session
+from resnet_deploy.ort_session import open_plain_session, translate_refusals
 from resnet_deploy.runners import tensor_specs
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class PlainOrtRunner:
 
     def enqueue(self) -> None:
         """Run the batch; this returns when it is done."""
-        self._outputs = self._session.run(None, self._feed)
+        with translate_refusals():
+            self._outputs = self._session.run(None, self._feed)
 
     def synchronize(self) -> None:
         """Return at once: ``enqueue`` has waited."""

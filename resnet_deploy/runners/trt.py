@@ -8,7 +8,7 @@ from resnet_deploy.batching import check_batch, check_feed
 from resnet_deploy.cuda.memory import StreamBuffer
 from resnet_deploy.cuda.runtime import Cuda
 from resnet_deploy.cuda.streams import Stream
-from resnet_deploy.device_arrays import DeviceArray, view_of
+from resnet_deploy.device_arrays import DeviceArray, require_apart, view_of
 from resnet_deploy.driver import probe_gpu
 from resnet_deploy.environment import cache_folder
 from resnet_deploy.errors import BackendError, FeedError
@@ -193,7 +193,7 @@ class TrtRunner:
             The logits, ready on ``stream``: ``out``, or memory given back when nothing holds the array.
 
         Raises:
-            FeedError: If ``feed`` or ``out`` has another type, shape, device or order of elements.
+            FeedError: If ``feed`` or ``out`` has another type, shape, device or order of elements, or they overlap.
             DeviceError: If all contexts stay in use, the engine is closed, or CUDA or TensorRT refuses.
         """
         queue = Stream.borrow(self.cuda, stream)
@@ -204,9 +204,11 @@ class TrtRunner:
         images = view_of(feed, queue)
         check_batch(images, self)
         shape = (images.shape[0], *self.output.shape)
-        logits = (
-            DeviceArray.empty(shape, self.output.dtype, queue) if out is None else self._view_of_out(out, shape, queue)
-        )
+        if out is None:
+            logits = DeviceArray.empty(shape, self.output.dtype, queue)
+        else:
+            logits = self._view_of_out(out, shape, queue)
+            require_apart(logits, images)
         self._lanes.run((shape[0], images.pointer, logits.pointer), queue)
         return logits
 

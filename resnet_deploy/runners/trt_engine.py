@@ -39,7 +39,9 @@ _KEPT_MESSAGES: Final = 100
 
 
 class TrtEngine:
-    """The engine itself, which any number of contexts share; it does not change once made, but for ``graph_refusal``.
+    """The engine itself, which any number of contexts share, from any number of threads.
+
+    Once made, it changes only by what it finds out: ``graph_refusal``, and the profile of each batch size.
 
     Args:
         api: The flavour it was built with.

@@ -7,6 +7,7 @@ activations, since their work is done one after the other.
 
 import contextlib
 import threading
+import warnings
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
@@ -57,23 +58,39 @@ class Lanes:
         Raises:
             DeviceError: If no lane gets free in time, the engine is closed, or TensorRT refuses.
         """
-        lane = self._take(stream)
+        taken: list[Lane] = []  # filled where it is taken: an interrupt may come before a call that took it returns
         try:
-            lane.run(call, stream)
+            self._take(stream, taken)
+            taken[0].run(call, stream)
         finally:
-            with self._lock:
-                self._idle.append(lane)
-                if self._waiting:
-                    self._changed.notify_all()
+            self._give_back(taken)
 
     def close(self) -> None:
-        """Wait for calls that are being put into streams, then for the device, and release all lanes."""
+        """Wait for calls that are being put into streams, then for the device, and release all lanes.
+
+        No longer than a call waits for a lane: an interrupt in the midst of giving one back may have lost it. What is
+        still in use then is a ResourceWarning, and released when it comes back or is collected.
+        """
         with self._lock:
             self._closed = True
             self._changed.notify_all()
-            self._wait(lambda: len(self._idle) == self._made, None)
-            lanes, self._idle, self._made = self._idle, [], 0
+            self._wait(lambda: len(self._idle) >= self._made, self._timeout_s)
+            lanes, made = self._idle, self._made
+            self._idle, self._made = [], 0
         for lane in lanes:
+            lane.close()
+        if len(lanes) < made:
+            lost = f"{made - len(lanes)} of {made} execution contexts stayed in use for {self._timeout_s:g} seconds"
+            warnings.warn(f"not released: {lost}", ResourceWarning, stacklevel=2)
+
+    def _give_back(self, taken: "list[Lane]") -> None:
+        with self._lock:
+            late = taken if self._closed and self._made <= 0 else []
+            if not late:
+                self._idle.extend(taken)
+            if self._waiting:
+                self._changed.notify_all()
+        for lane in late:  # nobody else will
             lane.close()
 
     def _wait(self, condition: "Callable[[], bool]", timeout_s: float | None) -> bool:
@@ -83,41 +100,41 @@ class Lanes:
         finally:
             self._waiting -= 1
 
-    def _take(self, stream: Stream) -> "Lane":
+    def _take(self, stream: Stream, taken: "list[Lane]") -> None:
+        """Put a lane into ``taken``, also where an error follows."""
         with self._lock:
-            lane = self._choose(stream)
-            if lane is None and self._made >= self._most:
+            self._choose(stream, taken)
+            if not taken and self._made >= self._most:
                 if not self._wait(self._may_take, self._timeout_s):
                     raise DeviceError(
                         f"all {self._most} execution contexts were in use for {self._timeout_s:g} seconds",
                         hint="use more contexts, or fewer threads",
                     )
-                lane = self._choose(stream)
+                self._choose(stream, taken)
             if self._closed:
-                if lane is not None:
-                    self._idle.append(lane)
                 raise DeviceError("the engine is closed", hint="load it again")
-            if lane is not None:
-                return lane
+            if taken:
+                return
             self._made += 1
         try:
-            return Lane(self._engine)
+            taken.append(Lane(self._engine))
         except BaseException:
             with self._lock:
-                self._made -= 1
-                self._changed.notify_all()
+                self._made -= 1  # who waits for the place is told where nothing is given back
             raise
 
     def _may_take(self) -> bool:
         return self._closed or bool(self._idle) or self._made < self._most
 
-    def _choose(self, stream: Stream) -> "Lane | None":
+    def _choose(self, stream: Stream, taken: "list[Lane]") -> None:
         """Take the idle lane last used on ``stream``; else, if no more may be made, the one idle for longest."""
         idle = self._idle
         for index in range(len(idle) - 1, -1, -1):
             if idle[index].was_on(stream):
-                return idle.pop(index)
-        return idle.pop(0) if idle and self._made >= self._most else None
+                taken.append(idle.pop(index))
+                return
+        if idle and self._made >= self._most:
+            taken.append(idle.pop(0))
 
 
 class Lane:
@@ -152,8 +169,10 @@ class Lane:
         elif (stream.handle or LEGACY) == LEGACY:
             # On the legacy default stream, TensorRT would wait for the whole device.
             self._side.wait_for(stream)
-            self._run_new(call, self._side)
-            stream.wait(self._done)
+            try:
+                self._run_new(call, self._side)
+            finally:  # what a call that failed has put there works in the lane's memory until it is done
+                stream.wait(self._done)
         else:
             self._run_new(call, stream)
 
@@ -234,7 +253,10 @@ class Lane:
 
 
 class Context:
-    """An execution context and what it is set to, so that nothing is set twice."""
+    """An execution context and what it is set to, so that nothing is set twice.
+
+    What is being set is unknown until it is done: a refusal, or an interrupt, may come on either side of it.
+    """
 
     def __init__(self, engine: "TrtEngine") -> None:
         self._engine = engine
@@ -266,9 +288,11 @@ class Context:
             context.set_device_memory(scratch.pointer, scratch.nbytes)
             self._memory = scratch.pointer
         if images != self._images:
+            self._images = -1
             engine.require(context.set_tensor_address(INPUT_NAME, images), f"set_tensor_address of {INPUT_NAME}")
             self._images = images
         if logits != self._logits:
+            self._logits = -1
             engine.require(context.set_tensor_address(OUTPUT_NAME, logits), f"set_tensor_address of {OUTPUT_NAME}")
             self._logits = logits
 

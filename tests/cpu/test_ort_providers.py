@@ -4,7 +4,9 @@ Without a GPU, binding and its order are proved on the CPU's provider, by the sa
 the same is for the tests in tests/gpu.
 """
 
+import gc
 import sys
+import weakref
 from types import SimpleNamespace
 
 import msgspec
@@ -61,6 +63,25 @@ def test_every_batch_has_answers_of_its_own(runner, bundle):
     assert not np.array_equal(first, second)
     np.testing.assert_allclose(run_once(runner, images[:1]), kept[:1], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(run_once(runner, images[:2]), kept)
+
+
+def test_sizes_used_longest_ago_make_room(runner, bundle):
+    """Memory is bound for four times the largest batch, and not for one batch of each size there is."""
+    most = runner.batch.max
+    assert most > 5
+    images = synthetic_images(bundle.manifest.card.preprocess, most)
+    answers = infer(OrtRunner.open(bundle, 1), images)
+    first = weakref.ref(runner._bound_for(1)[1])
+    for size in (*range(1, most + 1), 2, most, most - 1, 3, most - 2, most - 3):
+        np.testing.assert_allclose(run_once(runner, images[:size]), answers[:size], rtol=1e-4, atol=1e-5)
+        assert sum(runner._bound) <= 4 * most
+        assert next(reversed(runner._bound)) == size
+    gc.collect()
+    assert first() is None
+    assert list(runner._bound)[-4:] == [most - 1, 3, most - 2, most - 3]
+    kept = runner._bound[3]
+    run_once(runner, images[:3])
+    assert runner._bound[3] is kept
 
 
 def test_a_batch_that_does_not_fit_is_refused(runner, bundle):

@@ -70,6 +70,7 @@ class Machine:
         self.memory, self.pool, self.reuse = {}, {}, reuse
         self.streams = {0: Queue()}
         self.events, self.templates, self.graphs = {}, {}, {}
+        self.flags = {}  # that streams and events were made with
         self.depth = 0
         self.launched = {}  # how often each graph waits in a stream
         self.numbers = iter(range(0x10, 1 << 40, 0x10))

@@ -14,6 +14,7 @@ class Error(IntEnum):
     cudaErrorMemoryAllocation = 2
     cudaErrorCudartUnloading = 4
     cudaErrorNoDevice = 100
+    cudaErrorInvalidResourceHandle = 400
     cudaErrorNotReady = 600
     cudaErrorIllegalAddress = 700
     cudaErrorStreamCaptureUnsupported = 900
@@ -166,7 +167,7 @@ class CudaStandIn(Machine):
     @call
     def cudaStreamCreateWithFlags(self, flags):
         number = Handle(next(self.numbers))
-        self.streams[int(number)] = Queue()
+        self.streams[int(number)], self.flags[int(number)] = Queue(), flags
         return (SUCCESS, number)
 
     @call
@@ -193,7 +194,7 @@ class CudaStandIn(Machine):
     @call
     def cudaEventCreateWithFlags(self, flags):
         number = Handle(next(self.numbers))
-        self.events[int(number)] = None
+        self.events[int(number)], self.flags[int(number)] = None, flags
         return (SUCCESS, number)
 
     def event(self, event):
@@ -221,6 +222,8 @@ class CudaStandIn(Machine):
     @call
     def cudaEventElapsedTime(self, start, end):
         marks = self.event(start), self.event(end)
+        if any(self.flags[int(one)] & self.cudaEventDisableTiming for one in (start, end)):
+            return (Error.cudaErrorInvalidResourceHandle, None)
         if not all(mark is not None and mark.reached for mark in marks):
             return (Error.cudaErrorNotReady, None)
         return (SUCCESS, 1.5)

@@ -69,6 +69,28 @@ def test_the_real_bindings_have_every_name_of_the_stand_in():
     assert [name for name in names if not hasattr(bindings, name)] == []
 
 
+def test_a_status_that_the_runtime_has_no_name_for(stand_in, cuda):
+    stand_in.failing["cudaMalloc"] = 12345
+    stand_in.cudaGetErrorName = stand_in.cudaGetErrorString = lambda _: (0, None)
+    with pytest.raises(DeviceError, match=r"^cudaMalloc failed: status 12345, $"):
+        DeviceBuffer(cuda, 16)
+
+
+@pytest.mark.parametrize("status", [214, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719])
+def test_statuses_after_which_nothing_works_any_more(stand_in, cuda, status):
+    stand_in.failing["cudaMalloc"] = status
+    stand_in.cudaGetErrorName = stand_in.cudaGetErrorString = lambda _: (0, b"lost")
+    with pytest.raises(DeviceError) as caught:
+        DeviceBuffer(cuda, 16)
+    assert "restart it" in caught.value.hint
+
+
+@pytest.mark.parametrize(("kind", "device"), [(1, -1), (2, 0), (3, 0)])
+def test_managed_memory_is_the_device_s(stand_in, cuda, kind, device):
+    stand_in.cudaPointerGetAttributes = lambda _: (0, SimpleNamespace(type=kind, device=0))
+    assert cuda.device_of(0x70_0000) == device
+
+
 def test_a_device_that_is_not_there():
     with pytest.raises(DeviceError, match="no CUDA device 2 of 2"):
         Cuda(2, CudaStandIn(devices=2))
@@ -83,6 +105,25 @@ def test_the_device_of_the_thread_is_given_back():
         raise KeyError
     assert stand_in.device() == 0
     assert stand_in.names().count("cudaSetDevice") == 2
+    stand_in.cudaSetDevice(2)
+    with cuda.current():
+        assert stand_in.device() == 1
+    assert stand_in.device() == 2
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_everything_is_made_on_its_own_device(index):
+    """And the thread has its own again."""
+    stand_in = CudaStandIn(devices=2)
+    stand_in.home = 1
+    cuda, devices = Cuda(1, stand_in), []
+    names = ["cudaStreamCreateWithFlags", "cudaEventCreateWithFlags", "cudaMalloc", "cudaHostAlloc", "cudaMallocAsync"]
+    for name in names:
+        stand_in.failing[name] = lambda *_, name=name: devices.append((name, stand_in.device()))
+    make_all(cuda)
+    assert (names[index], 1) in devices
+    assert (names[index], 0) not in devices
+    assert stand_in.device() == 0
 
 
 # --- ownership
@@ -160,6 +201,7 @@ class WithProtocol:
         (SimpleNamespace(ptr=0x40), 0x40),  # CuPy
         (SimpleNamespace(handle=0x40), 0x40),  # PyCUDA
         (WithProtocol(), 0x40),
+        (SimpleNamespace(__cuda_stream__=(0, 0x40)), 0x40),
     ],
 )
 def test_streams_of_other_libraries(cuda, stream, handle):
@@ -170,6 +212,14 @@ def test_streams_of_other_libraries(cuda, stream, handle):
     assert borrowed.__cuda_stream__() == (0, handle)
     if stream is not None and not isinstance(stream, int):
         assert borrowed.owner is stream
+
+
+def test_default_streams_are_never_captured_and_always_there(stand_in, cuda):
+    for handle in (0, 1, 2):
+        assert not Stream.borrow(cuda, handle).is_capturing
+    assert "cudaStreamIsCapturing" not in stand_in.names()
+    assert [Stream.borrow(cuda, handle).lasts for handle in (0, 1, 2, 0x40)] == [True, True, False, False]
+    assert Stream.create(cuda).lasts
 
 
 @pytest.mark.parametrize("stream", ["0", object(), -1, 1.5])
@@ -226,6 +276,27 @@ def test_time_between_events(cuda):
     assert end.seconds_since(start) == pytest.approx(1.5e-3)
 
 
+def test_marks_that_tell_no_time_are_made_without(stand_in, cuda):
+    """They are cheaper, and CUDA refuses to compare them."""
+    stream = Stream.create(cuda)
+    plain, timing = Event(cuda), Event(cuda, timing=True)
+    assert [stand_in.flags[int(one.native)] for one in (plain, timing)] == [stand_in.cudaEventDisableTiming, 0]
+    for one in (plain, timing):
+        one.record(stream)
+    stream.synchronize()
+    for start, end in ((plain, timing), (timing, plain)):
+        with pytest.raises(DeviceError, match="cudaErrorInvalidResourceHandle"):
+            end.seconds_since(start)
+    other = Stream.create(cuda)
+    stand_in.calls.clear()
+    other.wait_for(stream)
+    assert stand_in.calls[0] == ("cudaEventCreateWithFlags", stand_in.cudaEventDisableTiming)
+
+
+def test_own_streams_and_the_default_one_do_not_wait_for_each_other(stand_in, cuda):
+    assert stand_in.flags[Stream.create(cuda).handle] == stand_in.cudaStreamNonBlocking
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_memory_freed_in_order_waits_for_its_readers(seed):
     stand_in = CudaStandIn(seed=seed)
@@ -266,6 +337,18 @@ def test_what_cannot_be_captured_leaves_the_stream_as_it_was(stand_in, cuda):
     assert stand_in.left() == ["stream"]
     with capture(cuda, side, lambda: None):
         pass
+
+
+def test_what_was_captured_before_an_interrupt_is_given_back(stand_in, cuda):
+    side = Stream.create(cuda)
+
+    def enqueue():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        capture(cuda, side, enqueue)
+    side.synchronize()  # it is not captured any more
+    assert stand_in.left() == ["stream"]
 
 
 def test_garbage_is_not_collected_in_the_midst_of_a_capture(stand_in, cuda):

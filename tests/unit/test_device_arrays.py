@@ -1,6 +1,7 @@
 """Other libraries' arrays on a GPU, and ours for them, on the stand-in for CUDA; the libraries' side is played."""
 
 import gc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -203,6 +204,32 @@ def test_another_device_is_found_by_its_pointer():
     pinned = PinnedBuffer(here, 6)
     with pytest.raises(FeedError, match="the host's memory"):
         view_of(WithInterface(pinned.pointer), Stream.create(here))
+
+
+def test_an_array_of_nothing_has_no_address_and_no_order():
+    """As PyTorch and CuPy write one; where there are several devices too, it is on none."""
+    stand_in = CudaStandIn(devices=2)
+    stream = Stream.borrow(Cuda(0, stand_in), None)
+    for pointer in (0, None):
+        interface = {"data": (pointer, False), "shape": (0, 3), "strides": (1, 1), "typestr": "<f4", "version": 3}
+        view = view_of(SimpleNamespace(__cuda_array_interface__=interface), stream)
+        assert (view.pointer, view.shape, view.nbytes) == (0, (0, 3), 0)
+    assert "cudaPointerGetAttributes" not in stand_in.names()
+
+
+def test_foreign_byte_order_is_not_taken_for_our_own(cuda, stream):
+    interface = {"data": (0x70_0000, False), "shape": (2,), "typestr": ">f4", "version": 3}
+    view = view_of(SimpleNamespace(__cuda_array_interface__=interface), stream)
+    assert view.dtype == ">f4"
+
+
+@pytest.mark.parametrize("error", [BufferError, RuntimeError, ValueError])
+def test_what_cannot_say_where_it_is_is_not_on_a_device(error):
+    class Elsewhere:
+        def __dlpack_device__(self):
+            raise error
+
+    assert not is_on_device(Elsewhere())
 
 
 def test_a_mask_is_refused(cuda, stream):

@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+from cuda_stand_in import Error
 from trt_bench import SEEDS, Bench, images
-from trt_stand_in import GraphStrategy, expected
+from trt_stand_in import GraphStrategy, IExecutionContext, expected
 
 from resnet_deploy.batching import run_once
 from resnet_deploy.cuda.streams import Stream
 from resnet_deploy.device_arrays import DeviceArray
+from resnet_deploy.errors import DeviceError
+from resnet_deploy.runners import trt_lanes
 from resnet_deploy.runners.trt_lanes import MOST_GRAPHS
 
 
@@ -64,10 +67,36 @@ def test_growing_memory_drops_the_graphs_that_knew_the_old():
     assert bench.graphs() == 1
     bench.runner.run_on(large, stream=stream, out=out_large)
     assert bench.graphs() == 0
-    for _ in range(3):
+    bench.runner.run_on(small, stream=stream, out=out_small)
+    assert bench.graphs() == 0  # again after a run without
+    for _ in range(2):
         bench.runner.run_on(small, stream=stream, out=out_small)
+    assert bench.graphs() == 1
     np.testing.assert_array_equal(out_small.to_host(), expected(images(1)))
     np.testing.assert_array_equal(out_large.to_host(), expected(images(8)))
+    bench.close()
+
+
+def test_where_memory_does_not_grow_the_old_is_not_used_any_more():
+    bench = Bench()
+    small, large = bench.on_device(images(1)), bench.on_device(images(8))
+    bench.runner.run_on(small)
+    bench.cuda_stand_in.failing["cudaMalloc"] = Error.cudaErrorMemoryAllocation
+    with pytest.raises(DeviceError, match="cudaErrorMemoryAllocation"):
+        bench.runner.run_on(large)
+    bench.cuda_stand_in.failing.clear()
+    for array, size in ((small, 1), (large, 8)):
+        np.testing.assert_array_equal(bench.runner.run_on(array).to_host(), expected(images(size)))
+    bench.close()
+
+
+def test_a_context_that_says_so_is_not_captured(monkeypatch):
+    monkeypatch.setattr(IExecutionContext, "is_stream_capturable", lambda *_: False, raising=False)
+    bench = Bench()
+    for _ in range(4):
+        run_once(bench.runner, images(2))
+    assert "cudaStreamBeginCapture" not in bench.cuda_stand_in.names()
+    assert bench.runner.notes == ("no CUDA graphs: tensorrt cannot be captured with this engine",)
     bench.close()
 
 
@@ -81,6 +110,49 @@ def test_graphs_are_bounded():
     assert bench.graphs() == MOST_GRAPHS
     bench.close()
     assert "graph" not in bench.cuda_stand_in.left()
+
+
+def test_the_graph_used_longest_ago_goes_first():
+    bench = Bench()
+    stream, feed = Stream.create(bench.cuda), bench.on_device(images(1))
+    *outs, new = [DeviceArray.empty((1, 3), "float32", stream) for _ in range(MOST_GRAPHS + 1)]
+    for out in (*outs, *outs, outs[0], new, new):
+        bench.runner.run_on(feed, stream=stream, out=out)
+    launches = bench.launches()
+    for out, more in ((outs[0], 1), (new, 2), (outs[1], 2)):
+        bench.runner.run_on(feed, stream=stream, out=out)
+        assert bench.launches() == launches + more
+    bench.close()
+
+
+def test_calls_that_did_not_come_back_are_forgotten(monkeypatch):
+    """Addresses that come and go must not be kept for ever."""
+    monkeypatch.setattr(trt_lanes, "_MOST_SEEN", 3)
+    bench = Bench()
+    stream, feed = Stream.create(bench.cuda), bench.on_device(images(1))
+    outs = [DeviceArray.empty((1, 3), "float32", stream) for _ in range(5)]
+    graphs = []
+    for number in (0, 1, 2, 3, 0, 2, 1):  # the second 0 finds 1, 2 and 3, the second 2 what is left: 2, 3 and 0
+        bench.runner.run_on(feed, stream=stream, out=outs[number])
+        graphs.append(bench.graphs())
+    assert graphs == [0, 0, 0, 0, 0, 1, 1]
+    bench.close()
+
+
+def test_what_a_failed_call_has_put_into_another_stream_is_waited_for():
+    """On the legacy default stream; what comes after it there works in the same memory."""
+    bench = Bench()
+    feed = bench.on_device(images(4))
+    out = DeviceArray.empty((4, 3), "float32", Stream.borrow(bench.cuda, None))
+    bench.runner.run_on(feed, out=out)
+    out.to_host()
+    bench.cuda_stand_in.at(out.pointer, out.nbytes)[1][:] = 0
+    bench.cuda_stand_in.failing["cudaStreamSynchronize"] = Error.cudaErrorInvalidValue
+    with pytest.raises(DeviceError, match="cudaStreamSynchronize failed"):
+        bench.runner.run_on(feed, out=out)
+    bench.cuda_stand_in.failing.clear()
+    np.testing.assert_array_equal(out.to_host(), expected(images(4)))
+    bench.close()
 
 
 def test_a_refused_capture_is_remembered_and_said():

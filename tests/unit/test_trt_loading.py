@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cuda_stand_in import CudaStandIn
 from record_factory import SYNTHETIC_ENVIRONMENT
-from trt_stand_in import Diagnostics, TrtStandIn, Validity, expected, plan
+from trt_stand_in import Diagnostics, IRuntimeCache, RtxRuntimeConfig, TrtStandIn, Validity, expected, plan
 
 from resnet_deploy import artifact
 from resnet_deploy.backends import find_backend
@@ -19,8 +19,8 @@ from resnet_deploy.cuda.streams import Stream
 from resnet_deploy.device_arrays import DeviceArray
 from resnet_deploy.driver import Gpu, GpuProbe
 from resnet_deploy.engine import Engine
-from resnet_deploy.errors import BackendError, BundleError, DeviceError, FeedError
-from resnet_deploy.runners import find_runner, trt
+from resnet_deploy.errors import BackendError, BundleError, DeviceError, FeedError, FileError
+from resnet_deploy.runners import find_runner, trt, trt_cache
 from resnet_deploy.runners.null import NullRunner
 from resnet_deploy.runners.trt import TrtRunner
 from resnet_deploy.runners.trt_cache import RuntimeCache, cache_path
@@ -234,6 +234,41 @@ def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path, rtx, stand_in):
     cache = RuntimeCache(tmp_path / "file" / "kernels.cache")
     engine_with(cache, rtx, stand_in).close()
     assert any("runtime cache not written" in note for note in cache.notes)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "answer", "note"),
+    [
+        (
+            RtxRuntimeConfig,
+            "set_runtime_cache",
+            False,
+            "runtime cache not accepted: kernels are compiled again in every",
+        ),
+        (IRuntimeCache, "serialize", None, "runtime cache not kept: TensorRT-RTX could not write it out"),
+    ],
+)
+def test_a_cache_that_tensorrt_does_not_take_is_said(tmp_path, rtx, stand_in, monkeypatch, owner, name, answer, note):
+    monkeypatch.setattr(owner, name, lambda *_: answer)
+    path = tmp_path / "kernels.cache"
+    engine = engine_with(RuntimeCache(path), rtx, stand_in)
+    engine.close()
+    assert any(one.startswith(note) for one in engine.notes)
+    assert not path.exists()
+
+
+def test_a_cache_that_cannot_be_read_is_no_failure(tmp_path, rtx, stand_in, monkeypatch):
+    path = tmp_path / "kernels.cache"
+    path.write_bytes(b"tag kernels of another process")
+
+    def refuses(_):
+        raise FileError("permission denied")
+
+    monkeypatch.setattr(trt_cache.artifact, "read_bytes", refuses)
+    engine = engine_with(RuntimeCache(path), rtx, stand_in)
+    assert "runtime cache not read: permission denied" in engine.notes
+    engine.close()
+    assert path.read_bytes() == b"tag kernels"
 
 
 def test_the_cache_s_name_tells_what_it_depends_on():

@@ -162,6 +162,24 @@ def test_what_does_not_take_the_logits_is_named():
     bench.close()
 
 
+@pytest.mark.parametrize(("offset", "overlaps"), [(-60, False), (-4, True), (0, True), (56, True), (60, False)])
+def test_logits_are_not_written_over_images_that_are_read(offset, overlaps):
+    """Five images and their logits take 60 bytes each."""
+    bench = Bench()
+    memory = bench.on_device(np.concatenate([images(8), images(8)]))
+    array = DeviceArray(bench.cuda, memory.pointer + 60, (5, 2, 2, 3), "uint8", owner=memory)
+    out = DeviceArray(bench.cuda, array.pointer + offset, (5, 3), "float32", owner=memory)
+    if overlaps:
+        with pytest.raises(FeedError, match=r"^out overlaps with the images$") as caught:
+            bench.runner.run_on(array, out=out)
+        assert caught.value.hint
+        assert bench.trt.enqueued == []
+    else:
+        before = array.to_host()
+        np.testing.assert_array_equal(bench.runner.run_on(array, out=out).to_host(), expected(before))
+    bench.close()
+
+
 def test_the_engine_s_device_is_used_and_the_thread_s_given_back():
     bench = Bench(devices=2)
     feed = images(3)

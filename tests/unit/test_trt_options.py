@@ -1,15 +1,22 @@
 """What can be asked of TensorRT's compilers, and what is refused before anything is compiled."""
 
+import gc
+import weakref
+from collections import deque
+from types import SimpleNamespace
+
 import msgspec
 import pytest
+from cuda_stand_in import CudaStandIn
+from trt_stand_in import Severity, TrtStandIn
 
 from resnet_deploy import trt_api
 from resnet_deploy.builders.trt_watch import Phases
 from resnet_deploy.bundle import Requirements
 from resnet_deploy.driver import Gpu, GpuProbe
-from resnet_deploy.errors import SpecError
+from resnet_deploy.errors import BackendError, SpecError
 from resnet_deploy.specs import BatchRange, BuildSpec, CalibrationSpec, whole_range
-from resnet_deploy.trt_options import TrtOptions, parse_bytes, parse_targets
+from resnet_deploy.trt_options import _WHERE, TrtOptions, parse_bytes, parse_targets
 
 OPTIONS = {
     "targets": (("8.9",), ("tensorrt-rtx",), "--target"),
@@ -39,6 +46,8 @@ def test_an_option_is_taken_where_it_means_something_and_refused_elsewhere(backe
     with pytest.raises(SpecError, match=f"{backend} has no {flag}") as caught:
         BuildSpec(**asked)
     assert caught.value.hint
+    if backend.startswith("tensorrt"):
+        assert caught.value.hint == _WHERE[option][2]
     if backend == "onnxruntime":
         assert caught.value.hint == f"drop it, or use --backend {flavours[0]}"
 
@@ -62,6 +71,11 @@ def test_values_that_make_no_sense(options, message):
     assert caught.value.hint
 
 
+def test_values_at_the_ends():
+    assert [TrtOptions(optimization_level=level).optimization_level for level in (0, 5)] == [0, 5]
+    assert TrtOptions(workspace_bytes=1).workspace_bytes == 1
+
+
 def test_targets_as_people_write_them():
     assert parse_targets("sm86,SM89, sm_120") == parse_targets("8.6,8.9,12.0") == ("8.6", "8.9", "12.0")
     for text in ("", "ada", "sm8", "8.6.1", "sm86;sm89"):
@@ -72,6 +86,7 @@ def test_targets_as_people_write_them():
 def test_sizes_as_people_write_them():
     assert parse_bytes("512M") == parse_bytes("512MiB") == 2**29
     assert (parse_bytes("4g"), parse_bytes("64KB"), parse_bytes("1000")) == (2**32, 2**16, 1000)
+    assert parse_bytes(" 2G ") == 2**31
     for text in ("", "4T", "1.5G", "-1", "G"):
         with pytest.raises(SpecError, match="is no size"):
             parse_bytes(text)
@@ -162,6 +177,45 @@ def test_bundle_requirements_default_to_nothing():
     assert old.least_compute_capability == ""
 
 
+# --- loading a flavour
+
+
+@pytest.mark.parametrize(("version", "loads"), [("1.7.1", True), ("1.7", True), ("1.6.9", False), ("2.0", True)])
+def test_versions_that_are_too_old(monkeypatch, version, loads):
+    monkeypatch.setattr(trt_api.importlib, "import_module", lambda _: SimpleNamespace(__version__=version))
+    if loads:
+        assert trt_api.load("tensorrt-rtx").version == version
+        return
+    with pytest.raises(BackendError, match=f"tensorrt-rtx {version} is too old: 1.7 or later is needed") as caught:
+        trt_api.load("tensorrt-rtx")
+    assert "pip install" in caught.value.hint
+
+
+@pytest.mark.parametrize("error", [ImportError("no module"), OSError("no library")])
+def test_a_library_that_does_not_load(monkeypatch, error):
+    def fails(_):
+        raise error
+
+    monkeypatch.setattr(trt_api.importlib, "import_module", fails)
+    with pytest.raises(BackendError, match=f"tensorrt cannot be imported: {error}"):
+        trt_api.load("tensorrt")
+
+
+def test_what_a_logger_keeps():
+    api = TrtStandIn(CudaStandIn()).api()
+    logger = trt_api.new_logger(api)
+    for severity in Severity:
+        logger.log(severity, severity.name.lower())
+    assert logger.lines == deque(["INTERNAL_ERROR internal_error", "ERROR error", "WARNING warning", "INFO info"])
+    assert logger.last_error == "error"
+    logger.log(Severity.INTERNAL_ERROR, "worse")
+    assert logger.last_error == "worse"
+    alive = weakref.ref(logger)
+    del logger
+    gc.collect()
+    assert alive() is not None  # TensorRT goes on using it
+
+
 # --- targets
 
 
@@ -183,5 +237,7 @@ def test_default_targets_have_the_gpu_that_is_here(monkeypatch, precision, here,
     calibration = CalibrationSpec() if precision == "fp8" else None
     spec = BuildSpec(backend="tensorrt-rtx", precision=precision, calibration=calibration)
     assert trt_api.targets_of(spec) == targets
+    gpus = (*gpus, Gpu("Another one", "7.5", 2**30)) if gpus else ()
+    assert trt_api.targets_of(spec) == targets  # the first GPU is the one that is used
     asked = msgspec.structs.replace(spec, trt=TrtOptions(targets=("8.9",)))
     assert trt_api.targets_of(asked) == ("8.9",)

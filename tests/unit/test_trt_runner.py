@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cuda_stand_in import CudaStandIn, Error
 from trt_bench import CARD, FLAVOURS, SEEDS, Bench, images
-from trt_stand_in import TrtStandIn, expected, plan
+from trt_stand_in import Severity, TrtStandIn, expected, plan
 
 from resnet_deploy.batching import infer, run_once
 from resnet_deploy.cuda.memory import DeviceBuffer
@@ -119,6 +119,8 @@ def test_a_size_that_no_profile_holds():
     with pytest.raises(BundleError, match=r"spec.batch is 1:2:16, and no profile of the plan holds 16"):
         TrtRunner(bench.engine, CARD, BatchRange(1, 2, 16))
     bench.close()
+    with pytest.raises(BundleError, match=r"spec.batch is 1:2:8, and no profile of the plan holds 1$"):
+        Bench(data=plan(profiles=((2, 4, 8),)))
 
 
 # --- failures
@@ -134,6 +136,62 @@ def test_tensorrt_s_no_becomes_an_error_with_its_reason(rtx):
         bench.runner.enqueue()
     bench.trt.fails = False
     np.testing.assert_array_equal(run_once(bench.runner, images(3)), expected(images(3)))
+    bench.close()
+
+
+@pytest.mark.parametrize("tensor", ["images", "logits"])
+def test_what_an_interrupt_left_half_set_is_set_again(tensor, monkeypatch):
+    """Set in TensorRT and not yet known here: the call before, asked for again, must not work in the other's memory."""
+    bench = Bench(graphs=False)
+    (array, out), (other, other_out) = (
+        (bench.on_device(images(2, seed)), bench.on_device(np.zeros((2, 3), np.float32))) for seed in (1, 2)
+    )
+    bench.runner.run_on(array, out=out)
+    (context,) = bench.trt.engines[0].contexts
+    set_address = context.set_tensor_address
+
+    def interrupted(name, address):
+        set_address(name, address)
+        if name == tensor:
+            raise KeyboardInterrupt
+        return True
+
+    monkeypatch.setattr(context, "set_tensor_address", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bench.runner.run_on(other, out=other_out)
+    monkeypatch.setattr(context, "set_tensor_address", set_address)
+    bench.runner.run_on(array, out=out)
+    np.testing.assert_array_equal(out.to_host(), expected(images(2, 1)))
+    assert not other_out.to_host().any()
+    assert context.addresses == {"images": array.pointer, "logits": out.pointer}
+    bench.close()
+
+
+def test_a_profile_that_an_interrupt_left_half_set_is_set_again(monkeypatch):
+    bench = Bench(graphs=False, data=plan(profiles=((1, 1, 2), (3, 4, 8))))
+    run_once(bench.runner, images(2))
+    (context,) = bench.trt.engines[0].contexts
+    set_profile = context.set_optimization_profile_async
+
+    def interrupted(*arguments):
+        set_profile(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(context, "set_optimization_profile_async", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_once(bench.runner, images(3))
+    monkeypatch.setattr(context, "set_optimization_profile_async", set_profile)
+    np.testing.assert_array_equal(run_once(bench.runner, images(2, 5)), expected(images(2, 5)))
+    bench.close()
+
+
+def test_the_first_line_of_the_last_error_is_told():
+    bench = Bench()
+    assert bench.engine.error("a call").message == "tensorrt: a call failed: it gave no reason"
+    for number in range(200):  # of a process that runs for months, only so many are kept
+        bench.engine._logger.log(Severity.ERROR, f"error {number}\nand what follows from it")
+    assert bench.engine.error("a call").message == "tensorrt: a call failed: error 199"
+    assert len(bench.engine._logger.lines) == 100
     bench.close()
 
 
@@ -158,6 +216,26 @@ def test_a_closed_runner_says_so():
     with pytest.raises(DeviceError, match="the engine is closed"):
         bench.runner.run_on(array)
     bench.close()
+
+
+def test_a_closed_runner_holds_no_batch():
+    bench = Bench()
+    run_once(bench.runner, images(2))
+    bench.close()
+    bench.close()
+    with pytest.raises(FeedError, match="nothing to run"):
+        bench.runner.enqueue()
+    with pytest.raises(FeedError, match="nothing to fetch"):
+        bench.runner.fetch()
+    assert bench.cuda_stand_in.left() == []
+
+
+def test_a_runner_whose_context_is_lost_is_closed_all_the_same():
+    bench = Bench()
+    run_once(bench.runner, images(2))
+    bench.cuda_stand_in.failing["cudaEventSynchronize"] = Error.cudaErrorIllegalAddress
+    bench.close()
+    assert bench.cuda_stand_in.left() == []
 
 
 def test_nothing_is_left_after_many_calls():

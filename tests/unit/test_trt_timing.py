@@ -4,6 +4,7 @@ import gc
 
 import numpy as np
 import pytest
+from cuda_stand_in import Error
 from trt_bench import SEEDS, Bench, images
 from trt_stand_in import expected
 
@@ -132,6 +133,28 @@ def test_memory_of_the_profile_is_given_back_when_tensorrt_fails():
         bench.runner.profile_layers(images(2), 1)
     assert bench.cuda_stand_in.left() == held
     bench.trt.fails = False
+    bench.close()
+
+
+def test_a_first_call_is_made_before_layers_are_timed():
+    bench = Bench()
+    run_once(bench.runner, images(2))
+    bench.trt.enqueued.clear()
+    assert sum(layer.seconds for layer in bench.runner.profile_layers(images(2), 3)) == pytest.approx(2.5e-3)
+    assert len(bench.trt.enqueued) == 4
+    bench.close()
+
+
+def test_what_a_failed_profile_has_begun_is_waited_for():
+    bench = Bench()
+    run_once(bench.runner, images(2))
+    refused = iter([Error.cudaErrorInvalidValue])
+    bench.cuda_stand_in.failing["cudaStreamSynchronize"] = lambda _: next(refused, None)
+    bench.cuda_stand_in.calls.clear()
+    with pytest.raises(DeviceError, match="cudaStreamSynchronize failed"):
+        bench.runner.profile_layers(images(2), 1)
+    names = bench.cuda_stand_in.names()
+    assert names[: names.index("cudaFree")].count("cudaStreamSynchronize") == 2
     bench.close()
 
 

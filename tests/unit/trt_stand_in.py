@@ -227,6 +227,8 @@ class IExecutionContext:
             if lacking := self.missing():
                 cuda.misuses.append(lacking)
                 return self.refuse(lacking)
+            if int(stream) in (0, 1):
+                cuda.fault("on the legacy default stream, TensorRT waits for the whole device")
             queue = cuda.queue(stream)
             ready = self.flushed and not self.pending and not self.trt.not_capturable
             if queue.captured is not None and not ready:
