@@ -1,6 +1,6 @@
 """Whether the same inputs give the same files: built again and again, under conditions that must not matter.
 
-    python benchmarks/reproducibility.py IMAGES [--arch resnet18] [--weights FILE] [--times 3] [-o FILE]
+    python benchmarks/reproducibility.py IMAGES [--arch resnet18] [--weights FILE] [--times 12] [-o FILE]
 
 Exports a model and builds an INT8 engine for ONNX Runtime, calibrated on the folder IMAGES; then does so again as it
 was, with another hash seed, time zone and encoding, on a single core, and from a copy of the folder whose files were
@@ -227,12 +227,27 @@ def table(record: ReproducibilityRecord) -> list[str]:
     by_file = itertools.groupby(sorted(record.differences, key=lambda one: one.file), key=lambda one: one.file)
     for file, group in by_file:
         every = list(group)
-        same = [one.case for one in every if one.is_identical]
-        if file != "compiled" and len(same) == len(every):
+        if file == "compiled":
+            rows += [
+                _compiled(backend, list(again)) for backend, again in itertools.groupby(every, lambda one: one.case)
+            ]
+        elif all(one.is_identical for one in every):
             rows.append((file, "under all conditions", "none", ""))
-            continue
-        rows += [(file, one.case, _bytes(one), _logits(one)) for one in every]
+        else:
+            rows += [(file, one.case, _bytes(one), "") for one in every]
     return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _compiled(backend: str, again: list[Difference]) -> tuple[str, str, str, str]:
+    """What one compiler made of the graph, time and again."""
+    other = [one for one in again if not one.is_identical]
+    differing = "none"
+    if other:
+        differing = f"in {len(other)} of {len(again)}: up to {_bytes(max(other, key=lambda one: one.differing))}"
+    logits = [one.logit for one in again if one.logit is not None]
+    classes = max((one.classes or 0 for one in again), default=0)
+    told = f"at most {max(logits):.2g}; {classes} of {IMAGES} classes" if logits else ""
+    return f"what {backend} compiles", f"{len(again)} times", differing, told
 
 
 def _bytes(one: Difference) -> str:
@@ -246,10 +261,6 @@ def _bytes(one: Difference) -> str:
     return f"{one.differing:,} of {one.size:,}{longer}"
 
 
-def _logits(one: Difference) -> str:
-    return "" if one.logit is None else f"at most {one.logit:.2g}; {one.classes} of {IMAGES} classes"
-
-
 def main() -> None:
     """Build, compare, print a table, keep the record."""
     if sys.argv[1:2] == ["compile"]:
@@ -259,7 +270,7 @@ def main() -> None:
     parser.add_argument("images", type=Path, metavar="IMAGES", help="a folder to calibrate on")
     parser.add_argument("--arch", default="resnet18")
     parser.add_argument("--weights", type=Path, help="of ten classes at 32 pixels; none for untrained ones")
-    parser.add_argument("--times", type=int, default=3, help="how often each compiler runs")
+    parser.add_argument("--times", type=int, default=12, help="how often each compiler runs")
     parser.add_argument("-o", "--out", type=Path)
     asked = parser.parse_args()
     asked.weights = asked.weights and asked.weights.resolve()

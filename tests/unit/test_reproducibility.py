@@ -83,11 +83,17 @@ def test_the_table_tells_what_differs():
             difference("manifest.json", "again", differing=7, fields=("measured.latency_s",)),
             difference("manifest.json", "one core"),
             difference("notes.txt", "one core", only_in="again"),
+            difference("compiled", "onnxruntime", logit=0.0, classes=0),
+            difference("compiled", "openvino", logit=0.0, classes=0),
             difference("compiled", "openvino", differing=12, size_change=4, logit=0.25, classes=1),
+            difference("compiled", "tensorrt-rtx", differing=12),
         ),
     )
     lines = reproducibility.table(record)
     assert "| model.onnx | under all conditions | none |  |" in lines
     assert "| manifest.json | again | fields measured.latency_s |  |" in lines
     assert "| notes.txt | one core | only in the other build |  |" in lines
-    assert "| compiled | openvino | 12 of 1,000, +4 in length | at most 0.25; 1 of 64 classes |" in lines
+    assert "| what onnxruntime compiles | 1 times | none | at most 0; 0 of 64 classes |" in lines
+    differing = "in 1 of 2: up to 12 of 1,000, +4 in length"
+    assert f"| what openvino compiles | 2 times | {differing} | at most 0.25; 1 of 64 classes |" in lines
+    assert "| what tensorrt-rtx compiles | 1 times | in 1 of 1: up to 12 of 1,000 |  |" in lines
