@@ -123,3 +123,28 @@ def test_waiting_for_a_gpu_is_translated_too(monkeypatch):
     runner.enqueue()
     with pytest.raises(MemoryError, match="std::bad_alloc"):
         runner.synchronize()
+
+
+# --- what a GPU's provider is told
+
+
+@pytest.mark.parametrize(
+    ("backend", "memory"),
+    [("onnxruntime-cuda", ("cuda", 0)), ("onnxruntime-tensorrt", ("cuda", 0)), ("onnxruntime-rtx", ("gpu", 0, 0x10DE))],
+)
+def test_memory_is_taken_where_the_provider_computes_and_nothing_waits_for_it(monkeypatch, backend, memory):
+    session, told, taken = Session(""), [], []
+    options = SimpleNamespace(add_run_config_entry=lambda *entry: told.append(entry))
+    values = SimpleNamespace(ortvalue_from_shape_and_type=lambda *asked: taken.append(asked[2:]) or session)
+    monkeypatch.setattr(ort_gpu, "open_on", lambda *_: session)
+    monkeypatch.setattr(
+        ort_gpu, "import_onnxruntime", lambda: SimpleNamespace(OrtValue=values, RunOptions=lambda: options)
+    )
+    spec = SimpleNamespace(backend=backend, batch=BatchRange(1, 2, 8))
+    bundle = SimpleNamespace(engine_path="model.onnx", manifest=SimpleNamespace(spec=spec, card=CARD))
+    runner = ort_gpu.OrtGpuRunner.open(bundle, 1)
+    runner.load(IMAGES)
+    assert taken == [memory, memory]
+    session.run_with_iobinding = lambda *run: told.append(run[1:])
+    runner.enqueue()
+    assert told == [("disable_synchronize_execution_providers", "1"), (options,)]
