@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from resnet_deploy.quantize.float8 import FLOAT8
 from resnet_deploy.quantize.layers import Layer, clipped_shares, used_bits
 from resnet_deploy.quantize.observers import Histogram
 from resnet_deploy.quantize.ranges import Range
@@ -11,6 +12,10 @@ from resnet_deploy.quantize.ranges import Range
 @pytest.mark.parametrize(("integers", "bits"), [([63, -63], 7), ([64, 0], 8), ([0, -64], 8), ([-128, 0], 8)])
 def test_bits_that_are_used(integers, bits):
     assert used_bits(np.array(integers, np.int8)) == bits
+
+
+def test_fp8_uses_all_of_its_bits():
+    assert used_bits(np.array([1, -60], FLOAT8)) == 8
 
 
 @pytest.mark.parametrize(
@@ -34,6 +39,9 @@ def test_precision_in_words(layer, words):
         (-3.0, 8.0, 1),
         (-0.5, 0.75, 5),
         (0.0, 8.0, 2),
+        # A value at an end lies in the bin that begins there, which counts as beyond.
+        (-4.0, 2.0, 2),
+        (-1.0, 8.0, 2),
     ],
 )
 def test_share_beyond_a_range(low, high, clipped):
