@@ -1,5 +1,7 @@
 """How much of a layer's output each range leaves: against PyTorch in double precision, and what `auto` makes of it."""
 
+import math
+
 import onnx_ir as ir
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch.nn.functional import conv2d
 
 from resnet_deploy.onnx_files import bytes_from_onnx
 from resnet_deploy.quantize.calibrate import calibration_from, observe
-from resnet_deploy.quantize.output_error import measure_output_sqnr
+from resnet_deploy.quantize.output_error import MOST_DECIBELS, _decibels, measure_output_sqnr
 from resnet_deploy.quantize.ranges import Range, choose_ranges
 from resnet_deploy.specs import RANGE_METHODS, CalibrationSpec
 
@@ -43,6 +45,21 @@ def test_decibels_are_those_of_the_definition():
         assert found["images"][method] == pytest.approx(by_hand(given, first, candidates[method]), abs=0.1)
         assert found["conv1.relu"][method] == pytest.approx(by_hand(inner, second, wide[method]), abs=0.1)
         assert found["images"][method] != pytest.approx(by_hand(given, first, Range(-1.5, 1.5)), abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("powers", "decibels"),
+    [
+        ([(1.0, 0.01)], 20),
+        ([(4.0, 0.04), (1.0, 0.0)], 10 * math.log10(2 / 0.01)),  # the mean over readers, each by its own power
+        ([(1.0, 0.0)], MOST_DECIBELS),
+        ([(0.0, 0.0)], MOST_DECIBELS),
+        ([(0.0, 1e-9)], 0),  # nothing should come out, and something does
+        ([(1.0, 1e-30)], MOST_DECIBELS),
+    ],
+)
+def test_decibels_of_powers(powers, decibels):
+    assert _decibels(powers) == pytest.approx(decibels, abs=1e-9)  # double precision, and a logarithm
 
 
 def test_a_range_that_covers_nothing_costs_everything(resnet18):
