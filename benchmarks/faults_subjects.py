@@ -66,7 +66,7 @@ SUBJECTS: Final = {
         ),
         Subject(
             "build --max-drop",
-            f"{_BUILD} --int8 --calib BASE/calibration --data BASE/flat --max-drop 4",
+            f"{_BUILD} --int8 --calib BASE/calibration --data BASE/flat --max-drop 4.5",
             f"{_BUILD} --fp32 --batch 1:2:4",
             exact=False,
         ),
