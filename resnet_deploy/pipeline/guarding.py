@@ -9,6 +9,7 @@ import numpy as np
 
 from resnet_deploy import environment
 from resnet_deploy.batching import run_once
+from resnet_deploy.bench.machine import MachineWatch
 from resnet_deploy.errors import SpeedError
 from resnet_deploy.runners import find_model_runner
 
@@ -24,6 +25,8 @@ _CALLS: Final = 20
 _PROFILED_CALLS: Final = 10
 _FASTER: Final = 1.05  # less than that is within what a machine's mood makes of equal engines
 _NAMED: Final = 3
+# Of the cores' time, taken by others: a few ticks of a clock that counts in hundredths of a second are less.
+_CROWDED: Final = 0.2
 
 
 @dataclass(frozen=True)
@@ -35,20 +38,27 @@ class Pace:
         speedup: What the FP32 model takes over that, timed in turns; absent for FP32 itself.
         slower: Layers that take longer in the engine, the worst first, and the seconds that each costs; empty where
             the engine is faster.
+        elsewhere: Share of the cores' time that other processes took meanwhile; None where the system does not tell.
     """
 
     latency_s: float
     speedup: float | None = None
     slower: tuple[tuple[str, float], ...] = ()
+    elsewhere: float | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Say that the engine is no faster than FP32, and why; nothing where it is."""
-        if self.speedup is None or self.speedup >= _FASTER:
-            return ()
-        layers = ", ".join(f"{name} by {cost * 1e6:.0f} us" for name, cost in self.slower)
-        reason = f"; slower than in FP32: {layers}" if layers else ""
-        return (f"not faster than FP32 on this machine ({self.speedup:.2f} times its speed){reason}",)
+        """Say that the engine is no faster than FP32, and why, and that the machine was busy; nothing where neither."""
+        notes = []
+        if self.speedup is not None and self.speedup < _FASTER:
+            layers = ", ".join(f"{name} by {cost * 1e6:.0f} us" for name, cost in self.slower)
+            reason = f"; slower than in FP32: {layers}" if layers else ""
+            notes.append(f"not faster than FP32 on this machine ({self.speedup:.2f} times its speed){reason}")
+        if self.elsewhere is not None and self.elsewhere > _CROWDED:
+            notes.append(
+                f"timed while other processes took {self.elsewhere:.0%} of the cores: its times may be far off"
+            )
+        return tuple(notes)
 
 
 def measure_pace(runner: "Runner", bundle: "Bundle", source: "Source", images: "Array") -> Pace:
@@ -63,14 +73,18 @@ def measure_pace(runner: "Runner", bundle: "Bundle", source: "Source", images: "
     spec = bundle.manifest.spec
     open_model = find_model_runner(spec.backend)
     feed = np.ascontiguousarray(np.resize(images, (spec.batch.min, *images.shape[1:])))
+    watch = MachineWatch(len(environment.usable_cpus()))
     if open_model is None or spec.precision == "fp32":
-        return Pace(median_seconds([runner], feed, _CALLS)[0])
+        own = median_seconds([runner], feed, _CALLS)[0]
+        return Pace(own, elsewhere=watch.lap(0).elsewhere)
     exported = open_model(source.data, source.card, spec.batch, threads=environment.compute_threads())
     own, fp32 = median_seconds([runner, exported], feed, _CALLS)
+    elsewhere = watch.lap(0).elsewhere
     exported.close()
     speedup = fp32 / own
     is_explained = spec.backend == "onnxruntime" and speedup < _FASTER  # whose profile names layers
-    return Pace(own, speedup, () if not is_explained else _slower_layers(bundle.engine_path, source, feed))
+    slower = _slower_layers(bundle.engine_path, source, feed) if is_explained else ()
+    return Pace(own, speedup, slower, elsewhere)
 
 
 def require_speedup(speedup: float | None, least: float | None) -> None:
