@@ -20,6 +20,7 @@ from resnet_deploy.bundle import MANIFEST, open_bundle
 from resnet_deploy.fleet import INDEX, read_fleet
 
 IMAGES: Final = {"calibration": 8, "flat": 24}
+_NOTES: Final = ("*.search", "*.journal", "[!.]*.lock")  # to go on from, and against others
 _STAMP: Final = re.compile(r"-\d{8}T\d{6}Z")
 _OF_THE_CLOCK: Final = {"latency_s", "speedup", "sha256", "manifest_sha256", "environment", "notes", "files"}
 
@@ -119,7 +120,7 @@ class Findings:
 
     Attributes:
         broken: What is half-written and bears the name of something whole, with what is wrong.
-        left: Hidden files and folders, and notes to go on from: what a killed command leaves behind.
+        left: Hidden files and folders, locks, and notes to go on from: what a killed command leaves behind.
         content: What every whole thing holds, times left out, by name, as digests.
     """
 
@@ -138,7 +139,7 @@ def examine(folder: Path) -> dict[str, Any]:
         except Exception as error:  # noqa: BLE001, PERF203 - of whatever kind: it is not whole
             broken.append(f"{name}: {type(error).__name__}: {error}")
     hidden = [path for path in folder.rglob(".*") if not any(one.startswith(".") for one in _above(path, folder))]
-    notes = [*folder.rglob("*.search"), *folder.rglob("*.journal")]
+    notes = [path for names in _NOTES for path in folder.rglob(names)]
     left = sorted(path.relative_to(folder).as_posix() for path in (*hidden, *notes))
     return {"broken": broken, "left": left, "content": content}
 
@@ -165,7 +166,7 @@ def _claims(folder: Path) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
                 yield name, lambda path=path: _triton_model(path)
         elif (path / MANIFEST).is_file():
             yield name, lambda path=path: _bundle(path)
-        elif path.is_file() and not (path.parent / MANIFEST).is_file():
+        elif path.is_file() and not (path.parent / MANIFEST).is_file() and not name.endswith(".lock"):
             check = next((check for ending, check in _FILES.items() if path.name.endswith(ending)), None)
             untimed = _STAMP.sub("", name)
             yield untimed, lambda path=path, check=check: {"": check(path)} if check is not None else _unknown(path)

@@ -1,5 +1,6 @@
 """One model to the engines of a fleet: every form in a process of its own, and one index of them all."""
 
+import contextlib
 import ctypes
 import multiprocessing
 import signal
@@ -22,6 +23,8 @@ from resnet_deploy.specs import QUANTIZED, BuildSpec
 
 if TYPE_CHECKING:
     from resnet_deploy.protocols import Progress
+
+_LOCK: Final = ".prebuild.lock"
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,25 @@ def prebuild(inputs: BuildInputs, specs: list[BuildSpec], folder: Path, jobs: in
 
     Raises:
         SpecError: If two specs have the same name, or there is no process to build in.
-        FileError: If there is no model, or the folder holds something else.
+        FileError: If there is no model, the folder holds something else, or another command is filling it.
         BackendError: If something here cannot build an engine that is asked for.
     """
-    names = [engine_name(spec) for spec in specs]
     _require_possible(inputs, specs, folder, jobs)
+    was_there = artifact.exists(folder)
+    # Two at once would list each other's engines under the same names.
+    with artifact.writable_folder(folder), artifact.locked(folder / _LOCK, wait=False) as is_ours:
+        if not is_ours:
+            hint = "wait for it, or choose another place with -o"
+            raise FileError(f"{folder}: another command is building into it", hint=hint)
+        prebuilt = _build_all(inputs, specs, folder, jobs, progress)
+    if prebuilt.fleet is None and not was_there:
+        with contextlib.suppress(OSError):  # others may have put something there
+            folder.rmdir()
+    return prebuilt
+
+
+def _build_all(inputs: BuildInputs, specs: list[BuildSpec], folder: Path, jobs: int, progress: "Progress") -> Prebuilt:
+    names = [engine_name(spec) for spec in specs]
     failures: dict[str, Failure] = {}
     # Fresh processes: threads and CUDA contexts do not survive a fork.
     spawning = multiprocessing.get_context("spawn")

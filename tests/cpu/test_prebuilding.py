@@ -23,6 +23,7 @@ from resnet_deploy.cli.prebuild import prebuild as command
 from resnet_deploy.driver import Gpu, GpuProbe
 from resnet_deploy.errors import BackendError, BuildError, BundleError, FileError, SpecError
 from resnet_deploy.fleet import INDEX, describe_bundle, is_fleet, read_fleet, write_fleet
+from resnet_deploy.locks import locked_file
 from resnet_deploy.pipeline import prebuilding
 from resnet_deploy.pipeline.building import RANDOM, BuildInputs, build
 from resnet_deploy.pipeline.prebuilding import engine_name, one_for_each_target, prebuild, require_whole
@@ -82,6 +83,17 @@ def test_a_second_run_builds_nothing(copy, deployment):
     prebuild(BuildInputs(deployment.model, calib=RANDOM), specs("int8", "fp32"), copy, 1, Silent())
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (copy / INDEX).read_bytes() == index
+
+
+def test_two_commands_do_not_fill_one_folder(copy, deployment):
+    """They would list each other's engines, which have the same names and other batch sizes."""
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    inputs = BuildInputs(deployment.model, calib=RANDOM)
+    with locked_file(copy / ".prebuild.lock"), pytest.raises(FileError, match="another command is building into it"):
+        prebuild(inputs, specs("fp32", "fp16"), copy, 1, Silent())
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path != copy} == {
+        path: when for path, when in before.items() if path != copy
+    }
 
 
 def test_what_cannot_be_built_is_told_and_the_rest_is_built(deployment, tmp_path):
