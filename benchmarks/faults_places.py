@@ -68,7 +68,7 @@ def fill_disks(subject: Subject, base: Path, work: Path, sizes: int) -> Iterator
             ended,
             broken=found.broken + after.broken + (() if same else ("another content",)),
             again=again.status,
-            left=found.left + after.left,
+            left=_out_of_place(found.left) + after.left,
         )
 
 
@@ -127,8 +127,13 @@ def limit_memory(subject: Subject, base: Path, work: Path, limits: Sequence[int]
             ended,
             broken=found.broken + after.broken,
             again=again.status,
-            left=found.left + after.left,
+            left=_out_of_place(found.left) + after.left,
         )
+
+
+def _out_of_place(left: tuple[str, ...]) -> tuple[str, ...]:
+    """Leave out notes of work under way, which are there for the same command to go on from."""
+    return tuple(name for name in left if not name.endswith((".journal", ".search")))
 
 
 def _trial(subject: Subject, where: tuple[str, str], ended: Ended, **found: Any) -> PlaceTrial:
