@@ -67,7 +67,7 @@ def test_rounding_takes_the_nearest_number(values):
         (Range(0, 448), 1.0),
         (Range(-896, 448), 2.0),
         (Range(0, 44.8), float(np.float16(0.1))),
-        (Range(0, 0), 1.0),
+        (Range(0, 0), float(np.float16(1 / 448))),
         (Range(0, 1e-6), 2.0**-14),
     ],
 )
