@@ -90,7 +90,7 @@ def legacy_head():
     return b"".join(pickle.dumps(one, protocol=2) for one in (MAGIC_NUMBER, PROTOCOL_VERSION, {}))
 
 
-NESTED = b"\x80\x02})" + b"\x85" * 1_500_000 + b"Ns."  # of these PyTorch's unpickler ends the process
+NESTED = b"\x80\x02})" + b"\x85" * 300_000 + b"Ns."  # of these PyTorch's unpickler ends the process
 DOUBLED = b"\x80\x02})" + b"q\0h\0\x86" * 60 + b"Ns."  # and of these sees no end
 
 
