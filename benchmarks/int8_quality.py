@@ -57,10 +57,7 @@ Images = NDArray[np.generic]
 def main(folder: Path) -> None:
     """Measure, print tables, keep the record."""
     source = read_source(folder / "resnet50.onnx")
-    contract = source.card.preprocess
-    calibration = read(BatchReader(find_images(folder / "digits/train").subset(IMAGES), contract, 32))
-    dataset = find_dataset(folder / "digits/val", source.card)
-    images, labels = read(BatchReader(dataset, contract, 32)), np.array(dataset.labels)
+    calibration, images, labels = read_digits(folder, source)
     expected = logits(source.data, images)
     cases = list(all_cases())
     rows = []
@@ -84,6 +81,14 @@ def main(folder: Path) -> None:
     (RESULTS / f"int8-quality-{stamp}.json").write_text(json.dumps(record, indent=1) + "\n")
     click.echo(f"Top-1 in percent, SQNR in dB; FP32 has {record['fp32_top1']:.2%}.\n")
     click.echo("\n".join(table(rows)))
+
+
+def read_digits(folder: Path, source: Source) -> tuple[Images, Images, NDArray[np.int64]]:
+    """Images to calibrate on, those held out, and their labels, of what `make demo` left in ``folder``."""
+    contract = source.card.preprocess
+    calibration = read(BatchReader(find_images(folder / "digits/train").subset(IMAGES), contract, 32))
+    dataset = find_dataset(folder / "digits/val", source.card)
+    return calibration, read(BatchReader(dataset, contract, 32)), np.array(dataset.labels)
 
 
 def all_cases() -> list[tuple[str, bool]]:

@@ -16,13 +16,11 @@ from typing import Any
 
 import click
 import msgspec
-import numpy as np
 import onnx_ir as ir
-from int8_quality import CORRECTION_IMAGES, IMAGES, RESULTS, Images, compare, logits, read
+from int8_quality import CORRECTION_IMAGES, IMAGES, RESULTS, Images, compare, logits, read_digits
 
 from resnet_deploy import environment
 from resnet_deploy.cli.terminal import TerminalProgress
-from resnet_deploy.datasets import BatchReader, find_dataset, find_images
 from resnet_deploy.onnx_files import bytes_from_onnx
 from resnet_deploy.pipeline.source import read_source
 from resnet_deploy.precision import lower_to_float16
@@ -48,10 +46,7 @@ ROWS = {
 def main(folder: Path) -> None:
     """Measure, print a table, keep the record."""
     source = read_source(folder / "resnet50.onnx")
-    contract = source.card.preprocess
-    calibration_images = read(BatchReader(find_images(folder / "digits/train").subset(IMAGES), contract, 32))
-    dataset = find_dataset(folder / "digits/val", source.card)
-    images, labels = read(BatchReader(dataset, contract, 32)), np.array(dataset.labels)
+    calibration_images, images, labels = read_digits(folder, source)
     expected = logits(source.data, images)
     model, _ = equalize(source.model)
     calibration = calibrated(model, source.card.weights_sha256, calibration_images)

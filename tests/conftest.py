@@ -107,6 +107,28 @@ def draw_image():
     return write_image
 
 
+@pytest.fixture
+def mount_tmpfs(tmp_path):
+    """Mount a tmpfs, which stops root too; skip where mounting is not allowed."""
+    points = []
+
+    def mount(options):
+        if shutil.which("mount") is None:
+            pytest.skip("there is no mount command")
+        point = tmp_path / f"disk{len(points)}"
+        point.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", point]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"cannot mount a tmpfs: {done.stderr.strip()}")
+        points.append(point)
+        return point
+
+    yield mount
+    for point in points:
+        subprocess.run(["umount", point], check=True)
+
+
 @pytest.fixture(scope="session")
 def deployment(once):
     """One small model, exported and built for all tests that need a real one."""

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,30 +14,8 @@ from resnet_deploy import artifact
 from resnet_deploy.errors import FileError
 
 
-@pytest.fixture
-def mount(tmp_path):
-    """Mount a tmpfs, which stops root too; skip where mounting is not allowed."""
-    points = []
-
-    def run(options):
-        if shutil.which("mount") is None:
-            pytest.skip("there is no mount command")
-        point = tmp_path / f"disk{len(points)}"
-        point.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", point]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"cannot mount a tmpfs: {done.stderr.strip()}")
-        points.append(point)
-        return point
-
-    yield run
-    for point in points:
-        subprocess.run(["umount", point], check=True)
-
-
-def test_full_disk_leaves_the_old_content_and_says_so(mount):
-    disk = mount("size=256k")
+def test_full_disk_leaves_the_old_content_and_says_so(mount_tmpfs):
+    disk = mount_tmpfs("size=256k")
     write_folder(disk / "net", engine="old")
     artifact.write_bytes(disk / "file", b"old")
     before = content(disk)
@@ -85,8 +62,8 @@ def test_file_beyond_the_limit_of_the_process(tmp_path):
     assert content(tmp_path) == {"file": "old"}
 
 
-def test_read_only_disk(mount):
-    disk = mount("size=256k")
+def test_read_only_disk(mount_tmpfs):
+    disk = mount_tmpfs("size=256k")
     write_folder(disk / "net", engine="old")
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     for attempt in (
