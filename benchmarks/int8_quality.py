@@ -35,6 +35,7 @@ from resnet_deploy.precision import lower_to_float16
 from resnet_deploy.quantize.bias import correct_biases, measure_corrections
 from resnet_deploy.quantize.calibrate import Calibration, CalibrationSource, calibration_from, observe
 from resnet_deploy.quantize.equalize import equalize
+from resnet_deploy.quantize.observers import Histogram
 from resnet_deploy.quantize.output_error import measure_output_sqnr
 from resnet_deploy.quantize.qdq import FORMS, QdqForm, insert_qdq
 from resnet_deploy.quantize.ranges import choose_ranges
@@ -116,15 +117,7 @@ def all_forms() -> dict[tuple[str, str], QdqForm]:
 
 def lowered(model: ir.Model, source: Source, images: Images) -> list[tuple[dict[str, str], bytes | None]]:
     """Quantize by every method in every form; None where the values do not fit the form's number format."""
-    histograms, count = observe(model, [images])
-    origin = CalibrationSource(
-        dataset="train",
-        dataset_sha256="",
-        images=count,
-        preprocess_sha256="",
-        weights_sha256=source.card.weights_sha256,
-        onnx_sha256="",
-    )
+    histograms, origin = observed(model, source, images)
     ranges = {name: choose_ranges(histogram, CalibrationSpec()) for name, histogram in histograms.items()}
     found: list[tuple[dict[str, str], bytes | None]] = []
     for (target, scales), form in all_forms().items():
@@ -148,6 +141,20 @@ def lowered(model: ir.Model, source: Source, images: Images) -> list[tuple[dict[
             except ModelError:
                 found.append((case, None))
     return found
+
+
+def observed(model: ir.Model, source: Source, images: Images) -> tuple[dict[str, Histogram], CalibrationSource]:
+    """What is seen of ``images``, and of what it was seen."""
+    histograms, count = observe(model, [images])
+    origin = CalibrationSource(
+        dataset="train",
+        dataset_sha256="",
+        images=count,
+        preprocess_sha256="",
+        weights_sha256=source.card.weights_sha256,
+        onnx_sha256="",
+    )
+    return histograms, origin
 
 
 def in_form(model: ir.Model, calibration: Calibration, form: QdqForm) -> tuple[ir.Model, tuple[str, ...]]:

@@ -10,22 +10,22 @@ build makes. Graphs are run as written. Writes every figure to benchmarks/result
 
 import json
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 import onnx_ir as ir
-from int8_quality import CORRECTION_IMAGES, IMAGES, RESULTS, Images, compare, logits, read_digits
+from int8_quality import CORRECTION_IMAGES, IMAGES, RESULTS, Images, compare, logits, observed, read_digits
 
 from resnet_deploy import environment
+from resnet_deploy.bench import record_files
 from resnet_deploy.cli.terminal import TerminalProgress
 from resnet_deploy.onnx_files import bytes_from_onnx
 from resnet_deploy.pipeline.source import read_source
 from resnet_deploy.precision import lower_to_float16
 from resnet_deploy.quantize.bias import correct_biases, measure_corrections
-from resnet_deploy.quantize.calibrate import Calibration, CalibrationSource, calibration_from, observe
+from resnet_deploy.quantize.calibrate import Calibration, calibration_from
 from resnet_deploy.quantize.equalize import equalize
 from resnet_deploy.quantize.graph import add_constant, constant, tensor_name, weighted_nodes
 from resnet_deploy.quantize.qdq import FORMS, QdqForm, insert_qdq
@@ -49,7 +49,8 @@ def main(folder: Path) -> None:
     calibration_images, images, labels = read_digits(folder, source)
     expected = logits(source.data, images)
     model, _ = equalize(source.model)
-    calibration = calibrated(model, source.card.weights_sha256, calibration_images)
+    histograms, origin = observed(model, source, calibration_images)
+    calibration = calibration_from(histograms, CalibrationSpec(), origin)
     few = [one[None] for one in calibration_images[:: len(calibration_images) // CORRECTION_IMAGES]]
     rows = []
     for name, form in TerminalProgress().track(ROWS.items(), "quantizing", len(ROWS)):
@@ -57,30 +58,15 @@ def main(folder: Path) -> None:
             answers = logits(quantized(model, calibration, form, few, is_rounded=is_rounded), images)
             rows.append({"form": name, "on_grid": column} | compare(expected, answers, labels))
     record = {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": (created := record_files.created_now()),
         "environment": msgspec.to_builtins(environment.collect()),
         "model": {"architecture": source.card.architecture, "weights_sha256": source.card.weights_sha256},
         "calibration_images": IMAGES,
         "images": len(images),
         "rows": rows,
     }
-    stamp = str(record["created"])[:19].replace(":", "").replace("-", "") + "Z"
-    (RESULTS / f"rounding-{stamp}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (RESULTS / f"rounding-{record_files.file_stamp(created)}.json").write_text(json.dumps(record, indent=1) + "\n")
     click.echo("\n".join(table(rows)))
-
-
-def calibrated(model: ir.Model, weights_sha256: str, images: Images) -> Calibration:
-    """Choose ranges as a build does by default."""
-    histograms, count = observe(model, [images])
-    origin = CalibrationSource(
-        dataset="train",
-        dataset_sha256="",
-        images=count,
-        preprocess_sha256="",
-        weights_sha256=weights_sha256,
-        onnx_sha256="",
-    )
-    return calibration_from(histograms, CalibrationSpec(), origin)
 
 
 def quantized(
