@@ -92,9 +92,8 @@ def test_a_build_sees_what_others_take(deployment):
     source, images = read_source(deployment.model), synthetic_images(deployment.card.preprocess, 1)
     with contextlib.ExitStack() as stack:
         for _ in usable_cpus():
-            busy = stack.enter_context(
-                subprocess.Popen([sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=-1)
-            )
+            command = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
+            busy = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE))
             stack.callback(busy.kill)
             busy.stdout.readline()
         pace = pace_of(deployment.engines["int8"], source, images)
