@@ -11,7 +11,7 @@ OLDEST_PYTHON ?= python3.10
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml setup.py resnet_deploy/quantize/counting.c constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[export,cpu,rtx,openvino,peers,cpp,parquet,ray,bench,dev]'
 	@touch $@

@@ -19,10 +19,12 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("build", reason="the wheel is built with it")
+from resnet_deploy import version
 from resnet_deploy.engine import load
+from resnet_deploy.quantize.counting import LIBRARY
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("resnet_deploy", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("resnet_deploy", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 
 
 def clean_environment():
@@ -41,15 +43,20 @@ def pip(python, *arguments):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
+    return build_wheel(tmp_path_factory.mktemp("sources"))
+
+
+def build_wheel(sources, **environment):
     """Build the wheel from a copy of the sources, which stay as they are."""
-    sources = tmp_path_factory.mktemp("sources")
     for name in SOURCES:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, sources / name)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        else:
+            shutil.copy(ROOT / name, sources / name)
     command = [sys.executable, "-m", "build", "--wheel", "--outdir", sources / "dist", sources]
     if has_setuptools():
         command.append("--no-isolation")
-    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=clean_environment() | environment, capture_output=True, text=True, check=False)
     if re.search("connection broken|Temporary failure in name resolution", done.stdout + done.stderr):
         pytest.skip("the package index cannot be reached")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -109,8 +116,20 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     data = {f"resnet_deploy/{name}" for name in ("py.typed", "data/imagenet_classes.tsv", *page)}
     runtime = {path.relative_to(ROOT).as_posix() for path in (ROOT / "resnet_deploy/cpp").rglob("*") if path.is_file()}
     assert len(runtime) > 20
-    assert packed == modules | data | runtime
+    compiled = {LIBRARY.relative_to(ROOT).as_posix()} if shutil.which("gcc") else set()
+    assert packed == modules | data | runtime | compiled
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    machine = re.sub(r"\W", "_", sysconfig.get_platform())
+    assert wheel.name == f"resnet_deploy-{version.__version__}-cp310-abi3-{machine}.whl"
+
+
+def test_a_wheel_for_every_machine_has_nothing_compiled(wheel, tmp_path):
+    path = build_wheel(tmp_path, RESNET_DEPLOY_PURE="1")
+    assert path.name == f"resnet_deploy-{version.__version__}-py3-none-any.whl"
+    names = {name for name in zipfile.ZipFile(path).namelist() if not name.startswith(path.name.split("-py3")[0])}
+    everything = {name for name in zipfile.ZipFile(wheel).namelist() if not name.startswith(path.name.split("-py3")[0])}
+    assert everything - names <= {LIBRARY.relative_to(ROOT).as_posix()}
+    assert not any(name.endswith(".so") for name in names)
 
 
 def test_installed_package_is_the_wheel_and_has_its_data(installed):
@@ -135,6 +154,7 @@ def test_command_line_works_without_any_extra(installed):
     done = installed("doctor")
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"torch +not installed", done.stdout)
+    assert re.search("calibration counts in " + ("C" if shutil.which("gcc") else "NumPy"), done.stdout)
     assert "can run: yes" in done.stdout  # the null backend
     assert 'pip install "resnet-deploy[cpu]"' in done.stdout
 

@@ -36,6 +36,7 @@ class Diagnosis(msgspec.Struct, frozen=True):
 
     environment: Environment
     backends: tuple[BackendStatus, ...]
+    calibration_in_c: bool
 
 
 @click.command()
@@ -50,17 +51,19 @@ def doctor(as_json: bool) -> None:
       resnet-deploy doctor
       resnet-deploy doctor --json
     """
+    from resnet_deploy.quantize import counting
+
     environment = collect()
     import_failure = functools.cache(try_import)  # several backends share a library
     statuses = tuple(backend_status(backend, environment, import_failure=import_failure) for backend in BACKENDS)
-    diagnosis = Diagnosis(environment, statuses)
+    diagnosis = Diagnosis(environment, statuses, isinstance(counting.COUNTER, counting.NativeCounter))
     if as_json:
         print_json(diagnosis)
         return
     from rich.console import Console
 
     console = Console(highlight=False)
-    _print_machine(console, environment)
+    _print_machine(console, environment, calibration_in_words(in_c=diagnosis.calibration_in_c))
     _print_libraries(console, environment)
     _print_backends(console, statuses)
 
@@ -92,6 +95,11 @@ def int8_in_words(cpu: Cpu) -> str:
     return f"{found}: INT8 weights are reduced to 7 bits on ONNX Runtime"
 
 
+def calibration_in_words(*, in_c: bool) -> str:
+    """Say in what activations are counted, and what would change that."""
+    return "calibration counts in " + ("C" if in_c else "NumPy; faster in C: install again with a C compiler")
+
+
 def gpu_in_words(gpu: GpuProbe) -> tuple[str, ...]:
     """Describe the GPUs, one line each, and their driver; or say why there is none."""
     lines = [
@@ -102,7 +110,7 @@ def gpu_in_words(gpu: GpuProbe) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _print_machine(console: "Console", environment: Environment) -> None:
+def _print_machine(console: "Console", environment: Environment, calibration: str) -> None:
     cpu = environment.cpu
     system = (
         f"{environment.os}, kernel {environment.kernel}, {environment.machine}",
@@ -111,7 +119,7 @@ def _print_machine(console: "Console", environment: Environment) -> None:
     rows = {
         "system": system,
         "CPU": (f"{cpu.model}, {cpu.cores} usable core{'s' if cpu.cores != 1 else ''}",),
-        "INT8": (int8_in_words(cpu),),
+        "INT8": (int8_in_words(cpu), calibration),
         "memory": (_gib(environment.memory_bytes) if environment.memory_bytes else "unknown",),
         "GPU": gpu_in_words(environment.gpu),
     }

@@ -17,7 +17,8 @@ from resnet_deploy import artifact
 from resnet_deploy.datasets import digest_images
 from resnet_deploy.errors import DataError, ModelError
 from resnet_deploy.json_files import decode_json
-from resnet_deploy.quantize.observers import BINS, EXPONENTS, Histogram
+from resnet_deploy.quantize.counting import BINS
+from resnet_deploy.quantize.observers import EXPONENTS, Histogram
 from resnet_deploy.schemas import UPGRADE, later_version
 from resnet_deploy.specs import ComputeDevice
 

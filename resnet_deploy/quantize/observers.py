@@ -16,19 +16,13 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from resnet_deploy.quantize import counting
+from resnet_deploy.quantize.counting import BINS, HALF
 
+if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-HALF: Final = 4096  # bins on either side of zero; the larger side of the data fills at least half of its own
-BINS: Final = 2 * HALF
 EXPONENTS: Final = (-60, 128)  # smallest and largest: a tensor of zeros stays at the first, float32 ends at the last
-_CHUNK: Final = 1 << 16  # values whose working copies stay in a core's cache from one pass to the next
-# Neighbours are counted in tables of their own: half of all values are zeros after a ReLU, and a processor that adds to
-# the same element twice in a row waits for the first sum before it begins the second.
-_TABLES: Final = 2
-_OFFSETS: Final = np.arange(_CHUNK, dtype=np.int32) % _TABLES * BINS + HALF
 
 
 def _empty_counts() -> "NDArray[np.int64]":
@@ -40,7 +34,8 @@ class Histogram:
     """Counts of a tensor's values over (-2**exponent, 2**exponent), and their exact extremes.
 
     Attributes:
-        exponent: The range is the smallest power of two above every magnitude seen.
+        exponent: The range is the smallest power of two above every magnitude seen: the larger side of the data fills
+            at least half of its own.
         counts: (BINS,) int64; element HALF + i counts the values x with trunc(x / width) = i. Element 0 stays 0.
         low: Smallest value seen; infinity before the first.
         high: Largest value seen; minus infinity before the first.
@@ -77,24 +72,17 @@ class Histogram:
         Raises:
             FloatingPointError: If a value is not finite; the state is then of no use.
         """
-        flat = values.ravel(order="K")
-        index, place = np.empty(min(_CHUNK, flat.size), np.int32), np.empty(min(_CHUNK, flat.size), np.intp)
-        for chunk in _chunks(flat):
-            self._count(chunk, index[: chunk.size], place[: chunk.size])
-
-    def _count(self, values: "NDArray[np.float32]", index: "NDArray[np.int32]", place: "NDArray[np.intp]") -> None:
-        """Count a flat piece, with two arrays of its size to work in."""
-        # Adding zero turns -0.0 into 0.0: which of the two a minimum gives depends on their order.
-        low, high = float(values.min()) + 0.0, float(values.max()) + 0.0
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise FloatingPointError("a value is not finite")
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        self.cover(max(-low, high))
-        scale = np.float32(math.ldexp(HALF, -self.exponent))
-        np.multiply(values, scale, out=index, casting="unsafe")  # in single precision, then toward zero, as in C
-        np.add(index, _OFFSETS[: index.size], out=place)
-        for table in np.bincount(place, minlength=_TABLES * BINS).reshape(_TABLES, BINS):
-            self.counts += table
+        flat = np.require(values.ravel(order="K"), np.float32, ("C", "A"))
+        counter = counting.COUNTER
+        for start in range(0, flat.size, counter.piece):
+            piece = flat[start : start + counter.piece]
+            low, high = counter.extremes(piece)
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise FloatingPointError("a value is not finite")
+            # Adding zero turns -0.0 into 0.0: which of the two a minimum gives depends on their order.
+            self.low, self.high = min(self.low, low + 0.0), max(self.high, high + 0.0)
+            self.cover(max(-low, high))
+            counter.add(piece, math.ldexp(HALF, -self.exponent), self.counts)
 
     def merge(self, other: "Histogram") -> None:
         """Add what ``other`` has seen; the same as if this observer had seen it."""
@@ -133,8 +121,3 @@ class Histogram:
             self.counts[HALF : HALF + HALF // 2] = above
             self.counts[HALF : HALF // 2 : -1] += below.reshape(-1, 2).sum(1)
         self.exponent = exponent
-
-
-def _chunks(flat: "NDArray[np.float32]") -> "Iterator[NDArray[np.float32]]":
-    for start in range(0, flat.size, _CHUNK):
-        yield flat[start : start + _CHUNK]

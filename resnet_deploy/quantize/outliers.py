@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from resnet_deploy.quantize.observers import HALF
+from resnet_deploy.quantize.counting import HALF
 from resnet_deploy.quantize.ranges import choose_ranges, expected_sqnr_db
 from resnet_deploy.specs import CalibrationSpec, RangeMethod
 from resnet_deploy.verify import sqnr_db

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from resnet_deploy.quantize.observers import HALF, Histogram
+from resnet_deploy.quantize.counting import HALF
+from resnet_deploy.quantize.observers import Histogram
 from resnet_deploy.specs import RANGE_METHODS, CalibrationSpec, RangeMethod
 from resnet_deploy.verify import sqnr_db
 

@@ -15,8 +15,9 @@ import torch.nn.functional as F  # noqa: N812 - as PyTorch's own documentation h
 
 from resnet_deploy.batching import one_by_one
 from resnet_deploy.errors import BackendError, DataError, ModelError
+from resnet_deploy.quantize.counting import BINS, HALF
 from resnet_deploy.quantize.graph import constant, observed_names, tensor_name
-from resnet_deploy.quantize.observers import BINS, HALF, Histogram
+from resnet_deploy.quantize.observers import Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

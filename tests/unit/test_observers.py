@@ -12,7 +12,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from resnet_deploy.quantize.observers import BINS, HALF, Histogram
+from resnet_deploy.quantize.counting import BINS, HALF
+from resnet_deploy.quantize.observers import Histogram
 
 unhurried = settings(deadline=None)  # other work may share the machine
 
