@@ -374,7 +374,7 @@ def test_memory_does_not_grow_with_the_images(deployment, validation, tmp_path):
 
     few, many = validation(1000), validation(4000)
     (resident, held), (resident_later, held_later) = peaks(few), peaks(many)
-    # One run in ten peaks at 160 MiB, the others at 175, whatever the images: 20 % tell 12 KiB an image, one as float32.
+    # One run in ten peaks at 160 MiB, the others at 175, whatever the images; 20 % are 12 KiB an image, one as float32.
     assert resident_later <= 1.2 * resident
     # Digests and answers take a third of a KiB an image when they are put together; a decoded one would take 3.
     assert held_later - held < 3000

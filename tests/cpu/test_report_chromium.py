@@ -1,15 +1,12 @@
 """The HTML page in a real browser: plots, raw samples, a silent console, light and dark, narrow and wide, paper."""
 
-import html as html_lib
 import json
 import re
 import runpy
-import shutil
-import subprocess
-from functools import partial
 from pathlib import Path
 
 import pytest
+from browser import BROWSER, Browser
 from PIL import Image
 
 pytest.importorskip("plotly", reason="plotly draws the page")
@@ -17,16 +14,11 @@ pytest.importorskip("jinja2", reason="jinja2 fills in the page")
 
 from resnet_deploy.report.html import render_html
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium is installed")
 
 FACTORY = runpy.run_path(str(Path(__file__).parents[1] / "unit" / "record_factory.py"))
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--enable-logging=stderr", "--hide-scrollbars", "--virtual-time-budget=20000"),
-)
 INT8 = "resnet50-onnxruntime-int8"
+WIDTHS = (390, 768, 1280)  # of a telephone, a tablet, a window
 # Traces of each plot of a full record: six engines, of which two have layers and one has histograms and a search.
 TRACES = {
     "plot-accuracy": 6 + 1,  # and the front
@@ -68,7 +60,7 @@ PANEL = """const panel = document.getElementById("panel"); return {
 def visit(fragments):
     """Go to one address after the other, and return what the panel shows at each."""
     steps = "".join(
-        f"location.hash = {json.dumps(one)}; await pause(); shown.push((() => {{ {PANEL} }})());" for one in fragments
+        f"location.hash = {json.dumps(one)}; await settle(); shown.push((() => {{ {PANEL} }})());" for one in fragments
     )
     return f"const shown = []; {steps} return shown;"
 
@@ -83,25 +75,25 @@ ADDRESSES = {
     f"#samples/{INT8}/host-b3": ([], ""),
     "#answers/nobody/top-1": ([], ""),
 }
-CLICK = f"""document.querySelector('#results a[href$="{INT8}/host-b1/p99"]').click(); await pause(); {PANEL}"""
+CLICK = f"""document.querySelector('#results a[href$="{INT8}/host-b1/p99"]').click(); await settle(); {PANEL}"""
 LEGEND = """const count = () => [...document.querySelectorAll("figure .plot")].flatMap(plot => plot.data)
     .filter(trace => trace.meta?.engine === 2 && trace.visible !== false).length;
   const before = count(), button = document.querySelector('.legend button[data-engine="2"]');
   button.click(); await pause(); const off = [count(), button.getAttribute("aria-pressed")];
   button.click(); await pause(); return [before, ...off, count()];"""
-AGAIN = f"""location.hash = "#samples/{INT8}/host-b1/p99"; await pause();
+AGAIN = f"""location.hash = "#samples/{INT8}/host-b1/p99"; await settle();
   document.getElementById("panel-close").click(); location.hash = "#samples/{INT8}/host-b8-c2";
-  await pause(); {PANEL}"""
+  await settle(); await pause(); {PANEL}"""
 KEYBOARD = f"""const link = document.querySelector('#results a[href$="{INT8}/host-b1/p50"]');
   link.focus(); const focused = document.activeElement === link && link.tabIndex === 0;
-  link.click(); await pause(); document.getElementById("panel-close").click(); await pause();
+  link.click(); await settle(); document.getElementById("panel-close").click(); await settle();
   return [focused, document.getElementById("panel").open, location.hash, document.activeElement === link];"""
 # The page may fetch nothing, not even its own blobs, and to read one takes time that the page's clock does not know of:
 # what goes into them is looked at where they are made.
 DOWNLOADS = f"""const plain = Blob, made = [];
   window.Blob = class extends plain {{ constructor(parts, options) {{ super(parts, options);
     made.push([parts.join(""), this.type]); }} }};
-  location.hash = "#samples/{INT8}/host-b8-c2"; await pause(); window.Blob = plain;
+  location.hash = "#samples/{INT8}/host-b8-c2"; await settle(); window.Blob = plain;
   const links = [...document.querySelectorAll("#panel a[download]")];
   return [links.length, made.map(one => one[1]), ...made.map(one => one[0])];"""
 TOUR = {
@@ -117,41 +109,33 @@ TOUR = {
 }
 
 
-def open_page(folder, html, *flags, fragment=""):
-    """Open a page and return what the browser printed and what its console said."""
-    page = folder / "page.html"
-    page.write_text(html, encoding="utf-8")
-    command = [BROWSER, *FLAGS, f"--user-data-dir={folder / 'profile'}", *flags, page.as_uri() + fragment]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+# What is waited for is looked at; what cannot be made to hold is not waited for for ever.
+WAITS = """const sleep = milliseconds => new Promise(done => setTimeout(done, milliseconds));
+  const until = async holds => { for (const end = Date.now() + 5000; Date.now() < end && !holds();) await sleep(10); };
+  const isOpen = () => document.getElementById("panel").open;
+  const settle = () => until(() => /^#(samples|answers)/.test(location.hash)
+    ? isOpen() && shownHash === location.hash
+    : !isOpen() && !document.getElementById("panel-body").childElementCount);
+  const pause = () => sleep(200);"""
+ALL_DRAWN = "await until(() => !waiting.length);"
 
 
-def ask_page(folder, html, body, *flags, fragment=""):
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    browser = Browser(tmp_path_factory.mktemp("browser"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def ask(browser):
     """Run the body of an asynchronous function in the drawn page; return what it returns, and the console."""
-    # In a script element of its own, which the page's policy allows; the answer stands in an attribute.
-    script = f"""<script>addEventListener("load", () => setTimeout(async () => {{
-      // Several turns: on a busy machine a timer may come before an event that was due earlier.
-      const turn = () => new Promise(done => setTimeout(done, 40));
-      const pause = async () => {{ for (let number = 0; number < 5; number++) await turn(); }};
-      const answer = await (async () => {{ {body} }})();
-      document.body.dataset.answer = JSON.stringify(answer);
-    }}, 3000));</script></body>"""
-    dom, console = open_page(folder, html.replace("</body>", script), "--dump-dom", *flags, fragment=fragment)
-    found = re.search(r'<body data-answer="([^"]*)"', dom)
-    assert found, "the page gave no answer before its clock ran out"
-    return json.loads(html_lib.unescape(found[1])), console
 
+    def run(html, body, *, drawn=ALL_DRAWN, **options):
+        with browser.open(html, **options) as page:
+            return page.ask(f"{WAITS} {drawn} {body}"), page.console
 
-@pytest.fixture
-def browse(tmp_path):
-    """Open a page in a folder of its own: (html, *flags, fragment)."""
-    return partial(open_page, tmp_path)
-
-
-@pytest.fixture
-def ask(tmp_path):
-    """Ask a page in a folder of its own: (html, body, *flags, fragment)."""
-    return partial(ask_page, tmp_path)
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -165,14 +149,14 @@ def page(record):
 
 
 @pytest.fixture(scope="module")
-def tour(page, tmp_path_factory):
+def tour(page, ask):
     """What the sound page answers to every question of TOUR, asked of one window one after the other."""
     steps = "".join(
-        f"""location.hash = ""; await pause(); answers[{json.dumps(name)}] = await (async () => {{ {body} }})();"""
+        f"""location.hash = ""; await settle(); answers[{json.dumps(name)}] = await (async () => {{ {body} }})();"""
         for name, body in TOUR.items()
     )
     body = f"const answers = {{}}; {steps} return answers;"
-    answers, console = ask_page(tmp_path_factory.mktemp("tour"), page, body, "--window-size=1280,900")
+    answers, console = ask(page, body)
     assert console == []
     return answers
 
@@ -183,7 +167,7 @@ class TestPlots:
 
     def test_a_broken_page_is_noticed(self, ask, page):
         broken = page.replace("return Plotly.newPlot(element", "return Plotly.noSuchFunction(element")
-        drawn, console = ask(broken, COUNT_TRACES.replace("plot.data.length", "1"))
+        drawn, console = ask(broken, COUNT_TRACES.replace("plot.data.length", "1"), drawn="await pause();")
         assert set(drawn.values()) == {0}
         assert any("noSuchFunction is not a function" in line for line in console)
 
@@ -212,7 +196,7 @@ class TestRawSamples:
 
     def test_without_the_handler_nothing_opens(self, ask, page):
         broken = page.replace('addEventListener("hashchange", showPanel)', "")
-        shown, _ = ask(broken, CLICK)
+        shown, _ = ask(broken, CLICK.replace("settle", "pause"))
         assert not shown["open"]
         assert shown["rows"] == []
 
@@ -253,7 +237,7 @@ class TestRawSamples:
 
     def test_many_calls_are_shown_in_part_until_asked_for(self, ask):
         record = FACTORY["make_record"](FACTORY["ENGINES"][:1], batches=(1,), rounds=5, calls=1200)
-        body = """location.hash = "#samples/pytorch/host-b1/p50"; await pause();
+        body = """location.hash = "#samples/pytorch/host-b1/p50"; await settle();
           const rows = () => document.querySelectorAll("#panel tbody tr").length;
           const before = rows(), points = document.querySelector("#panel .plot").data[0].x.length;
           document.querySelector("#panel .buttons button").click(); return [before, points <= 4001, rows()];"""
@@ -263,48 +247,46 @@ class TestRawSamples:
 
 
 class TestSafety:
-    def test_the_page_may_not_load_anything(self, browse, page, tmp_path):
+    def test_the_page_may_not_load_anything(self, ask, page, tmp_path):
         Image.new("RGB", (1, 1)).save(tmp_path / "pixel.png")
         probe = f'<img src="{(tmp_path / "pixel.png").as_uri()}">'
-        _, console = browse(page.replace("</main>", f"{probe}</main>"), "--dump-dom")
+        _, console = ask(page.replace("</main>", f"{probe}</main>"), "")
         assert any("Content Security Policy" in line and "pixel.png" in line for line in console)
 
-    def test_hostile_names_do_not_run(self, ask, browse):
+    def test_hostile_names_do_not_run(self, ask):
         name = "</script><script>console.log('reached')</script><img src=x onerror=\"console.log('reached')\">/b1?#%zz"
         peer = FACTORY["SyntheticEngine"](name, role="peer", settings=name)
         record = FACTORY["make_full_record"](engines=(*FACTORY["ENGINES"], peer), dataset_name=name)
-        click = '[...document.querySelectorAll("#results tbody tr:last-child a")].at(-1).click(); await pause();'
+        click = '[...document.querySelectorAll("#results tbody tr:last-child a")].at(-1).click(); await settle();'
         shown, console = ask(render_html(record), click + PANEL)
         assert console == []
         assert shown["rows"] == [400, 400]
         assert shown["title"].startswith(f"{name}: speed-up ")
-        _, console = browse(f"<!DOCTYPE html><body>{name}</body>", "--dump-dom")
+        _, console = ask(f"<!DOCTYPE html><body>{name}</body>", "await pause();", drawn="")
         assert any("reached" in line for line in console)
 
-    def test_without_javascript_the_tables_stand(self, browse, page, tmp_path):
-        # Chromium dumps no document where scripts are switched off; a policy that forbids them does the same.
-        dom, console = browse(page.replace("script-src 'unsafe-inline'", "script-src 'none'"), "--dump-dom")
-        assert len(console) == 2  # plotly and the page's own
-        assert all("Content Security Policy" in line for line in console)
+    def test_without_javascript_the_tables_stand(self, browser, page, tmp_path):
+        with browser.open(page.replace("script-src 'unsafe-inline'", "script-src 'none'")) as shown:
+            dom = shown.ask("return document.documentElement.outerHTML;")
+            shown.screenshot(tmp_path / "shot.png")
+            assert len(shown.console) == 2  # plotly and the page's own
+            assert all("Content Security Policy" in line for line in shown.console)
         assert 'class="plot js-plotly-plot"' not in dom
         tables = re.findall(r'<table[^>]* id="([\w-]+)"', dom)
         assert tables[:7] == ["results", "verdicts", "ways", "not-run", "ways-0", "ways-1", "ways-2"]
         assert tables[7:] == ["engines", "decoding", "environment", "machine"]
         assert 'title="Nearest-rank p99 of 200 calls: number 198 from the fastest"' in dom
-        shot = tmp_path / "shot.png"
-        browse(page.replace("script-src 'unsafe-inline'", "script-src 'none'"), f"--screenshot={shot}")
-        with Image.open(shot) as image:
+        with Image.open(tmp_path / "shot.png") as image:
             ink = sum(count for count, shade in image.convert("L").getcolors() if shade < 100)
         assert ink > 5000  # pixels; a page of text has tens of thousands, an empty one none
 
 
-@pytest.mark.parametrize(
-    ("preference", "is_dark"), [("preferredColorScheme=1", False), ("preferredColorScheme=0", True)]
-)
-def test_follows_the_preferred_colours(browse, page, tmp_path, preference, is_dark):
-    shot = tmp_path / "shot.png"
-    browse(page, f"--blink-settings={preference}", "--window-size=1280,2200", f"--screenshot={shot}")
-    with Image.open(shot) as image:
+@pytest.mark.parametrize(("scheme", "is_dark"), [("light", False), ("dark", True)])
+def test_follows_the_preferred_colours(browser, page, tmp_path, scheme, is_dark):
+    with browser.open(page, size=(1280, 2200), scheme=scheme) as shown:
+        shown.ask(WAITS + ALL_DRAWN)
+        shown.screenshot(tmp_path / "shot.png")
+    with Image.open(tmp_path / "shot.png") as image:
         shades = image.convert("L")
     assert shades.size == (1280, 2200)
     darkest, lightest = shades.getextrema()
@@ -314,32 +296,37 @@ def test_follows_the_preferred_colours(browse, page, tmp_path, preference, is_da
     assert paper < 40 if is_dark else paper > 240
 
 
-def widths(browse, page, tmp_path, width):
-    """Width of the page, of what is in it, and of its plots, in a frame so wide."""
-    (tmp_path / "inner.html").write_text(page, encoding="utf-8")
-    outer = f"""<!DOCTYPE html><body><iframe src="inner.html" style="width:{width}px;height:800px;border:0"></iframe>
-    <script>onload = () => setTimeout(() => {{
-      const inner = document.querySelector("iframe").contentDocument;
-      document.body.dataset.widths = [inner.documentElement.clientWidth, inner.documentElement.scrollWidth];
-      document.body.dataset.plots = [...inner.querySelectorAll(".plot .main-svg")].map(svg => svg.clientWidth);
-    }}, 3000)</script>"""
-    dom, console = browse(outer, "--dump-dom", "--allow-file-access-from-files", "--window-size=1400,900")
+@pytest.fixture(scope="module")
+def frames(ask, page, tmp_path_factory):
+    """Widths of the page, of what is in it and of its plots, in frames of several widths; the last page is too wide."""
+    folder = tmp_path_factory.mktemp("frames")
+    broken = page.replace("</main>", '<div style="width: 500px">wide</div></main>')
+    for name, html in (("sound", page), ("broken", broken)):
+        (folder / f"{name}.html").write_text(html, encoding="utf-8")
+    shown = "".join(
+        f"""<iframe src="{(folder / name).as_uri()}.html" style="width:{width}px;height:800px;border:0"></iframe>"""
+        for name, width in (*(("sound", width) for width in WIDTHS), ("broken", WIDTHS[0]))
+    )
+    drawn = """const inner = [...document.querySelectorAll("iframe")].map(frame => frame.contentDocument);
+      await until(() => !inner.some(page => page.querySelector("figure .plot:not(.js-plotly-plot)")));"""
+    body = """return inner.map(({documentElement: page}) => [page.clientWidth, page.scrollWidth,
+      [...page.querySelectorAll(".plot .main-svg")].map(svg => svg.clientWidth)]);"""
+    found, console = ask(f"<!DOCTYPE html><body>{shown}</body>", body, drawn=drawn)
     assert console == []
-    plots = [int(plot) for plot in re.search(r'data-plots="([\d,]+)"', dom)[1].split(",")]
-    return re.search(r'data-widths="(\d+,\d+)"', dom)[1], plots
+    return found
 
 
-@pytest.mark.parametrize("width", [390, 768, 1280])
-def test_only_tables_scroll_sideways(browse, page, tmp_path, width):
-    own, plots = widths(browse, page, tmp_path, width)
-    assert own == f"{width},{width}"
+@pytest.mark.parametrize("index", range(len(WIDTHS)))
+def test_only_tables_scroll_sideways(frames, index):
+    own, inside, plots = frames[index]
+    assert own == inside == WIDTHS[index]
     assert len(plots) >= len(TRACES)
-    assert 250 < max(plots) <= width
+    assert 250 < max(plots) <= own
 
 
-def test_what_is_too_wide_is_noticed(browse, page, tmp_path):
-    own, _ = widths(browse, page.replace("</main>", '<div style="width: 500px">wide</div></main>'), tmp_path, 390)
-    assert own != "390,390"
+def test_what_is_too_wide_is_noticed(frames):
+    own, inside, _ = frames[-1]
+    assert (own, inside > 500) == (WIDTHS[0], True)
 
 
 def test_plots_take_the_size_of_paper_and_back(ask, page, tour):
@@ -351,10 +338,9 @@ def test_plots_take_the_size_of_paper_and_back(ask, page, tour):
     assert paper == before
 
 
-def test_paper_is_a4_landscape(browse, page, tmp_path):
-    pdf = tmp_path / "page.pdf"
-    browse(page, "--no-pdf-header-footer", f"--print-to-pdf={pdf}")
-    data = pdf.read_bytes()
+def test_paper_is_a4_landscape(browser, page):
+    with browser.open(page) as shown:
+        data = shown.pdf()
     boxes = {tuple(map(float, box)) for box in re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", data)}
     assert len(boxes) == 1
     (width, height) = boxes.pop()
