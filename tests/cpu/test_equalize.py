@@ -19,7 +19,7 @@ from resnet_deploy.models import create_model
 from resnet_deploy.onnx_files import bytes_from_onnx, read_card
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.quantize.equalize import EqualizationReport, equalize
-from resnet_deploy.quantize.graph import add_constant
+from resnet_deploy.quantize.graph import add_constant, with_outputs
 from resnet_deploy.specs import ModelCard, Preprocess
 
 # Binary logarithms. Factors are rounded to the nearest power of two, so either side of a group may be half a power off,
@@ -206,6 +206,57 @@ def test_a_factor_of_two_is_balance_and_one_of_four_is_not(ratio, factors):
     np.testing.assert_array_equal(tiny_logits(equalized, images), tiny_logits(model, images))
 
 
+def several(made: tuple[float, float], read: tuple[float, float]) -> ir.Model:
+    """Two layers make a tensor and two read it: by layer, how much less every second channel has than the others."""
+    model, _, _ = tiny(int8_ranges)
+    graph = model.graph
+
+    def weights(name: str, out: int, channels: int, less: float, *, axis: int) -> ir.Value:
+        array = np.ones((out, channels, 1, 1), np.float32)
+        array.swapaxes(0, axis)[1::2] /= less
+        return add_constant(graph, name, array)
+
+    def layer(source: ir.Value, name: str, *shape: int, less: float, axis: int) -> ir.Value:
+        node = ir.node("Conv", [source, weights(f"{name}.weight", *shape, less, axis=axis)], name=name)
+        node.outputs[0].name = name
+        graph.append(node)
+        return node.outputs[0]
+
+    def added(values: list[ir.Value], name: str) -> ir.Value:
+        node = ir.node("Add", values, name=name)
+        node.outputs[0].name = name
+        graph.append(node)
+        return node.outputs[0]
+
+    (logits_of_tiny,) = graph.outputs
+    made_by = [layer(graph.inputs[0], f"make{i}", 4, 3, less=less, axis=0) for i, less in enumerate(made)]
+    stream = added(made_by, "stream")
+    read_by = [layer(stream, f"read{i}", 2, 4, less=less, axis=1) for i, less in enumerate(read)]
+    total = added([logits_of_tiny, *read_by[:1]], "sum")
+    result = added([total, read_by[1]], "result")
+    graph.outputs[:] = [result]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("made", "read", "factors"),
+    [
+        ((16, 16), (1, 1), (-2, 0)),  # channels that no layer makes large
+        ((1, 16), (1, 1), None),  # and those that one does
+        ((16, 1), (1, 1), None),
+        ((1, 1), (16, 16), (0, 2)),
+        ((1, 1), (1, 16), None),
+        ((1, 1), (16, 1), None),
+        ((16, 16), (16, 16), None),
+        ((256, 16), (1, 256), (-2, 0)),
+    ],
+)
+def test_of_several_layers_the_largest_share_counts(made, read, factors):
+    _, report = equalize(several(made, read))
+    found = [(group.smallest, group.largest) for group in report.groups if "make0" in group.makers]
+    assert found == ([] if factors is None else [factors])
+
+
 # --- channels that are dead, weights that are none
 
 
@@ -278,6 +329,26 @@ def test_a_constant_that_is_added_is_a_reason_against(model, constant_first):
     np.testing.assert_array_equal(answers(equalized), answers(changed))
     assert report.skipped["layer2.0.conv1"] == "a constant is added to it"
     assert len(report.groups) == COUNTS["resnet18"] - 1
+
+
+def test_what_the_network_gives_is_a_reason_against(model):
+    tapped = with_outputs(model, ["layer2.0.conv1.relu"])
+    equalized, report = equalize(tapped)
+    assert report.skipped["layer2.0.conv1"] == "logits are what the network promises"
+    assert len(report.groups) == COUNTS["resnet18"] - 1
+    assert "layer2.0.conv1" not in {name for group in report.groups for name in group.makers}
+    # A bias would be divided by its channels' factors.
+    np.testing.assert_array_equal(constant(equalized, BIAS), constant(tapped, BIAS))
+
+
+def test_what_nothing_reads_is_left_alone(model):
+    changed = model.clone()
+    relu, layer = (changed.graph.node(name) for name in ("layer2.0.conv1.relu", "layer2.0.conv2"))
+    idle = ir.node("Conv", [relu.outputs[0], layer.inputs[1]], attributes={"pads": [1, 1, 1, 1]}, name="idle")
+    idle.outputs[0].name = "idle"
+    changed.graph.insert_after(relu, idle)
+    _, report = equalize(changed)
+    assert report.skipped["idle"] == "nothing reads it"
 
 
 MADE_OTHERWISE = "it is made by something that a factor does not pass through"
