@@ -124,6 +124,20 @@ def test_corrections_do_not_depend_on_the_number_of_cores(resnet18, images, monk
     assert found[0] == found[1]
 
 
+def test_the_lowered_graph_is_simulated_as_it_is_written_and_nothing_shares_an_image(resnet18, images, monkeypatch):
+    """Fused kernels saturate where a CPU has no VNNI, and threads on one image would add up in another order."""
+    opened = []
+
+    def spy(*model, **options):
+        opened.append(options)
+        return open_session(*model, **options)
+
+    monkeypatch.setattr(correction, "open_session", spy)
+    plain, _ = lower(resnet18.model, resnet18.calibration, TENSORRT)
+    stages = len(measure_corrections(resnet18.model, onnx_from_bytes(plain, name="lowered"), images[:1]))
+    assert opened == [{"threads": 1}, *[{"threads": 1, "as_written": True}] * stages]
+
+
 def test_only_what_later_stages_read_is_held(resnet18, images, monkeypatch):
     """All that an image goes through would be 44 MB of a ResNet-50 at 224 pixels, for every image."""
     stages, held = [], []
