@@ -58,4 +58,4 @@ docs: setup
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs build/docs
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info
+	rm -rf resnet_deploy/quantize/libcounting.so $(VENV) $(VENV)-oldest $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info

@@ -32,11 +32,11 @@ _INT8_WORDS = {
 
 
 class Diagnosis(msgspec.Struct, frozen=True):
-    """What ``--json`` prints."""
+    """What ``--json`` prints; ``calibration_not_in_c`` is the reason, and empty where it is."""
 
     environment: Environment
     backends: tuple[BackendStatus, ...]
-    calibration_in_c: bool
+    calibration_not_in_c: str
 
 
 @click.command()
@@ -56,14 +56,14 @@ def doctor(as_json: bool) -> None:
     environment = collect()
     import_failure = functools.cache(try_import)  # several backends share a library
     statuses = tuple(backend_status(backend, environment, import_failure=import_failure) for backend in BACKENDS)
-    diagnosis = Diagnosis(environment, statuses, isinstance(counting.COUNTER, counting.NativeCounter))
+    diagnosis = Diagnosis(environment, statuses, counting.NOT_NATIVE)
     if as_json:
         print_json(diagnosis)
         return
     from rich.console import Console
 
     console = Console(highlight=False)
-    _print_machine(console, environment, calibration_in_words(in_c=diagnosis.calibration_in_c))
+    _print_machine(console, environment, calibration_in_words(diagnosis.calibration_not_in_c))
     _print_libraries(console, environment)
     _print_backends(console, statuses)
 
@@ -95,9 +95,11 @@ def int8_in_words(cpu: Cpu) -> str:
     return f"{found}: INT8 weights are reduced to 7 bits on ONNX Runtime"
 
 
-def calibration_in_words(*, in_c: bool) -> str:
-    """Say in what activations are counted, and what would change that."""
-    return "calibration counts in " + ("C" if in_c else "NumPy; faster in C: install again with a C compiler")
+def calibration_in_words(not_native: str) -> str:
+    """Say in what activations are counted, given why not in C."""
+    if not_native:
+        return f"calibration counts in NumPy, not in C, and takes longer: {not_native}"
+    return "calibration counts in C"
 
 
 def gpu_in_words(gpu: GpuProbe) -> tuple[str, ...]:

@@ -19,14 +19,18 @@
 enum {
     HALF = 4096, /* as in counting.py */
     BINS = 2 * HALF,
-    TABLES = 4, /* a processor that adds to one element twice in a row waits for the first sum */
+    TABLES = 2, /* a processor that adds to one element twice in a row waits for the first sum */
     BLOCK = 1024
 };
 
-/* Smallest and largest value, given and returned as the bits of float32, neither of them -0.0 unless all are.
+/* What counting.py holds against its own, so that a library of another version is not taken. */
+const int32_t interface = 1;
+const int32_t bins_on_either_side = HALF;
+
+/* Smallest and largest value, given and returned as the bits of float32.
  *
- * With the other bits of negative numbers inverted, the order of integers is that of floats, and what is not a number
- * lies beyond the infinities: it comes back as an extreme. `number` is at least 1.
+ * With the other bits of negative numbers inverted, the order of integers is that of floats; -0.0 comes before 0.0, and
+ * what is not a number lies beyond the infinities: it comes back as an extreme. `number` is at least 1.
  */
 FOR_EACH_PROCESSOR void extremes(const int32_t *values, size_t number, int32_t found[2])
 {

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 HALF: Final = 4096  # bins on either side of zero
 BINS: Final = 2 * HALF
-LIBRARY: Final = Path(__file__).with_name("_counting.abi3.so")
+LIBRARY: Final = Path(__file__).with_name("libcounting.so")
+_INTERFACE: Final = 1  # of the functions in C; as there
 
 
 class Counter(Protocol):
@@ -70,8 +71,7 @@ class NativeCounter:
         library: What ``counting.c`` was compiled to.
 
     Raises:
-        OSError: If it cannot be loaded.
-        AttributeError: If it lacks a function.
+        OSError: If it cannot be loaded, or is of another version.
     """
 
     piece = 1 << 18  # so that tables are seldom added up, and values are still in a core's cache the second time
@@ -79,28 +79,38 @@ class NativeCounter:
 
     def __init__(self, library: Path) -> None:
         loaded = ctypes.CDLL(str(library))
+        try:
+            found = tuple(ctypes.c_int32.in_dll(loaded, name).value for name in ("interface", "bins_on_either_side"))
+        except ValueError:
+            found = ()
+        if found != (_INTERFACE, HALF):
+            raise OSError(f"{library} was compiled from another version's source")
+        values = np.ctypeslib.ndpointer(np.float32, ndim=1, flags=("C", "A"))
         self._extremes, self._count = loaded.extremes, loaded.count
-        self._extremes.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
-        self._count.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_float, ctypes.c_void_p)
+        self._extremes.argtypes = (values, ctypes.c_size_t, np.ctypeslib.ndpointer(np.float32, shape=(2,)))
+        counts = np.ctypeslib.ndpointer(np.int64, shape=(BINS,), flags=("C", "A", "W"))
+        self._count.argtypes = (values, ctypes.c_size_t, ctypes.c_float, counts)
         self._extremes.restype = self._count.restype = None
 
     def extremes(self, values: "NDArray[np.float32]") -> tuple[float, float]:
         """As ``Counter.extremes``."""
         found = np.empty(2, np.float32)
-        self._extremes(values.ctypes.data, values.size, found.ctypes.data)
+        self._extremes(values, values.size, found)
         return float(found[0]), float(found[1])
 
     def add(self, values: "NDArray[np.float32]", scale: float, counts: "NDArray[np.int64]") -> None:
         """As ``Counter.add``."""
-        self._count(values.ctypes.data, values.size, scale, counts.ctypes.data)
+        self._count(values, values.size, scale, counts)
 
 
-def find_counter() -> Counter:
-    """Return the one in C where it was compiled and loads."""
+def find_counter() -> tuple[Counter, str]:
+    """Return the one in C, or NumPy's and why that is not taken."""
+    if not LIBRARY.exists():
+        return NumpyCounter(), "the package was built without a C compiler"
     try:
-        return NativeCounter(LIBRARY)
-    except (OSError, AttributeError):  # of another processor, or of another version
-        return NumpyCounter()
+        return NativeCounter(LIBRARY), ""
+    except OSError as error:
+        return NumpyCounter(), f"the library does not load: {error}"
 
 
-COUNTER: Final = find_counter()
+COUNTER, NOT_NATIVE = find_counter()

@@ -1,5 +1,7 @@
 """Counting in C and in NumPy: the same extremes and the same counts, whatever the values, however compiled."""
 
+import contextlib
+import ctypes
 import math
 import shutil
 import subprocess
@@ -15,9 +17,10 @@ from resnet_deploy.quantize.counting import BINS, HALF, NativeCounter, NumpyCoun
 from resnet_deploy.quantize.observers import Histogram
 
 SOURCE = Path(counting.__file__).with_name("counting.c")
-# As it is installed, and what only other processors or compilers would make of it.
+# What is installed, and what other compilers, or processors, would make of the source.
 WAYS = {
-    "as installed": ("gcc", "-O3"),
+    "installed": (),
+    "by gcc": ("gcc", "-O3"),
     "for any processor": ("gcc", "-O3", "-DFOR_EACH_PROCESSOR="),
     "not optimized": ("gcc", "-O0", "-DFOR_EACH_PROCESSOR="),
     "by clang": ("clang", "-O3"),
@@ -38,6 +41,10 @@ def compiled(source, folder, compiler, *flags):
 
 @pytest.fixture(scope="module", params=WAYS)
 def native(request, tmp_path_factory):
+    if request.param == "installed":
+        if counting.NOT_NATIVE:
+            pytest.skip(counting.NOT_NATIVE)
+        return counting.COUNTER
     return compiled(SOURCE, tmp_path_factory.mktemp("native"), *WAYS[request.param])
 
 
@@ -102,6 +109,45 @@ def test_values_beyond_the_range_are_not_counted_elsewhere_in_memory(native, sca
     assert not around[2 * BINS :].any()
 
 
+def test_counts_of_another_kind_are_refused(native):
+    """C would write over what lies beside them."""
+    values, whole = np.zeros(10, np.float32), np.zeros(2 * BINS, np.int64)
+    read_only = whole[:BINS]
+    read_only.flags.writeable = False
+    for counts in (whole[::2], whole[: BINS - 1], whole.astype(">i8")[:BINS], whole[:BINS].astype(np.int32), read_only):
+        with pytest.raises(ctypes.ArgumentError):
+            native.add(values, 1.0, counts)
+    for other in (values[::2], values.astype(np.float64), values.astype(">f4"), values.reshape(2, 5)):
+        with pytest.raises(ctypes.ArgumentError):
+            native.add(other, 1.0, whole[BINS:])
+        with pytest.raises(ctypes.ArgumentError):
+            native.extremes(other)
+    assert not whole.any()
+
+
+ROWS = np.random.default_rng(2).integers(-100, 100, (6, 10)).astype(np.float32)
+UNALIGNED = np.frombuffer(b"\0" + ROWS.tobytes(), np.uint8)[1:].view(np.float32)
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        *(ROWS.astype(dtype) for dtype in (np.float64, np.float16, ">f4", np.int8)),
+        *(ROWS.T, UNALIGNED, ROWS[::-1, ::-1], np.repeat(ROWS, 2, 1)[:, ::2]),
+    ],
+    ids=["float64", "float16", "big-endian", "int8", "transposed", "unaligned", "reversed", "strided"],
+)
+def test_histograms_take_arrays_of_any_kind(native, monkeypatch, same):
+    monkeypatch.setattr(counting, "COUNTER", native)
+    first, second = Histogram(), Histogram()
+    first.update(ROWS)
+    second.update(same)
+    assert first.digest == second.digest
+    assert first.total == ROWS.size
+    second.update(same[:1])
+    assert first.digest != second.digest
+
+
 def test_histograms_are_equal_across_pieces(native, monkeypatch):
     values = np.random.default_rng(1).standard_normal(NativeCounter.piece + 5, dtype=np.float32)
     values[-1] = 1000  # the range grows in the last piece of both
@@ -116,21 +162,45 @@ def test_histograms_are_equal_across_pieces(native, monkeypatch):
 
 
 class TestWhichOneIsTaken:
-    def test_the_one_in_c_where_it_was_compiled(self):
-        assert isinstance(counting.COUNTER, NativeCounter if counting.LIBRARY.exists() else NumpyCounter)
+    @pytest.fixture
+    def found(self, tmp_path, monkeypatch):
+        """Look for a counter where the library is what was made of a source, or is some file, or is not there."""
 
-    @pytest.mark.parametrize("content", [None, b"", b"\x7fELF of another processor"])
-    def test_numpy_where_it_is_missing_or_does_not_load(self, content, tmp_path, monkeypatch):
-        library = tmp_path / "library.so"
-        if content is not None:
-            library.write_bytes(content)
-        monkeypatch.setattr(counting, "LIBRARY", library)
-        assert isinstance(counting.find_counter(), NumpyCounter)
+        def run(content):
+            monkeypatch.setattr(counting, "LIBRARY", tmp_path / "counting.so")
+            if isinstance(content, str):
+                (tmp_path / "other.c").write_text(content)
+                with contextlib.suppress(OSError):
+                    compiled(tmp_path / "other.c", tmp_path, "gcc")
+            elif content is not None:
+                counting.LIBRARY.write_bytes(content)
+            return counting.find_counter()
 
-    def test_a_library_that_lacks_a_function(self, tmp_path, monkeypatch):
-        source = tmp_path / "other.c"
-        source.write_text("int other(void);\nint other(void) { return 0; }\n")
-        with pytest.raises(AttributeError):
-            compiled(source, tmp_path, "gcc")
-        monkeypatch.setattr(counting, "LIBRARY", tmp_path / "counting.so")
-        assert isinstance(counting.find_counter(), NumpyCounter)
+        return run
+
+    def test_the_one_in_c_where_it_is_sound(self, found):
+        counter, reason = found(SOURCE.read_text())
+        assert isinstance(counter, NativeCounter)
+        assert reason == ""
+
+    def test_numpy_where_it_is_missing(self, found):
+        counter, reason = found(None)
+        assert isinstance(counter, NumpyCounter)
+        assert reason == "the package was built without a C compiler"
+
+    @pytest.mark.parametrize("content", [b"", b"\x7fELF of another processor"])
+    def test_numpy_where_it_does_not_load(self, found, content):
+        counter, reason = found(content)
+        assert isinstance(counter, NumpyCounter)
+        assert reason.startswith("the library does not load: ")
+
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [("HALF = 4096", "HALF = 2048"), ("interface = 1", "interface = 2"), ("interface =", "i =")],
+    )
+    def test_numpy_where_it_is_of_another_version(self, found, before, after):
+        source = SOURCE.read_text()
+        assert before in source
+        counter, reason = found(source.replace(before, after))
+        assert isinstance(counter, NumpyCounter)
+        assert reason.endswith("was compiled from another version's source")

@@ -13,7 +13,6 @@ from resnet_deploy.backends import BACKENDS
 from resnet_deploy.capabilities import BackendStatus, Capability
 from resnet_deploy.driver import Gpu, GpuProbe
 from resnet_deploy.environment import _INT8_DOT_PRODUCTS, Cpu, Environment, Library
-from resnet_deploy.quantize.counting import LIBRARY, NativeCounter, NumpyCounter
 
 module = importlib.import_module("resnet_deploy.cli.doctor")
 
@@ -105,12 +104,12 @@ def test_two_onnx_runtimes_are_warned_of(invoke):
 
 @pytest.mark.usefixtures("pretended_statuses")
 @pytest.mark.parametrize(
-    ("counter", "words"),
-    [(NumpyCounter, "NumPy; faster in C: install again with a C compiler"), (NativeCounter, "C memory")],
+    ("reason", "words"), [("", "C memory"), ("it is so", "NumPy, not in C, and takes longer: it is so memory")]
 )
-def test_says_in_what_calibration_counts(invoke, monkeypatch, counter, words):
-    monkeypatch.setattr("resnet_deploy.quantize.counting.COUNTER", object.__new__(counter))
+def test_says_in_what_calibration_counts(invoke, monkeypatch, reason, words):
+    monkeypatch.setattr("resnet_deploy.quantize.counting.NOT_NATIVE", reason)
     assert f"calibration counts in {words}" in " ".join(invoke().output.split())
+    assert json.loads(invoke("--json").output)["calibration_not_in_c"] == reason
 
 
 @pytest.mark.usefixtures("pretended_statuses")
@@ -120,7 +119,6 @@ def test_json(invoke):
     diagnosis = msgspec.json.decode(result.output, type=module.Diagnosis)
     assert diagnosis.environment == HERE
     assert [status.backend for status in diagnosis.backends] == [backend.name for backend in BACKENDS]
-    assert diagnosis.calibration_in_c == LIBRARY.exists()
     raw = json.loads(result.output)
     assert raw["environment"]["gpu"]["reason"] == "libcuda.so.1 not found: no NVIDIA driver"
     rtx = next(status for status in raw["backends"] if status["backend"] == "tensorrt-rtx")
