@@ -100,7 +100,9 @@ def _arrange(blocks: Sequence[_Block], longest_name: int, width: int) -> list[tu
         if starts_speed or (is_full and tables[-1]):
             tables.append([])
         tables[-1].append(block)
-    return [(table, min(longest_name, width - sum(block.width for block in table))) for table in tables]
+    left = [width - sum(block.width for block in table) for table in tables]
+    # A block that is wider than the terminal is shown all the same.
+    return [(table, min(longest_name, max(one, _NARROWEST_NAME))) for table, one in zip(tables, left, strict=True)]
 
 
 def _table(blocks: Sequence[_Block], names: Sequence[str], name_width: int, first_peer: int | None) -> Table:

@@ -314,6 +314,12 @@ def test_a_signal_far_below_its_noise(tmp_path):
     run_target("record of bench", tmp_path, json.dumps(record).encode())
 
 
+def test_a_latency_of_hundreds_of_digits_is_wider_than_any_terminal(tmp_path):
+    record = json.loads(seeds.bench_record()[0])
+    record["engines"][1]["latency"][0]["seconds"][0] = 1e307
+    run_target("record of bench", tmp_path, json.dumps(record).encode())
+
+
 def test_a_count_of_thousands_of_digits_is_no_table(tmp_path):
     from resnet_deploy.integrations.pyarrow import errors_to_parquet
 
