@@ -40,7 +40,7 @@ def resnet18():
 
 @pytest.fixture(scope="session")
 def digits(once):
-    """A ResNet-18 trained on handwritten digits, and those that were held out."""
+    """A slim ResNet-18 trained on handwritten digits, and those that were held out."""
     pytest.importorskip("torch", reason="it trains the network")
     pytest.importorskip("sklearn", reason="the digits are in scikit-learn")
     from digits import train_digits
