@@ -177,6 +177,30 @@ def make_deployment(folder):
 
 
 @pytest.fixture(scope="session")
+def slim_model(deployment, once):
+    """The deployment's ResNet-18 with a quarter of its channels, exported: what is built of it is built at once."""
+    return once("slim-model", partial(make_slim_model, deployment.card))
+
+
+def make_slim_model(card, folder):
+    """Export the slim network under the card of the other; return the file, beside which there are no weights."""
+    import torch
+    from slim import slim
+
+    from resnet_deploy.export import export_onnx, reference_logits
+    from resnet_deploy.models import create_model
+    from resnet_deploy.onnx_files import bytes_from_onnx
+    from resnet_deploy.pipeline.synthetic import synthetic_images
+
+    network = slim(create_model("resnet18", len(LABELS))).eval()
+    images = torch.from_numpy(synthetic_images(card.preprocess, 32))
+    with torch.no_grad():  # an untrained network has the same answer to most images, which nothing would change
+        network.fc.bias -= torch.from_numpy(reference_logits(network, card.preprocess, images).mean(0))
+    (folder / "resnet18.onnx").write_bytes(bytes_from_onnx(export_onnx(network, card)))
+    return folder / "resnet18.onnx"
+
+
+@pytest.fixture(scope="session")
 def openvino_engine(deployment, once):
     """The same model as an FP32 engine for OpenVINO, beside the others."""
     pytest.importorskip("openvino", reason="it builds and runs the engine")

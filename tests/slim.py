@@ -6,7 +6,7 @@ from torch import nn
 from resnet_deploy.models import ResNet
 
 
-def slim(network: ResNet, factor: int = 8) -> ResNet:
+def slim(network: ResNet, factor: int = 4) -> ResNet:
     """Give every layer a share of its channels, and weights that are drawn anew, the same each time."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)

@@ -12,7 +12,7 @@ from slim import slim
 from resnet_deploy.models import ResNet, create_model
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "digits" / "train.py"
-EPOCHS, FACTOR = 4, 4
+EPOCHS = 4
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def train_digits(folder: Path) -> Digits:
     example = load_example()
     example.write_images(folder)
     images, labels = example.read_images(folder / "train")
-    example.create_model = lambda *which, seed: slim(create_model(*which, seed=seed), FACTOR)
+    example.create_model = lambda *which, seed: slim(create_model(*which, seed=seed))
     network = example.train(images, labels, example.Recipe(epochs=EPOCHS), architecture="resnet18")
     return Digits(network, images[::15], *example.read_images(folder / "val"))
 
