@@ -9,7 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -113,6 +113,15 @@ def write_image(path, seed):
 def draw_image():
     """Write an image: (path, seed)."""
     return write_image
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    """Let ResNets have the kind and the width of their layers, and one block in each of their four stages."""
+    from resnet_deploy import models
+
+    shallow = {name: replace(design, depths=(1, 1, 1, 1)) for name, design in models.DESIGNS.items()}
+    monkeypatch.setattr(models, "DESIGNS", shallow)
 
 
 @pytest.fixture
