@@ -48,6 +48,18 @@ def pytest_configure(config):
         os.sched_setaffinity(0, mine)
 
 
+def pytest_collection(session):
+    """Collect without looking for garbage: what is imported stays."""
+    del session
+    gc.disable()
+
+
+def pytest_collection_finish(session):
+    """Look for it from now on."""
+    del session
+    gc.enable()
+
+
 def pytest_collection_modifyitems(items):
     """Begin with the long files, so that in the end no process is left alone with one; the others stay in order."""
     ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONG_FILES)}
