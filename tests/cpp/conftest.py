@@ -13,9 +13,10 @@ from resnet_deploy.errors import BundleError
 
 
 @pytest.fixture(scope="session")
-def driver(tmp_path_factory):
+def driver(once):
     """Compile the program that answers questions: (command, frames or paths) to lines."""
-    program = compile_cpp(tmp_path_factory.mktemp("driver") / "driver", Path(__file__).with_name("core_driver.cpp"))
+    source = Path(__file__).with_name("core_driver.cpp")
+    program = once("core-driver", lambda folder: compile_cpp(folder / "driver", source))
 
     def ask(command, frames=(), *paths):
         data = b"".join(struct.pack("<I", len(frame)) + frame for frame in frames)
@@ -29,18 +30,21 @@ def driver(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def doctest_main(tmp_path_factory):
+def doctest_main(once):
     """Compile doctest's own part, which takes as long as a program's checks, once and without sanitizers."""
     if not Path("/usr/include/doctest/doctest.h").is_file():
         pytest.skip("doctest is not installed (Debian's doctest-dev)")
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed")
-    target = tmp_path_factory.mktemp("doctest") / "main.o"
-    source = b"#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN\n#include <doctest/doctest.h>\n"
-    command = [compiler, "-std=c++17", "-O0", "-x", "c++", "-c", "-", "-o", target]
-    subprocess.run(command, input=source, check=True)
-    return target
+
+    def make(folder):
+        source = b"#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN\n#include <doctest/doctest.h>\n"
+        command = [compiler, "-std=c++17", "-O0", "-x", "c++", "-c", "-", "-o", folder / "main.o"]
+        subprocess.run(command, input=source, check=True)
+        return folder / "main.o"
+
+    return once("doctest", make)
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 import shutil
 import subprocess
 import sysconfig
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,14 +35,21 @@ def compile_cpp(target, *sources, includes=(), flags=()):
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed")
-    probe = [compiler, "-fsanitize=address,undefined", "-x", "c++", "-", "-o", target]
-    if subprocess.run(probe, input=b"int main() {}", capture_output=True, check=False).returncode:
+    if not has_sanitizers(compiler):
         pytest.skip("g++ has no sanitizers")
     folders = [f"-I{folder}" for folder in (*includes, CPP / "include")] + ["-isystem", nlohmann_include()]
     command = [compiler, "-std=c++17", *SANITIZED, *WARNINGS, *flags, *folders, *sources, "-pthread", "-o", target]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return target
+
+
+@cache
+def has_sanitizers(compiler):
+    """Whether a program with them is linked."""
+    with tempfile.TemporaryDirectory() as folder:
+        probe = [compiler, "-fsanitize=address,undefined", "-x", "c++", "-", "-o", f"{folder}/probe"]
+        return subprocess.run(probe, input=b"int main() {}", capture_output=True, check=False).returncode == 0
 
 
 def manifest_fields():

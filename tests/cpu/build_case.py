@@ -25,15 +25,16 @@ def listing(folder):
 class Case:
     """One INT8 build whose inputs a test may change; ``bundle``, of the unchanged ones, lies at its output."""
 
-    def __init__(self, deployment, bundle, folder, monkeypatch):
+    def __init__(self, inputs, bundle, folder, monkeypatch):
+        model, calibration = inputs
         self.model = folder / "resnet18.onnx"
         self.calibration = folder / "calibration"
         self.output = folder / "bundle"
         self.spec = open_bundle(bundle).manifest.spec
         self.samples = None
         self.monkeypatch = monkeypatch
-        os.link(deployment.model, self.model)
-        shutil.copytree(deployment.calibration, self.calibration, copy_function=os.link)
+        os.link(model, self.model)
+        shutil.copytree(calibration, self.calibration, copy_function=os.link)
         shutil.copytree(bundle, self.output, copy_function=os.link)
 
     def build(self, **changes):

@@ -40,7 +40,7 @@ def resnet18():
 
 @pytest.fixture(scope="session")
 def digits(once):
-    """A ResNet-18 trained on handwritten digits, and those that were held out."""
+    """A slim ResNet-18 trained on handwritten digits, and those that were held out."""
     pytest.importorskip("torch", reason="it trains the network")
     pytest.importorskip("sklearn", reason="the digits are in scikit-learn")
     from digits import train_digits
@@ -148,26 +148,26 @@ def package(invoke, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def uncorrected(deployment, once):
-    """An INT8 engine whose biases are not corrected, which takes as long again as the rest of a build."""
+def uncorrected(deployment, slim_model, once):
+    """A slim INT8 engine whose biases are not corrected, which takes as long again as the rest of a build."""
 
     def make(folder):
         from resnet_deploy.pipeline.building import BuildInputs, build
 
         calibration = msgspec.structs.replace(deployment.int8_spec.calibration, correct_biases=False)
         spec = msgspec.structs.replace(deployment.int8_spec, calibration=calibration)
-        inputs = BuildInputs(deployment.model, folder / "net", str(deployment.calibration))
+        inputs = BuildInputs(slim_model, folder / "net", str(deployment.calibration))
         return build(inputs, spec, Silent()).bundle.path
 
     return once("uncorrected", make)
 
 
 @pytest.fixture
-def case(deployment, uncorrected, tmp_path, monkeypatch):
-    """A build whose inputs may be changed: a `Case` of the engine without corrections."""
+def case(deployment, slim_model, uncorrected, tmp_path, monkeypatch):
+    """A build whose inputs may be changed: a `Case` of the slim engine without corrections."""
     from build_case import Case
 
-    return Case(deployment, uncorrected, tmp_path, monkeypatch)
+    return Case((slim_model, deployment.calibration), uncorrected, tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -302,7 +302,7 @@ def test_file_as_output_is_refused(case):
     assert case.output.read_text() == "precious"
 
 
-def test_model_and_weights_are_replaced_together_or_not_at_all(deployment, tmp_path, monkeypatch):
+def test_model_and_weights_are_replaced_together_or_not_at_all(deployment, shallow, tmp_path, monkeypatch):
     """The ONNX file, which is renamed last, is the one that there is no room for."""
     paths = {tmp_path / "net.onnx": deployment.model, tmp_path / "net.safetensors": deployment.reference}
     for path, original in paths.items():

@@ -166,7 +166,8 @@ def test_damaged_bundle_is_built_anew(case, rewrite, flip_bit, name):
 
 
 def test_damaged_engine_of_corrected_biases_is_built_anew(deployment, tmp_path, monkeypatch, flip_bit):
-    case = Case(deployment, deployment.engines["int8"], tmp_path, monkeypatch)
+    inputs = (deployment.model, deployment.calibration)
+    case = Case(inputs, deployment.engines["int8"], tmp_path, monkeypatch)
     assert case.spec.calibration.correct_biases
     flip_bit(case.output / "model.onnx")
     built = case.build()

@@ -388,7 +388,7 @@ def full_and_read_only(mount_tmpfs):
         "build engines/resnet18.onnx --int8 --calib calibration --backend onnxruntime -o DISK/a",
     ],
 )
-def test_disk_that_takes_nothing_more(invoke, workplace, mount_tmpfs, line):
+def test_disk_that_takes_nothing_more(invoke, workplace, mount_tmpfs, shallow, line):
     for disk, reason in full_and_read_only(mount_tmpfs):
         before = files(workplace)
         assert_refused(invoke(*line.replace("DISK", str(disk)).split()), reason, "-o")

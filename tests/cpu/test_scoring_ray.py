@@ -109,7 +109,7 @@ def test_each_image_once_though_actors_are_killed(cluster, invoke, line, picture
 
 def test_the_same_by_uri_and_then_what_is_missing(cluster, invoke, line, pictures, tmp_path):
     source, out = lay_out(pictures, tmp_path / "photos", 30), tmp_path / "out"
-    by_uri = line(f"file://{source}", f"file://{out}", "--shard-size", 10)
+    by_uri = line(f"file://{source}", f"file://{out}", "--shard-size", 10, "--workers", 1)
     result = invoke(*by_uri)
     assert result.exit_code == 0, result.output
     assert_each_once(out, source)
