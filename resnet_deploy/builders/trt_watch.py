@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,7 +39,15 @@ def compile_watched(api: "TrtApi", compile_plan: Callable[[Any], T], progress: "
         except BaseException:
             phases.cancelled.set()
             raise  # leaving the pool waits for the compiler
-    return compiled.result()
+    try:
+        return compiled.result()
+    except Exception as error:
+        # The frames of an error hold the builder, and may be held for long. One that the garbage collector frees while
+        # the library makes another, and logs, waits for a lock that the library holds.
+        traceback.clear_frames(error.__traceback__)
+        raise
+    finally:
+        del compiled  # which holds the error, whose frames hold it
 
 
 @dataclass

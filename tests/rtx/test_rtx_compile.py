@@ -5,6 +5,7 @@ set, not what TensorRT makes of it.
 """
 
 import threading
+import weakref
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from resnet_deploy.builders import trt_config
 from resnet_deploy.builders.trt import _Compiler, build_engine
 from resnet_deploy.builders.trt_config import new_config
 from resnet_deploy.builders.trt_watch import compile_watched
+from resnet_deploy.collector import no_garbage_collection
 from resnet_deploy.errors import BuildError
 from resnet_deploy.protocols import Silent
 from resnet_deploy.specs import BatchRange, BuildSpec, whole_range
@@ -108,6 +110,28 @@ def test_an_interrupt_stops_the_compiler_and_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
     build_engine(NETWORK, spec(), tmp_path, Watcher())  # the next one is none the worse
     assert [path.name for path in tmp_path.iterdir()] == ["model.plan"]
+
+
+def test_an_error_holds_no_builder_and_goes_without_the_collector(tmp_path, monkeypatch):
+    """A builder that is freed while the library makes another, and logs, waits for ever for the library's lock."""
+    builders, errors, create = [], [], trt.Builder
+
+    def spy(logger):
+        builder = create(logger)
+        builders.append(weakref.ref(builder))
+        return builder
+
+    def fail():
+        try:
+            build_engine(b"junk", spec(), tmp_path, Silent())
+        except BuildError as error:
+            errors.append(weakref.ref(error))
+            assert builders[0]() is None
+
+    monkeypatch.setattr(trt, "Builder", spy)
+    with no_garbage_collection():
+        fail()
+        assert errors[0]() is None
 
 
 def phases(*, go_on: bool) -> list[str]:
