@@ -9,6 +9,7 @@ every form.
 
 import math
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -16,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 
+from resnet_deploy.environment import compute_threads
 from resnet_deploy.errors import ModelError
 from resnet_deploy.onnx_files import read_card
 from resnet_deploy.quantize.calibrate import Calibration
@@ -137,8 +139,7 @@ def insert_qdq(
             plan.append((tensor, calibration.range_of(tensor_name(grid_source(tensor))), edges))
     for tensor, chosen, edges in plan:
         writer.quantize_activation(tensor, chosen, edges)
-    for layer in layers:
-        writer.quantize_weights(layer)
+    writer.quantize_weights(layers)
     ir_passes.RemoveUnusedNodesPass()(lowered)
     done = tuple(str(layer.name) for layer in layers)
     left = {
@@ -223,25 +224,31 @@ class _Writer:
             node.replace_input_with(index, dequantize.outputs[0])
         self.scales[tensor_name(dequantize.outputs[0])] = scale
 
-    def quantize_weights(self, layer: ir.Node) -> None:
-        """Store a layer's weights, and on integer targets its bias, as integers; or its weights as FP8."""
-        name = tensor_name(layer.inputs[1])
+    def quantize_weights(self, layers: list[ir.Node]) -> None:
+        """Store the layers' weights, and on integer targets their biases, as integers; or the weights as FP8."""
+        with ThreadPoolExecutor(compute_threads(), thread_name_prefix="quantize") as pool:
+            for layer, constants in zip(layers, pool.map(self._on_grids, layers), strict=True):
+                for index, integers, scales in constants:
+                    self._replace_constant(layer, index, integers, scales)
+
+    def _on_grids(self, layer: ir.Node) -> "list[tuple[int, NDArray[np.generic], NDArray[np.generic]]]":
+        """Return for each input of a layer that is stored anew its number, its values on the grid, and their scales."""
         weights = constant(layer.inputs[1])
         bias_value = layer.inputs[2] if len(layer.inputs) > 2 else None
         input_scale = self.scales.get(tensor_name(layer.inputs[0]))
         scales = weight_scales(weights, self.form)
         if self.form.everywhere and bias_value is not None and input_scale is not None:
             scales = _scales_for_bias(scales, weights, constant(bias_value), input_scale, self.form)
-        self._refuse_infinite(name, scales, _weight_limit(self.form))
+        self._refuse_infinite(tensor_name(layer.inputs[1]), scales, _weight_limit(self.form))
         shape = (-1,) + (1,) * (weights.ndim - 1)
         integers = _on_weight_grid(weights, scales.astype(np.float64).reshape(shape), self.form)
         stored = scales if self.form.per_channel else scales[0]
-        self._replace_constant(layer, 1, name, integers, stored)
+        found: list[tuple[int, NDArray[np.generic], NDArray[np.generic]]] = [(1, integers, stored)]
         if self.form.everywhere and bias_value is not None and input_scale is not None:
             bias_scales = (scales.astype(np.float64) * input_scale).astype(np.float32)
             bias = np.rint(constant(bias_value) / bias_scales.astype(np.float64))
-            integers = np.clip(bias, -_LARGEST_BIAS, _LARGEST_BIAS).astype(np.int32)
-            self._replace_constant(layer, 2, tensor_name(bias_value), integers, bias_scales)
+            found.append((2, np.clip(bias, -_LARGEST_BIAS, _LARGEST_BIAS).astype(np.int32), bias_scales))
+        return found
 
     def _refuse_infinite(self, name: str, scales: "float | NDArray[np.floating]", steps: float) -> None:
         """Refuse values that no scale covers: one that is not a number, or too large for the scale's data type.
@@ -256,9 +263,10 @@ class _Writer:
             )
 
     def _replace_constant(
-        self, layer: ir.Node, index: int, name: str, integers: "NDArray[np.generic]", scales: "NDArray[np.generic]"
+        self, layer: ir.Node, index: int, integers: "NDArray[np.generic]", scales: "NDArray[np.generic]"
     ) -> None:
         """Feed input ``index`` of ``layer`` from integers behind a DequantizeLinear."""
+        name = tensor_name(layer.inputs[index])
         quantized = add_constant(self.graph, f"{name}.quantized", integers)
         scale_value = add_constant(self.graph, f"{name}.scale", np.asarray(scales))
         zero_value = add_constant(self.graph, f"{name}.zero_point", np.zeros(np.shape(scales), integers.dtype))
