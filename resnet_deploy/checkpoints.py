@@ -11,6 +11,7 @@ import json
 import re
 import urllib.request
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
@@ -275,18 +276,25 @@ def _require_usual(data: bytes, path: Path) -> None:
             hint="where you trust its origin, load it and save its tensors as safetensors: "
             "safetensors.torch.save_file(state_dict, 'weights.safetensors')",
         ) from error
-    except (RuntimeError, ValueError, LookupError) as error:  # the first of the archive's reader
+    except (RuntimeError, ValueError, LookupError, zipfile.BadZipFile) as error:  # RuntimeError: PyTorch's reader
         raise _damaged(path) from error
 
 
 def _scan_archive(data: bytes, path: Path) -> None:
     # By PyTorch's own reader: two readers of one archive may be led to find different files in it.
     archive = torch._C.PyTorchFileReader(io.BytesIO(data))  # noqa: SLF001 (in its stubs)
-    unpacked = sum(map(archive.get_record_size, archive.get_all_records()))
-    if unpacked > len(data):  # PyTorch would unpack it, and ``torch.save`` packs none
+    if _unpacked_bytes(archive, data) > len(data):  # PyTorch would unpack it, and ``torch.save`` packs none
         hint = "where you trust its origin, load it and re-save: torch.save(model.state_dict(), 'weights.pth')"
         raise WeightsError(f"{path} is a compressed archive", hint=hint)
     scan_pickle(io.BytesIO(archive.get_record("data.pkl")))
+
+
+def _unpacked_bytes(archive: Any, data: bytes) -> int:
+    """Sum up what the files of an archive take, unpacked."""
+    if hasattr(archive, "get_record_size"):
+        return sum(map(archive.get_record_size, archive.get_all_records()))
+    with zipfile.ZipFile(io.BytesIO(data)) as other:  # PyTorch 2.10 cannot tell
+        return sum(file.file_size for file in other.infolist())
 
 
 def _scan_legacy(data: bytes) -> None:

@@ -87,7 +87,9 @@ def _audit(event: str, args: tuple[object, ...]) -> None:
         path, mode, flags = args
         writes = isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
         allowed = (_watch.folder,) if writes else (_watch.folder, *_LIBRARIES)
-        if path is not None and not _is_below(path, allowed) and os.fspath(path) != os.devnull:
+        # Python 3.13 looks for the line of a syntax error in a file of the code's name.
+        nothing = path is None or os.fspath(path) in (os.devnull, "<string>")
+        if not nothing and not _is_below(path, allowed):
             _report(f"open {path!r:.80} {mode}")
     elif event in _CHANGES and not _is_below(args[0], (_watch.folder,)):
         _report(f"{event} {args[0]!r:.80}")
