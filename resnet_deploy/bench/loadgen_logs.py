@@ -57,6 +57,11 @@ class _Log:
     errors: tuple[str, ...]
 
 
+def _accuracy_samples(values: dict[str, Any]) -> Any:
+    """Return how many samples an accuracy test asks for: all, which LoadGen 6.0.3 does not say once more."""
+    return values.get("effective_accuracy_sample_count") or values["qsl_reported_total_count"]
+
+
 def read_detail(path: Path) -> LoadgenResult:
     """Read the detail log of a test that came to its end.
 
@@ -69,7 +74,7 @@ def read_detail(path: Path) -> LoadgenResult:
     try:
         scenario, mode = _SCENARIOS[values["effective_scenario"]], values["effective_test_mode"]
         measured = mode == "PerformanceOnly"
-        queries = int(values["result_query_count"]) if measured else int(values["effective_accuracy_sample_count"])
+        queries = int(values["result_query_count"] if measured else _accuracy_samples(values))
         samples = queries * int(values["effective_samples_per_query"]) if measured else queries
         valid = values["result_validity"] == "VALID" if measured else None
         return LoadgenResult(

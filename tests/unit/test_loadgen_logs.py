@@ -153,3 +153,16 @@ def test_damaged_answers_are_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(LoadgenError, match=r"a\.json is not an accuracy log"):
         read_answers(path, 1)
+
+
+@pytest.mark.parametrize("version", ["6.0.3", "6.0.17"])
+def test_an_accuracy_test_is_of_all_samples(tmp_path, version):
+    text = (LOGS / "offline-valid.txt").read_text().replace('"PerformanceOnly"', '"AccuracyOnly"')
+    lines = [line for line in text.splitlines() if '"effective_accuracy_sample_count"' not in line]
+    total = next(line for line in lines if '"qsl_reported_total_count"' in line)
+    if version == "6.0.17":  # says it once more
+        lines.append(total.replace("qsl_reported_total_count", "effective_accuracy_sample_count"))
+    path = tmp_path / "detail.txt"
+    path.write_text("\n".join(lines))
+    result = read_detail(path)
+    assert (result.queries, result.samples, result.metric) == (360, 360, None)
