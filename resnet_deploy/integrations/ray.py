@@ -139,12 +139,9 @@ def map_on_actors(
         The position of an item and its answer; None in place of that if it was given up.
     """
     ray, data, pickle = _import("ray"), _import("ray.data"), _import("ray.cloudpickle")
-    context = data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(_QUIET)
     attempts = ray.remote(num_cpus=0, max_restarts=-1)(_Attempts).remote()
-    with data.DataContext.current(context):
+    with _without_progress(data.DataContext.get_current()):
         rows = [{"position": position, "item": pickle.dumps(item)} for position, item in enumerate(items)]
         # One item is one block, and thereby one task; Ray Data tries a task again, for ever, when its actor dies.
         answers = data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -157,6 +154,17 @@ def map_on_actors(
         )
         for row in answers.iter_rows():
             yield row["position"], pickle.loads(row["answer"])
+
+
+@contextlib.contextmanager
+def _without_progress(context: Any) -> Iterator[None]:
+    """Keep Ray Data from telling of its progress; ours is shown."""
+    before = context.enable_progress_bars, context.print_on_execution_start
+    context.enable_progress_bars = context.print_on_execution_start = False
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.print_on_execution_start = before
 
 
 class _Attempts:
