@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from resnet_deploy.protocols import Array, Runner
 
 _CALLS: Final = 20
+_TURNS: Final = 2
+# ONNX Runtime's threads spin for some 100 ms after a call before they sleep: as long as they do, the next session's
+# calls share the cores with them and take up to four times as long.
+_SPINNING_S: Final = 0.1
 _PROFILED_CALLS: Final = 10
 _FASTER: Final = 1.05  # less than that is within what a machine's mood makes of equal engines
 _NAMED: Final = 3
@@ -102,15 +106,18 @@ def require_speedup(speedup: float | None, least: float | None) -> None:
 
 
 def median_seconds(runners: "Sequence[Runner]", feed: "Array", calls: int) -> list[float]:
-    """Median seconds per call of each runner, in turns, after an untimed call of each."""
+    """Median seconds per call of each runner, in two turns each; what others leave behind in the cores is not timed."""
     taken: list[list[float]] = [[] for _ in runners]
-    for runner in runners:
-        run_once(runner, feed)
-    for _ in range(calls):
+    for _ in range(_TURNS):
         for runner, seconds in zip(runners, taken, strict=True):
-            start = time.perf_counter()
+            settled = time.perf_counter() + (_SPINNING_S if len(runners) > 1 else 0)
             run_once(runner, feed)
-            seconds.append(time.perf_counter() - start)
+            while time.perf_counter() < settled:
+                run_once(runner, feed)
+            for _ in range(-(-calls // _TURNS)):
+                start = time.perf_counter()
+                run_once(runner, feed)
+                seconds.append(time.perf_counter() - start)
     return list(map(statistics.median, taken))
 
 
