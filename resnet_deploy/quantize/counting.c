@@ -20,41 +20,62 @@ enum {
     HALF = 4096, /* as in counting.py */
     BINS = 2 * HALF,
     TABLES = 2, /* a processor that adds to one element twice in a row waits for the first sum */
-    BLOCK = 1024
+    BLOCK = 1024,
+    AHEAD = 2 * BLOCK /* values to fetch early: processors do not by themselves where the next page begins */
 };
 
 /* What counting.py holds against its own, so that a library of another version is not taken. */
-const int32_t interface = 1;
+const int32_t interface = 2;
 const int32_t bins_on_either_side = HALF;
 
-/* Smallest and largest value, given and returned as the bits of float32.
+/* The bits of a float32 with those of negative numbers, but for the sign, inverted; or back from there.
  *
- * With the other bits of negative numbers inverted, the order of integers is that of floats; -0.0 comes before 0.0, and
- * what is not a number lies beyond the infinities: it comes back as an extreme. `number` is at least 1.
+ * The order of these integers is that of the floats; -0.0 comes before 0.0, and what is not a number lies beyond the
+ * infinities.
  */
-FOR_EACH_PROCESSOR void extremes(const int32_t *values, size_t number, int32_t found[2])
+static inline int32_t ordered(int32_t bits)
 {
-    int32_t low = INT32_MAX, high = INT32_MIN;
-    for (size_t i = 0; i < number; i++) {
-        int32_t key = values[i] ^ ((values[i] >> 31) & INT32_MAX);
-        low = key < low ? key : low;
-        high = key > high ? key : high;
-    }
-    found[0] = low ^ ((low >> 31) & INT32_MAX);
-    found[1] = high ^ ((high >> 31) & INT32_MAX);
+    return bits ^ ((bits >> 31) & INT32_MAX);
 }
 
-/* Add to counts[HALF + i] how many values have trunc(value * scale) = i. `number` is below 2**32.
+static inline float value_of(int32_t key)
+{
+    int32_t bits = ordered(key);
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* Add to counts[HALF + i] how many values have trunc(value * scale) = i, up to the first block of values with one that
+ * has an i outside of (-HALF, HALF) or is not a number. Return how many were counted; in `found`, the smallest and the
+ * largest of all values, or what is not a number.
  *
- * Every i is to lie in (-HALF, HALF); one that does not is counted somewhere, and never outside of `counts`.
+ * `number` is at least 1 and below 2**32; `scale` is a power of two.
  */
-FOR_EACH_PROCESSOR void count(const float *values, size_t number, float scale, int64_t counts[BINS])
+FOR_EACH_PROCESSOR size_t count(const float *values, size_t number, float scale, int64_t counts[BINS], float found[2])
 {
     uint32_t tables[TABLES][BINS];
-    int32_t bins[BLOCK];
+    int32_t bits[BLOCK], bins[BLOCK], low = INT32_MAX, high = INT32_MIN;
+    const float limit = HALF / scale;
+    size_t counted = number;
     memset(tables, 0, sizeof tables);
     for (size_t start = 0; start < number; start += BLOCK) {
         size_t size = number - start < BLOCK ? number - start : BLOCK, i = 0;
+        int32_t least = INT32_MAX, most = INT32_MIN;
+        for (size_t j = 0; j < size; j += 16)
+            __builtin_prefetch(values + start + AHEAD + j);
+        memcpy(bits, values + start, size * sizeof *values);
+        for (size_t j = 0; j < size; j++) {
+            int32_t key = ordered(bits[j]);
+            least = key < least ? key : least;
+            most = key > most ? key : most;
+        }
+        low = least < low ? least : low;
+        high = most > high ? most : high;
+        if (counted == number && !(value_of(least) > -limit && value_of(most) < limit))
+            counted = start;
+        if (counted != number)
+            continue;
         for (size_t j = 0; j < size; j++)
             bins[j] = ((int32_t)(values[start + j] * scale) + HALF) & (BINS - 1);
         for (; i + TABLES <= size; i += TABLES)
@@ -63,7 +84,10 @@ FOR_EACH_PROCESSOR void count(const float *values, size_t number, float scale, i
         for (; i < size; i++)
             tables[0][bins[i]]++;
     }
+    found[0] = value_of(low);
+    found[1] = value_of(high);
     for (size_t bin = 0; bin < BINS; bin++)
         for (size_t table = 0; table < TABLES; table++)
             counts[bin] += tables[table][bin];
+    return counted;
 }

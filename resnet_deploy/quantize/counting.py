@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 HALF: Final = 4096  # bins on either side of zero
 BINS: Final = 2 * HALF
 LIBRARY: Final = Path(__file__).with_name("libcounting.so")
-_INTERFACE: Final = 1  # of the functions in C; as there
+_INTERFACE: Final = 2  # of the functions in C; as there
 
 
 class Counter(Protocol):
@@ -32,11 +32,20 @@ class Counter(Protocol):
     piece: int
     turn: AbstractContextManager[object]
 
-    def extremes(self, values: "NDArray[np.float32]") -> tuple[float, float]:
-        """Return the smallest and the largest value; one of them is not finite where any value is not."""
+    def count(
+        self, values: "NDArray[np.float32]", scale: float, counts: "NDArray[np.int64]"
+    ) -> tuple[int, float, float]:
+        """Count values from the first on, as long as they are within the range, and find the extremes of all of them.
 
-    def add(self, values: "NDArray[np.float32]", scale: float, counts: "NDArray[np.int64]") -> None:
-        """Add to ``counts[HALF + i]`` how many values have trunc(value * scale) = i, which lies in (-HALF, HALF)."""
+        Args:
+            values: The piece.
+            scale: Bins per unit, a power of two.
+            counts: (BINS,); element HALF + i grows by how many values have trunc(value * scale) = i.
+
+        Returns:
+            How many were counted: all of them where each has its i in (-HALF, HALF). Then the smallest and the largest
+            value of the piece; one of them is not finite where any value is not.
+        """
 
 
 class NumpyCounter:
@@ -51,17 +60,20 @@ class NumpyCounter:
     _tables = 2
     _offsets = np.arange(piece, dtype=np.int32) % _tables * BINS + HALF
 
-    def extremes(self, values: "NDArray[np.float32]") -> tuple[float, float]:
-        """As ``Counter.extremes``."""
-        return float(values.min()), float(values.max())
-
-    def add(self, values: "NDArray[np.float32]", scale: float, counts: "NDArray[np.int64]") -> None:
-        """As ``Counter.add``."""
+    def count(
+        self, values: "NDArray[np.float32]", scale: float, counts: "NDArray[np.int64]"
+    ) -> tuple[int, float, float]:
+        """As ``Counter.count``."""
+        low, high = float(values.min()), float(values.max())
+        limit = HALF / scale
+        if not (low > -limit and high < limit):
+            return 0, low, high
         index, place = np.empty(values.size, np.int32), np.empty(values.size, np.intp)
         np.multiply(values, np.float32(scale), out=index, casting="unsafe")  # toward zero, as in C
         np.add(index, self._offsets[: values.size], out=place)
         for table in np.bincount(place, minlength=self._tables * BINS).reshape(self._tables, BINS):
             counts += table
+        return values.size, low, high
 
 
 class NativeCounter:
@@ -74,7 +86,7 @@ class NativeCounter:
         OSError: If it cannot be loaded, or is of another version.
     """
 
-    piece = 1 << 18  # so that tables are seldom added up, and values are still in a core's cache the second time
+    piece = 1 << 20  # so that tables are added up once for most tensors
     turn: AbstractContextManager[object] = nullcontext()
 
     def __init__(self, library: Path) -> None:
@@ -86,21 +98,24 @@ class NativeCounter:
         if found != (_INTERFACE, HALF):
             raise OSError(f"{library} was compiled from another version's source")
         values = np.ctypeslib.ndpointer(np.float32, ndim=1, flags=("C", "A"))
-        self._extremes, self._count = loaded.extremes, loaded.count
-        self._extremes.argtypes = (values, ctypes.c_size_t, np.ctypeslib.ndpointer(np.float32, shape=(2,)))
+        self._count = loaded.count
         counts = np.ctypeslib.ndpointer(np.int64, shape=(BINS,), flags=("C", "A", "W"))
-        self._count.argtypes = (values, ctypes.c_size_t, ctypes.c_float, counts)
-        self._extremes.restype = self._count.restype = None
+        self._count.argtypes = (
+            values,
+            ctypes.c_size_t,
+            ctypes.c_float,
+            counts,
+            np.ctypeslib.ndpointer(np.float32, shape=(2,)),
+        )
+        self._count.restype = ctypes.c_size_t
 
-    def extremes(self, values: "NDArray[np.float32]") -> tuple[float, float]:
-        """As ``Counter.extremes``."""
+    def count(
+        self, values: "NDArray[np.float32]", scale: float, counts: "NDArray[np.int64]"
+    ) -> tuple[int, float, float]:
+        """As ``Counter.count``."""
         found = np.empty(2, np.float32)
-        self._extremes(values, values.size, found)
-        return float(found[0]), float(found[1])
-
-    def add(self, values: "NDArray[np.float32]", scale: float, counts: "NDArray[np.int64]") -> None:
-        """As ``Counter.add``."""
-        self._count(values, values.size, scale, counts)
+        counted = self._count(values, values.size, scale, counts, found)
+        return int(counted), float(found[0]), float(found[1])
 
 
 def find_counter() -> tuple[Counter, str]:

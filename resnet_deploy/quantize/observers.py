@@ -74,15 +74,16 @@ class Histogram:
         """
         flat = np.require(values.ravel(order="K"), np.float32, ("C", "A"))
         counter = counting.COUNTER
-        for start in range(0, flat.size, counter.piece):
+        start = 0
+        while start < flat.size:
             piece = flat[start : start + counter.piece]
-            low, high = counter.extremes(piece)
+            counted, low, high = counter.count(piece, math.ldexp(HALF, -self.exponent), self.counts)
             if not (math.isfinite(low) and math.isfinite(high)):
                 raise FloatingPointError("a value is not finite")
             # Adding zero turns -0.0 into 0.0: which of the two a minimum gives depends on their order.
             self.low, self.high = min(self.low, low + 0.0), max(self.high, high + 0.0)
-            self.cover(max(-low, high))
-            counter.add(piece, math.ldexp(HALF, -self.exponent), self.counts)
+            self.cover(max(-low, high))  # so that what was not counted is the next time
+            start += counted
 
     def merge(self, other: "Histogram") -> None:
         """Add what ``other`` has seen; the same as if this observer had seen it."""

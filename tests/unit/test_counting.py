@@ -50,10 +50,12 @@ def native(request, tmp_path_factory):
 
 def look_at(counter, values):
     """Extremes and counts of a piece, over the smallest range that holds it."""
-    low, high = counter.extremes(values)
     counts = np.zeros(BINS, np.int64)
+    _, low, high = counter.count(values, 1.0, counts.copy())
     exponent = max(math.frexp(max(-low, high))[1], -60)
-    counter.add(values, math.ldexp(HALF, -exponent), counts)
+    counted, *again = counter.count(values, math.ldexp(HALF, -exponent), counts)
+    assert counted == len(values) == counts.sum()
+    assert [low, high] == again
     return low, high, counts
 
 
@@ -62,7 +64,6 @@ def assert_equal(counter, values):
     expected_low, expected_high, expected = look_at(NumpyCounter(), values)
     assert (low, high) == (expected_low, expected_high)
     assert counts.tolist() == expected.tolist()
-    assert counts.sum() == len(values)
 
 
 @given(values=values_of_all_sizes)
@@ -92,19 +93,40 @@ def test_a_count_that_forgets_the_rest_of_a_block_is_noticed(tmp_path):
 
 @pytest.mark.parametrize("bits", [0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC00000, 0x7F800001, 0xFFFFFFFF])
 @pytest.mark.parametrize("place", [0, 500, 1026])
-def test_what_is_not_finite_is_an_extreme(native, bits, place):
+@pytest.mark.parametrize("exponent", [-60, 4, 128])
+def test_what_is_not_finite_is_an_extreme(native, bits, place, exponent):
     values = np.random.default_rng(0).standard_normal(1027, dtype=np.float32)
-    assert all(map(math.isfinite, native.extremes(values)))
+    scale, counts = math.ldexp(HALF, -exponent), np.zeros(BINS, np.int64)
+    assert all(map(math.isfinite, native.count(values, scale, counts)))
     values.view(np.uint32)[place] = bits
-    assert not all(map(math.isfinite, native.extremes(values)))
+    for counter in (native, NumpyCounter()):
+        assert not all(map(math.isfinite, counter.count(values, scale, counts)))
 
 
-@pytest.mark.parametrize("scale", [1.0, LARGEST, math.inf, math.nan])
-def test_values_beyond_the_range_are_not_counted_elsewhere_in_memory(native, scale):
+@pytest.mark.parametrize("beyond", [8.0, -8.0, 8.5, LARGEST, -LARGEST])
+@pytest.mark.parametrize("place", [0, 1023, 1024, 3000])
+def test_counts_up_to_where_the_range_is_left_and_looks_at_all(native, beyond, place):
+    values = np.random.default_rng(0).uniform(-7, 7, 4000).astype(np.float32)
+    values[-1], values[place] = 7.9, beyond
+    counts, scale = np.zeros(BINS, np.int64), HALF / 8
+    counted, *extremes = native.count(values, scale, counts)
+    assert extremes == [values.min(), values.max()]
+    assert counted <= place
+    assert counts.sum() == counted
+    values[place] = 0
+    rest, *_ = native.count(values[counted:], scale, counts)
+    expected = np.zeros(BINS, np.int64)
+    assert NumpyCounter().count(values, scale, expected)[0] == 4000
+    assert rest == 4000 - counted
+    assert counts.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-116, 2.0**72, math.inf, math.nan, 0.0, -1.0])
+def test_nothing_is_counted_elsewhere_in_memory(native, scale):
     around = np.zeros(3 * BINS, np.int64)
     values = np.array([LARGEST, -LARGEST, 1e4, -1e4, 0, math.inf, -math.inf, math.nan], np.float32)
-    native.add(np.tile(values, 100), scale, around[BINS : 2 * BINS])
-    assert around[BINS : 2 * BINS].sum() == 800
+    counted = sum(native.count(part, scale, around[BINS : 2 * BINS])[0] for part in (np.tile(values, 100), values[:5]))
+    assert around[BINS : 2 * BINS].sum() == counted
     assert not around[:BINS].any()
     assert not around[2 * BINS :].any()
 
@@ -116,12 +138,10 @@ def test_counts_of_another_kind_are_refused(native):
     read_only.flags.writeable = False
     for counts in (whole[::2], whole[: BINS - 1], whole.astype(">i8")[:BINS], whole[:BINS].astype(np.int32), read_only):
         with pytest.raises(ctypes.ArgumentError):
-            native.add(values, 1.0, counts)
+            native.count(values, 1.0, counts)
     for other in (values[::2], values.astype(np.float64), values.astype(">f4"), values.reshape(2, 5)):
         with pytest.raises(ctypes.ArgumentError):
-            native.add(other, 1.0, whole[BINS:])
-        with pytest.raises(ctypes.ArgumentError):
-            native.extremes(other)
+            native.count(other, 1.0, whole[BINS:])
     assert not whole.any()
 
 
@@ -196,7 +216,7 @@ class TestWhichOneIsTaken:
 
     @pytest.mark.parametrize(
         ("before", "after"),
-        [("HALF = 4096", "HALF = 2048"), ("interface = 1", "interface = 2"), ("interface =", "i =")],
+        [("HALF = 4096", "HALF = 2048"), ("interface = 2", "interface = 1"), ("interface =", "i =")],
     )
     def test_numpy_where_it_is_of_another_version(self, found, before, after):
         source = SOURCE.read_text()
