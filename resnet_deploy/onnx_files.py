@@ -4,6 +4,7 @@ The model card travels as JSON in the file's ``metadata_props``, where every ONN
 """
 
 import hashlib
+import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
@@ -30,6 +31,10 @@ _NUMPYS_OWN: Final = 256  # numbers from here on are of types that other package
 _NOWHERE: Final = "in-memory"  # external data must have the name of a file
 _EXPORT_HINT: Final = "write it with `resnet-deploy export`"
 _AGAIN_HINT: Final = "do not change exported files: write it again with `resnet-deploy export`"
+# Fields of a tensor beside those of weights: its name, type, shape and bytes.
+_NUMBERS: Final = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+_LISTS: Final = (*_NUMBERS, "external_data", "metadata_props")  # the last since ONNX 1.17
+_EXTRAS: Final = ("segment", "doc_string", "data_location")
 _DTYPES: Final = {"uint8": ir.DataType.UINT8, "float32": ir.DataType.FLOAT}
 
 
@@ -74,7 +79,7 @@ def onnx_from_bytes(data: bytes, *, name: str) -> ir.Model:
         raise ModelError(f"{name} keeps its weights in other files", hint="save it as a single file")
     if not _is_text(proto):
         raise ModelError(f"{name} is a damaged ONNX file: it holds a name that is not UTF-8", hint=_EXPORT_HINT)
-    check_onnx(data, name=name)
+    check_onnx(_without_weights(proto).SerializeToString(), name=name)
     try:
         model = ir.from_proto(proto)
         _read_constants(model)
@@ -196,6 +201,38 @@ def _read_constants(model: ir.Model) -> None:
                 attribute.as_tensor().numpy()
 
 
+def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy ``proto`` with the weights as inputs of their type and shape: each check would copy them, the checker twice.
+
+    All other tensors stay, for the checks to judge. Whether weights are as many as their shape asks for is found out
+    when they are read.
+    """
+    copy = onnx.ModelProto()
+    for source, target, left_out in ((proto, copy, "graph"), (proto.graph, copy.graph, "initializer")):
+        for field, value in source.ListFields():
+            if field.name == left_out:
+                continue
+            if hasattr(value, "MergeFrom"):
+                getattr(target, field.name).MergeFrom(value)
+            else:
+                setattr(target, field.name, value)
+    known = {value.name for value in copy.graph.input}
+    for tensor in proto.graph.initializer:
+        if tensor.name in known or not _is_plain_weight(tensor):
+            copy.graph.initializer.append(tensor)
+        else:
+            known.add(tensor.name)
+            copy.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return copy
+
+
+def _is_plain_weight(tensor: onnx.TensorProto) -> bool:
+    """Whether it is large, FP32, and holds a name, a shape and bytes alone. To ask for a message's size copies it."""
+    has_more = any(len(getattr(tensor, name, ())) for name in _LISTS) or any(map(tensor.HasField, _EXTRAS))
+    is_large = tensor.data_type == onnx.TensorProto.FLOAT and 4 * math.prod(tensor.dims) >= _LARGE
+    return is_large and bool(tensor.HasField("raw_data")) and not has_more
+
+
 def _keeps_data_elsewhere(message: Message) -> bool:
     """Whether any tensor in ``message``, those of nodes and of graphs in nodes too, is to be read from another file."""
     if isinstance(message, onnx.TensorProto):  # holds no other tensor, and its bytes would be copied to be listed
@@ -210,7 +247,12 @@ def _is_text(message: Message) -> bool:
     Protobuf does not mind those that are not, and gives them as bytes. The checker cannot quote them; onnx_ir reads
     them, and fails when it writes them.
     """
-    for field, value in message.ListFields():
+    fields = message.ListFields()
+    if isinstance(message, onnx.TensorProto):  # its bytes would be copied to be listed
+        fields = [
+            (field, getattr(message, field.name)) for field in message.DESCRIPTOR.fields if field.name != "raw_data"
+        ]
+    for field, value in fields:
         if field.type == field.TYPE_MESSAGE:
             if not all(map(_is_text, [value] if isinstance(value, Message) else value)):
                 return False

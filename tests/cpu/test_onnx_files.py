@@ -32,6 +32,12 @@ def narrow() -> bytes:
     return narrow_model()
 
 
+@pytest.fixture(autouse=True, params=[1024, 16], ids=["constants", "weights"])
+def large(request, monkeypatch):
+    """This file's tensors are all small; in turns, they are treated as weights, which the checks do not get to see."""
+    monkeypatch.setattr(onnx_files, "_LARGE", request.param)
+
+
 def test_the_card_comes_back(narrow):
     model, card = read_exported(narrow, name="model.onnx")
     assert card == read_card(model, name="model.onnx")
@@ -40,7 +46,7 @@ def test_the_card_comes_back(narrow):
 
 
 def test_a_session_takes_large_constants_from_where_they_are(narrow, monkeypatch):
-    monkeypatch.setattr(onnx_files, "_LARGE", 64)  # this file's are all small
+    monkeypatch.setattr(onnx_files, "_LARGE", 64)
     model, card = read_exported(narrow, name="model.onnx")
     graph, weights = split_weights(model)
     images = synthetic_images(card.preprocess, 2)
@@ -210,6 +216,62 @@ def test_a_constant_that_is_too_short_is_refused(narrow):
     """By the checker since ONNX 1.20, and before by what reads the constants."""
     with pytest.raises(ModelError, match=r"model\.onnx is (not valid|a damaged) ONNX"):
         onnx_from_bytes(changed(narrow, too_short), name="model.onnx")
+
+
+def of_more_numbers(model: onnx.ModelProto) -> None:
+    model.graph.initializer[3].float_data.append(1.0)
+
+
+def of_numbers_alone(model: onnx.ModelProto) -> None:
+    tensor = model.graph.initializer[3]
+    tensor.float_data.extend(np.frombuffer(tensor.raw_data, np.float32))
+    tensor.ClearField("raw_data")
+
+
+def of_a_negative_size(model: onnx.ModelProto) -> None:
+    model.graph.initializer[3].dims[:] = [-dim for dim in model.graph.initializer[3].dims]
+
+
+def there_twice(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(model.graph.initializer[3])
+
+
+@pytest.mark.parametrize("change", [of_more_numbers, of_a_negative_size, there_twice])
+def test_a_constant_that_is_not_what_it_seems_is_refused(narrow, change):
+    with pytest.raises(ModelError, match=r"model\.onnx is (not valid|a damaged) ONNX"):
+        onnx_from_bytes(changed(narrow, change), name="model.onnx")
+
+
+def an_input_as_well(model: onnx.ModelProto) -> None:
+    """As files before IR version 4 had it: a default."""
+    tensor = model.graph.initializer[3]
+    model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+
+
+@pytest.mark.parametrize("change", [of_numbers_alone, an_input_as_well])
+def test_constants_may_be_written_otherwise(narrow, change):
+    constants = [onnx_from_bytes(data, name="it").graph.initializers for data in (narrow, changed(narrow, change))]
+    for name, value in constants[0].items():
+        np.testing.assert_array_equal(constants[1][name].const_value.numpy(), value.const_value.numpy())
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 10_000])
+def test_the_checks_get_a_graph_without_its_weights(size, monkeypatch):
+    """Whatever else is in the file: the same names and types."""
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [size]) for name in ("x", "y")]
+    weight = onnx.numpy_helper.from_array(np.ones(size, np.float32), "weight")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Add", ["x", "weight"], ["y"])], "g", *[[v] for v in values])
+    graph.initializer.append(weight)
+    model = onnx.helper.make_model(graph, producer_name="someone", functions=[], doc_string="words")
+    model.metadata_props.add(key="a", value="b")
+    checked = []
+    monkeypatch.setattr(onnx_files, "check_onnx", lambda data, name: checked.append(onnx.load_from_string(data)))
+    onnx_from_bytes(model.SerializeToString(), name="it")
+    if 4 * size >= onnx_files._LARGE:
+        del graph.initializer[:]
+        graph.input.append(onnx.helper.make_tensor_value_info("weight", onnx.TensorProto.FLOAT, [size]))
+        model.graph.CopyFrom(graph)
+    assert checked == [model]
 
 
 @pytest.mark.parametrize(
