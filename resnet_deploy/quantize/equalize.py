@@ -45,7 +45,12 @@ _FLOOR: Final = -24.0  # a channel 2**24 below its tensor's largest is as good a
 _SETTLED: Final = 0.05  # of a power of two
 _SWEEPS: Final = 100
 _BALANCED: Final = 1  # power of two
-_PIECE: Final = 1 << 16  # kernels whose sums with factors stay in a core's cache
+_PIECE: Final = 1 << 17  # kernels whose sums with factors stay in a core's cache
+# Kernels' ranges are held in 128ths of a power of two, as integers of 16 bits, with which each turn takes half as long:
+# those of float32 lie between -149 and 128 powers of two, and with factors of up to 96 none overflows.
+_STEPS: Final = 128
+_EXPONENTS: Final = (-149, 128)  # a kernel of zeros counts as one of the smallest number
+_MOST: Final = 96
 
 
 @dataclass(frozen=True)
@@ -121,8 +126,7 @@ class _Layer:
             values, hint = constant(node.inputs[2]).size, "write the model again with `resnet-deploy export`"
             raise ModelError(f"{node.name} has a bias of {values} values for {len(weights)} channels", hint=hint)
         with np.errstate(divide="ignore"):
-            # (out, in); single precision tells apart a millionth of a power of two
-            self._weights = np.log2(largest)
+            self._weights = _steps(np.log2(largest), *_EXPONENTS)  # (out, in)
             self._bias = np.log2(np.abs(constant(node.inputs[2]).astype(np.float64))) if len(node.inputs) > 2 else None
         rows = max(1, _PIECE // weights.shape[1])
         self._pieces = [slice(start, start + rows) for start in range(0, len(weights), rows)]
@@ -131,15 +135,15 @@ class _Layer:
 
     def made(self) -> "Exponents":
         """Range of each output channel, of weights or bias, over the largest of them."""
-        factors = self.multiplied.astype(np.float32)
-        largest = np.concatenate([(self._weights[rows] + factors).max(1) for rows in self._pieces])
+        factors = _steps(self.multiplied, -_MOST, _MOST)
+        largest = np.concatenate([(self._weights[rows] + factors).max(1) for rows in self._pieces]) / _STEPS
         ranges = _relative(largest - self.divided)
         return ranges if self._bias is None else np.maximum(ranges, _relative(self._bias - self.divided))
 
     def read(self) -> "Exponents":
         """Range of each input channel over the largest of them."""
-        factors = self.divided[:, None].astype(np.float32)
-        largest = np.max([(self._weights[rows] - factors[rows]).max(0) for rows in self._pieces], axis=0)
+        factors = _steps(self.divided, -_MOST, _MOST)[:, None]
+        largest = np.max([(self._weights[rows] - factors[rows]).max(0) for rows in self._pieces], axis=0) / _STEPS
         return _relative(largest + self.multiplied)
 
 
@@ -243,6 +247,12 @@ def _largest_magnitudes(weights: "NDArray[np.float32]") -> "NDArray[np.float32]"
     for place in range(1, kernels.shape[2]):
         np.maximum(largest, np.abs(kernels[:, :, place]), out=largest)
     return largest
+
+
+def _steps(exponents: "NDArray[np.floating]", low: int, high: int) -> "NDArray[np.int16]":
+    """Round to ``_STEPS`` for a power of two; what lies beyond ``low`` or ``high`` is taken for these."""
+    steps: NDArray[np.int16] = np.rint(np.clip(exponents, low, high) * _STEPS).astype(np.int16)
+    return steps
 
 
 def _relative(exponents: "Exponents") -> "Exponents":
