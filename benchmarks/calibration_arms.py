@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def plain() -> Run:
 
 def own(method: str, *, correct: bool) -> Run:
     """Quantize with this package, as `build --int8 --backend onnxruntime` does, with or without bias correction."""
-    from resnet_deploy.onnx_files import bytes_from_onnx
+    from resnet_deploy.onnx_files import bytes_from_onnx, initializers_digest
     from resnet_deploy.pipeline import calibrating, lowering
     from resnet_deploy.pipeline.source import read_source
     from resnet_deploy.quantize import bias, calibrate, equalize, observations
@@ -56,14 +57,16 @@ def own(method: str, *, correct: bool) -> Run:
             BuildSpec(backend="onnxruntime", precision="int8", calibration=spec), environment.collect().cpu
         )
         graph, _ = equalize.equalize(source.model)
-        histograms, count = calibrate.observe(graph, one_by_one(images))
-        nothing = observations.Observed(
+        with ThreadPoolExecutor(1) as other:
+            digest = other.submit(initializers_digest, graph.graph)
+            histograms, count = calibrate.observe(graph, one_by_one(images))
+        identity = observations.Observed(
             onnx_sha256=source.sha256,
             weights_sha256=source.card.weights_sha256,
-            preprocess_sha256="",
-            graph_sha256="",
+            preprocess_sha256=source.card.preprocess.digest,
+            graph_sha256=digest.result(),
         )
-        seen = observations.Observations(nothing, "images", {}, count, (), histograms)
+        seen = observations.Observations(identity, "images", {}, count, (), histograms)
         trial = calibrating.Trial(form, one_by_one(images[:16])) if method == "auto" else None
         calibration = calibrating.calibrate(graph, seen, spec, trial)
         quantized, _ = insert_qdq(graph, calibration, form)

@@ -1,5 +1,6 @@
 """Images, noise when asked for by name, or earlier observations, to the ranges of a graph's activations."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from resnet_deploy.pipeline.source import Source
     from resnet_deploy.protocols import Array, Progress
     from resnet_deploy.quantize.calibrate import Calibration, OutputQuality
-    from resnet_deploy.quantize.observations import Observations
+    from resnet_deploy.quantize.observations import Observations, Observed
     from resnet_deploy.quantize.qdq import QdqForm
     from resnet_deploy.specs import CalibrationDevice, CalibrationSpec, ComputeDevice, ModelCard, Preprocess
 
@@ -147,35 +148,42 @@ def observe(source: "Source", graph: "ir.Model", material: Material, progress: "
         ModelError: If an activation is not finite, or the observations are of another model.
         BackendError: If the GPU fails.
     """
-    from resnet_deploy.onnx_files import initializers_digest
     from resnet_deploy.quantize import calibrate, observations
 
-    model = observations.Observed(
-        onnx_sha256=source.sha256,
-        weights_sha256=source.card.weights_sha256,
-        preprocess_sha256=source.card.preprocess.digest,
-        graph_sha256=initializers_digest(graph.graph),
-    )
-    if material.observations is not None:
-        if field := material.observations.model.difference(model):
-            reason = f"the observations are of another model: {field} differs"
-            raise ModelError(reason, hint="calibrate this very model")
-        return material.observations
-    reader, batches = material.reader, read_all(material, source.card, progress)
-    if material.device == "cpu":
-        histograms, count = calibrate.observe(graph, batches)
-    else:
-        from resnet_deploy.quantize import torch_observe
+    with ThreadPoolExecutor(1, thread_name_prefix="digest") as other:
+        identity = other.submit(_identity, source, graph)  # while the session opens, which keeps one core busy
+        if material.observations is not None:
+            if field := material.observations.model.difference(identity.result()):
+                reason = f"the observations are of another model: {field} differs"
+                raise ModelError(reason, hint="calibrate this very model")
+            return material.observations
+        reader, batches = material.reader, read_all(material, source.card, progress)
+        if material.device == "cpu":
+            histograms, count = calibrate.observe(graph, batches)
+        else:
+            from resnet_deploy.quantize import torch_observe
 
-        histograms, count = torch_observe.observe(graph, batches, material.device)
+            histograms, count = torch_observe.observe(graph, batches, material.device)
     return observations.Observations(
-        model,
+        identity.result(),
         reader.dataset.root.resolve().name if reader else RANDOM,
         reader.dataset.image_digests if reader else {},
         count,
         reader.skipped_names if reader else (),
         histograms,
         material.device,
+    )
+
+
+def _identity(source: "Source", graph: "ir.Model") -> "Observed":
+    from resnet_deploy.onnx_files import initializers_digest
+    from resnet_deploy.quantize.observations import Observed
+
+    return Observed(
+        onnx_sha256=source.sha256,
+        weights_sha256=source.card.weights_sha256,
+        preprocess_sha256=source.card.preprocess.digest,
+        graph_sha256=initializers_digest(graph.graph),
     )
 
 

@@ -1,5 +1,7 @@
 """What is calibrated: from observed activations to ranges, and what is refused."""
 
+from types import SimpleNamespace
+
 import msgspec
 import numpy as np
 import onnx
@@ -27,7 +29,7 @@ from resnet_deploy.errors import DataError, ModelError
 from resnet_deploy.onnx_files import bytes_from_onnx
 from resnet_deploy.ort_session import open_session
 from resnet_deploy.pipeline.synthetic import synthetic_images
-from resnet_deploy.quantize.calibrate import Calibration, calibration_from, observe
+from resnet_deploy.quantize.calibrate import Calibration, calibration_from, memory_for, observe
 from resnet_deploy.quantize.graph import observed_names, with_outputs
 from resnet_deploy.quantize.observers import Histogram
 from resnet_deploy.quantize.qdq import FORMS, insert_qdq
@@ -194,6 +196,20 @@ def test_activations_that_are_not_finite_are_refused(resnet18, value):
     model = with_constant(resnet18, "layer2.0.conv1.bias", value)
     with pytest.raises(ModelError, match=r"calibration image 1: tensor layer2\.0\.conv1\.relu has a value that is not"):
         observe(model, [resnet18.images])
+
+
+def test_each_tensor_has_memory_of_its_own_along_the_lines_of_the_cache():
+    outputs = [SimpleNamespace(name=str(shape), shape=shape) for shape in (["batch", 3, 5], ["batch", 1], [1, 7, 16])]
+    memory = memory_for(outputs)
+    assert [(name, array.shape) for name, array in memory.items()] == [
+        (one.name, (1, *one.shape[1:])) for one in outputs
+    ]
+    for value, array in enumerate(memory.values()):
+        assert array.ctypes.data % 64 == 0
+        array[:] = value
+    assert [set(array.ravel().tolist()) for array in memory.values()] == [{0}, {1}, {2}]
+    with pytest.raises(ModelError, match="tensor odd has no fixed shape"):
+        memory_for([*outputs, SimpleNamespace(name="odd", shape=["batch", "channels"])])
 
 
 def test_the_image_that_made_them_is_named():
