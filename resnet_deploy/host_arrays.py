@@ -69,9 +69,13 @@ def view_of_out(out: Any, shape: tuple[int, ...], dtype: str) -> "Array":
             f"out is {view.dtype} {view.shape}, the logits are {dtype} {shape}",
             hint="give an array of that type and shape, or none",
         )
+    if not view.flags.writeable and hasattr(out, "__array__"):
+        # NumPy before 2.2.5 is not told by DLPack that memory may be written to; its own protocol tells.
+        shared = np.asarray(out)
+        if shared.ctypes.data == view.ctypes.data and shared.strides == view.strides:
+            view = shared
     if not view.flags.writeable:
-        # NumPy before 2.2.5 cannot be told by DLPack that memory may be written to.
-        raise FeedError("out is read-only", hint="give an array that can be written to, such as tensor.numpy()")
+        raise FeedError("out is read-only", hint="give an array that can be written to")
     if not view.flags.c_contiguous:
         raise FeedError("out is not contiguous", hint="give a C-contiguous array, or none")
     if not view.flags.aligned:

@@ -44,7 +44,8 @@ def read_exported(data: bytes, *, name: str) -> tuple[ir.Model, ModelCard]:
     Everything downstream takes the input contract and the number of classes from the card alone.
 
     Raises:
-        ModelError: As ``onnx_from_bytes`` and ``read_card``, or if inputs, outputs or weights are not the card's.
+        ModelError: As ``onnx_from_bytes`` and ``read_card``, or if inputs, outputs or weights are not the card's, or a
+            bias is not as long as its layer has channels.
     """
     model = onnx_from_bytes(data, name=name)
     card = read_card(model, name=name)
@@ -58,6 +59,10 @@ def read_exported(data: bytes, *, name: str) -> tuple[ir.Model, ModelCard]:
             raise ModelError(f"{name} is not what its model card says: {difference}", hint=_AGAIN_HINT)
     if initializers_digest(model.graph) != card.initializers_sha256:
         raise ModelError(f"the weights in {name} are not those that its model card names", hint=_AGAIN_HINT)
+    for node in model.graph:
+        difference = _bias_difference(node)
+        if difference:
+            raise ModelError(f"{name} is damaged: {difference}", hint=_AGAIN_HINT)
     return model, card
 
 
@@ -178,6 +183,22 @@ def _difference(kind: str, values: Sequence[ir.Value], promised: TensorSpec) -> 
     if isinstance(batch, int):
         return f"{what} has a batch of {batch}, not one of any size"
     return ""
+
+
+def _bias_difference(node: ir.Node) -> str:
+    """Say that a bias is of another length than its layer has channels; empty if not.
+
+    ONNX's checker does not compare them, and ONNX Runtime before 1.23 reads beyond a short one.
+    """
+    if node.op_type not in ("Conv", "Gemm") or len(node.inputs) < 3:
+        return ""
+    weights, bias = (
+        value.const_value.numpy() if value is not None and value.const_value is not None else None
+        for value in node.inputs[1:3]
+    )
+    if weights is None or bias is None or bias.shape == weights.shape[:1]:
+        return ""
+    return f"{node.name} has a bias of {bias.size} values for {len(weights)} channels"
 
 
 def _by(shape: Iterable[object]) -> str:

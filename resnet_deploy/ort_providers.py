@@ -45,7 +45,8 @@ def open_on(
     source = model if isinstance(model, bytes) else str(model)
     settings, how = session_options(ort, 0), {}
     if provider == TENSORRT_RTX:
-        settings.add_provider_for_devices(_plugin_devices(ort), dict(options or {}))
+        devices = _plugin_devices(ort)
+        settings.add_provider_for_devices(devices, dict(options or {}))
     elif provider in ort.get_available_providers():
         _load_libraries(ort, provider)
         how = {"providers": [(provider, dict(options or {}))]}
@@ -96,8 +97,11 @@ def _plugin_devices(ort: Any) -> list[Any]:
     """Register the plugin of TensorRT-RTX and choose the GPU: the first, where memory is bound too.
 
     Raises:
-        BackendError: If it is not installed, does not load, or finds no GPU.
+        BackendError: If it is not installed, does not load, or finds no GPU, or ONNX Runtime is from before plugins.
     """
+    if not hasattr(ort, "register_execution_provider_library"):
+        hint = 'install a later one with `pip install "resnet-deploy[ort-rtx]"`'
+        raise BackendError(f"ONNX Runtime {ort.__version__} takes no plugins, such as TensorRT-RTX's", hint=hint)
     try:
         plugin = importlib.import_module("onnxruntime_ep_nv_tensorrt_rtx")
     except (ImportError, OSError) as error:

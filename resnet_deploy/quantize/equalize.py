@@ -90,7 +90,7 @@ def equalize(model: ir.Model) -> tuple[ir.Model, EqualizationReport]:
     The copy keeps the model card: it is the same network of the same weights, written differently.
 
     Raises:
-        ModelError: If a weight is not finite, or a bias has another length than its layer has channels.
+        ModelError: If a weight is not finite.
     """
     equalized = model.clone()
     groups, skipped = _find_groups(equalized.graph)
@@ -120,11 +120,6 @@ class _Layer:
             assert value is not None
             if not np.isfinite(magnitudes).all():
                 raise ModelError(f"{value.name} has a value that is not finite", hint="check the weights")
-        if (
-            len(node.inputs) > 2 and constant(node.inputs[2]).shape != weights.shape[:1]
-        ):  # ONNX's checker lets that pass
-            values, hint = constant(node.inputs[2]).size, "write the model again with `resnet-deploy export`"
-            raise ModelError(f"{node.name} has a bias of {values} values for {len(weights)} channels", hint=hint)
         with np.errstate(divide="ignore"):
             self._weights = _steps(np.log2(largest), *_EXPONENTS)  # (out, in)
             self._bias = np.log2(np.abs(constant(node.inputs[2]).astype(np.float64))) if len(node.inputs) > 2 else None

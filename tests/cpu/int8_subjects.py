@@ -36,10 +36,12 @@ FLOOR_OF_OLDER_DB = 8
 SEVEN_BITS = replace(ORT, weight_bits=7)  # what any CPU's fused kernels compute without saturating
 
 
+ONNXRUNTIME = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
+
+
 def floor_db(target: str) -> float:
     """The least that a form has to leave of the logits, with the ONNX Runtime that is here."""
-    is_older = tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 30)
-    return FLOOR_OF_OLDER_DB if is_older and target not in ("onnxruntime", "openvino") else FLOOR_DB
+    return FLOOR_OF_OLDER_DB if ONNXRUNTIME < (1, 30) and target not in ("onnxruntime", "openvino") else FLOOR_DB
 
 
 # --- the networks

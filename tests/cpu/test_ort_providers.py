@@ -142,6 +142,19 @@ def test_that_setting_is_one_that_onnxruntime_knows(bundle):
         ort.InferenceSession(str(bundle.engine_path), options, providers=["AzureExecutionProvider", CPU_PROVIDER])
 
 
+takes_plugins = pytest.mark.skipif(
+    not hasattr(ort, "register_execution_provider_library"), reason=f"ONNX Runtime {ort.__version__} takes no plugins"
+)
+
+
+def test_an_onnxruntime_from_before_plugins_says_so(bundle, monkeypatch):
+    monkeypatch.delattr(ort, "register_execution_provider_library", raising=False)
+    with pytest.raises(BackendError, match=f"ONNX Runtime {ort.__version__} takes no plugins") as caught:
+        ort_providers.open_on(ort_providers.TENSORRT_RTX, bundle.engine_path)
+    assert "resnet-deploy[ort-rtx]" in caught.value.hint
+
+
+@takes_plugins
 def test_the_plugin_of_tensorrt_rtx_is_asked_for_by_name(bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", None)
     with pytest.raises(BackendError, match="plugin for TensorRT-RTX cannot be imported") as caught:
@@ -149,6 +162,7 @@ def test_the_plugin_of_tensorrt_rtx_is_asked_for_by_name(bundle, monkeypatch):
     assert "resnet-deploy[ort-rtx]" in caught.value.hint
 
 
+@takes_plugins
 def test_a_plugin_that_does_not_load_is_an_error(bundle, monkeypatch, tmp_path):
     """With the real call into ONNX Runtime, on a library that is none."""
     library = tmp_path / "libplugin.so"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resnet_deploy import host_arrays
 from resnet_deploy.errors import FeedError
 from resnet_deploy.host_arrays import require_apart, view_of_logits, view_of_out, view_on_host, writable_view
 
@@ -136,6 +137,30 @@ def test_out_that_fits():
     else:
         with pytest.raises(FeedError, match="out is read-only"):
             view_of_out(Dlpack(array), SHAPE, "float32")
+
+
+class Tensor:
+    """Of a library whose DLPack does not tell NumPy that its memory may be written to; NumPy's own protocol may."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, *_, **__):
+        return self.array
+
+
+@pytest.mark.parametrize("shared", ["writable", "read-only", "a copy"])
+def test_out_of_which_only_numpys_protocol_says_that_it_may_be_written_to(shared, monkeypatch):
+    array = np.empty(SHAPE, np.float32)
+    view = array.view()
+    view.flags.writeable = False
+    tensor = Tensor({"writable": array, "read-only": view, "a copy": array.copy()}[shared])
+    monkeypatch.setattr(host_arrays, "view_on_host", lambda _: view)
+    if shared == "writable":
+        assert view_of_out(tensor, SHAPE, "float32") is array
+        return
+    with pytest.raises(FeedError, match="out is read-only"):
+        view_of_out(tensor, SHAPE, "float32")
 
 
 def read_only():
