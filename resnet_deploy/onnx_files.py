@@ -31,6 +31,7 @@ _NUMPYS_OWN: Final = 256  # numbers from here on are of types that other package
 _NOWHERE: Final = "in-memory"  # external data must have the name of a file
 _EXPORT_HINT: Final = "write it with `resnet-deploy export`"
 _AGAIN_HINT: Final = "do not change exported files: write it again with `resnet-deploy export`"
+_MOST_AXES: Final = 4  # of weights; a product of many takes long
 # Fields of a tensor beside those of weights: its name, type, shape and bytes.
 _NUMBERS: Final = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 _LISTS: Final = (*_NUMBERS, "external_data", "metadata_props")  # the last since ONNX 1.17
@@ -249,9 +250,10 @@ def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def _is_plain_weight(tensor: onnx.TensorProto) -> bool:
     """Whether it is large, FP32, and holds a name, a shape and bytes alone. To ask for a message's size copies it."""
+    if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) > _MOST_AXES or not tensor.HasField("raw_data"):
+        return False
     has_more = any(len(getattr(tensor, name, ())) for name in _LISTS) or any(map(tensor.HasField, _EXTRAS))
-    is_large = tensor.data_type == onnx.TensorProto.FLOAT and 4 * math.prod(tensor.dims) >= _LARGE
-    return is_large and bool(tensor.HasField("raw_data")) and not has_more
+    return 4 * math.prod(tensor.dims) >= _LARGE and not has_more
 
 
 def _keeps_data_elsewhere(message: Message) -> bool:

@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -206,19 +207,23 @@ def memory_for(outputs: "Sequence[onnxruntime.NodeArg]") -> "dict[str, NDArray[n
     """Reserve what one image fills: in one piece, which the system gives in large pages, and along its cache's lines.
 
     Raises:
-        ModelError: If an output's shape depends on the image.
+        ModelError: If an output's shape depends on the image, or there is not as much memory.
     """
     shapes = {output.name: (1, *output.shape[1:]) for output in outputs}
     for name, shape in shapes.items():
         if not all(isinstance(size, int) for size in shape):
             raise ModelError(f"tensor {name} has no fixed shape", hint="give a model that `export` wrote")
     sizes = [math.prod(shape) for shape in shapes.values()]
-    starts = np.cumsum([0, *(-(-size // _LINE) * _LINE for size in sizes)])
-    piece = np.empty(starts[-1] + _LINE, np.float32)
+    *starts, end = accumulate((-(-size // _LINE) * _LINE for size in sizes), initial=0)
+    try:
+        piece = np.empty(end + _LINE, np.float32)
+    except (MemoryError, ValueError) as error:
+        what = f"the activations of an image take {4 * end / 1e9:,.1f} GB, for which there is no memory"
+        raise ModelError(what, hint="export the model for smaller images") from error
     piece = piece[-piece.ctypes.data % (4 * _LINE) // 4 :]
     return {
         name: piece[start : start + size].reshape(shape)
-        for (name, shape), start, size in zip(shapes.items(), starts[:-1], sizes, strict=True)
+        for (name, shape), start, size in zip(shapes.items(), starts, sizes, strict=True)
     }
 
 

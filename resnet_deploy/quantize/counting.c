@@ -21,7 +21,8 @@ enum {
     BINS = 2 * HALF,
     TABLES = 2, /* a processor that adds to one element twice in a row waits for the first sum */
     BLOCK = 1024,
-    AHEAD = 2 * BLOCK /* values to fetch early: processors do not by themselves where the next page begins */
+    /* Values to fetch early: no processor does by itself where the next page begins; beyond the end, none does it. */
+    AHEAD = 2 * BLOCK
 };
 
 /* What counting.py holds against its own, so that a library of another version is not taken. */

@@ -212,6 +212,12 @@ def test_each_tensor_has_memory_of_its_own_along_the_lines_of_the_cache():
         memory_for([*outputs, SimpleNamespace(name="odd", shape=["batch", "channels"])])
 
 
+@pytest.mark.parametrize("size", [2**45, 2**70])
+def test_activations_that_no_memory_holds_are_refused(size):
+    with pytest.raises(ModelError, match=r"the activations of an image take [\d,.]+ GB"):
+        memory_for([SimpleNamespace(name="one", shape=["batch", size])])
+
+
 def test_the_image_that_made_them_is_named():
     model, _, images = tiny(int8_ranges)
     images[1, 0, 0, 0] = np.nan

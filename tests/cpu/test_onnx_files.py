@@ -232,11 +232,16 @@ def of_a_negative_size(model: onnx.ModelProto) -> None:
     model.graph.initializer[3].dims[:] = [-dim for dim in model.graph.initializer[3].dims]
 
 
+def of_many_axes(model: onnx.ModelProto) -> None:
+    """Whose product would take minutes."""
+    model.graph.initializer[3].dims[:] = [2**62] * 200_000
+
+
 def there_twice(model: onnx.ModelProto) -> None:
     model.graph.initializer.append(model.graph.initializer[3])
 
 
-@pytest.mark.parametrize("change", [of_more_numbers, of_a_negative_size, there_twice])
+@pytest.mark.parametrize("change", [of_more_numbers, of_a_negative_size, of_many_axes, there_twice])
 def test_a_constant_that_is_not_what_it_seems_is_refused(narrow, change):
     with pytest.raises(ModelError, match=r"model\.onnx is (not valid|a damaged) ONNX"):
         onnx_from_bytes(changed(narrow, change), name="model.onnx")
