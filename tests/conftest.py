@@ -27,14 +27,14 @@ CALIBRATION_IMAGES = 12
 # The files that take longest, longest first; the first two need nothing that the others make.
 LONG_FILES = (
     *("cpu/test_report_chromium.py", "test_readme.py", "cpu/test_cli.py", "cpu/test_loadgen.py"),
-    *("cpp/test_cpp_core.py", "cpu/test_scoring.py", "cpu/test_cli_evaluate.py", "cpu/test_scoring_ray.py"),
+    *("cpp/test_cpp_core.py", "cpu/test_scoring_workers.py", "cpu/test_cli_evaluate.py", "cpu/test_scoring_ray.py"),
     *("cpp/test_cpp_example.py", "test_wheel.py", "cpp/test_cpp_engine.py", "cpu/test_export.py"),
     *("examples/test_ray_serve.py", "rtx/test_rtx_precisions.py", "cpu/test_qdq.py", "cpu/test_prebuilding.py"),
     *("cpu/test_cli_search.py", "cpu/test_equalize.py", "cpu/test_trained.py", "cpu/test_peers.py", "cpu/test_bias.py"),
     *("cpu/test_cli_verify.py", "cpu/test_building.py", "cpu/test_building_again.py", "cpu/test_cli_output.py"),
     *("cpu/test_openvino.py", "test_tutorial.py", "cpu/test_package_whole.py", "rtx/test_rtx_builds.py"),
     *("cpu/test_bench_ways.py", "cpu/test_calibration.py", "cpu/test_soak.py", "examples/test_gstreamer.py"),
-    *("examples/test_nanobind.py", "cpu/test_suites.py"),
+    *("examples/test_nanobind.py", "cpu/test_suites.py", "cpu/test_cli_refusals.py"),
 )
 
 

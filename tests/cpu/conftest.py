@@ -216,3 +216,30 @@ def workplace(deployment, misfits, copy_engine, draw_image, tmp_path, monkeypatc
     Path("no-labels.txt").write_text("")
     Path("binary-labels.txt").write_bytes(b"\xff\xfe\x00")
     return place
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A few small images that differ, to be scored."""
+    from scoring_images import draw_pictures
+
+    return draw_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture
+def fill(pictures, tmp_path):
+    """Lay out images to be scored: (count) -> folder."""
+    from scoring_images import lay_out
+
+    return lambda count, name="photos": lay_out(pictures, tmp_path / name, count)
+
+
+@pytest.fixture
+def line(deployment, tmp_path):
+    """A command line that scores a folder: (images, options) -> arguments."""
+
+    def make(source, *options):
+        engine = deployment.engines["fp32"]
+        return ["predict", str(source), "--out", str(tmp_path / "out"), "--engine", str(engine), *map(str, options)]
+
+    return make

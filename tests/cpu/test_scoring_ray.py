@@ -18,7 +18,7 @@ pytest.importorskip("ray.data", reason="it is Ray that gives out the shards")
 
 import ray
 from command_line import assert_refused
-from scoring_images import assert_each_once, draw_pictures, lay_out, parts, scores
+from scoring_images import assert_each_once, lay_out, parts, scores
 
 from resnet_deploy.errors import BackendError, BundleError, SpecError
 from resnet_deploy.integrations import ray as adapter
@@ -45,11 +45,6 @@ def cluster():
         )
     yield
     ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return draw_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture
