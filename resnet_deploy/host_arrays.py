@@ -9,6 +9,7 @@ from resnet_deploy.errors import FeedError
 if TYPE_CHECKING:
     from resnet_deploy.protocols import Array
 
+_TOLD_BY_DLPACK: Final = np.lib.NumpyVersion(np.__version__) >= "2.2.5"  # whether memory may be written to
 _ON_HOST: Final = (1, 3, 11)  # DLPack's numbers of plain memory, and of memory pinned by CUDA and by ROCm
 
 
@@ -69,11 +70,8 @@ def view_of_out(out: Any, shape: tuple[int, ...], dtype: str) -> "Array":
             f"out is {view.dtype} {view.shape}, the logits are {dtype} {shape}",
             hint="give an array of that type and shape, or none",
         )
-    if not view.flags.writeable and hasattr(out, "__array__"):
-        # NumPy before 2.2.5 is not told by DLPack that memory may be written to; its own protocol tells.
-        shared = np.asarray(out)
-        if shared.ctypes.data == view.ctypes.data and shared.strides == view.strides:
-            view = shared
+    if not view.flags.writeable and not _TOLD_BY_DLPACK:
+        view = _as_numpys_protocol_shares_it(out, view)
     if not view.flags.writeable:
         raise FeedError("out is read-only", hint="give an array that can be written to")
     if not view.flags.c_contiguous:
@@ -81,6 +79,16 @@ def view_of_out(out: Any, shape: tuple[int, ...], dtype: str) -> "Array":
     if not view.flags.aligned:
         raise FeedError(f"out is not aligned to {view.itemsize} bytes", hint="give an array of its own, or none")
     return view
+
+
+def _as_numpys_protocol_shares_it(out: Any, view: "Array") -> "Array":
+    """See ``out`` as its library gives it to NumPy, if that is the same array; ``view`` if not."""
+    try:
+        shared = np.asarray(out)
+    except (RuntimeError, TypeError, ValueError):
+        return view
+    ways = [(one.ctypes.data, one.shape, one.strides, one.dtype) for one in (shared, view)]
+    return shared if ways[0] == ways[1] else view
 
 
 def view_of_logits(logits: Any, classes: int) -> "Array":

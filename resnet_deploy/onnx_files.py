@@ -6,6 +6,7 @@ The model card travels as JSON in the file's ``metadata_props``, where every ONN
 import hashlib
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -31,6 +32,7 @@ _NUMPYS_OWN: Final = 256  # numbers from here on are of types that other package
 _NOWHERE: Final = "in-memory"  # external data must have the name of a file
 _EXPORT_HINT: Final = "write it with `resnet-deploy export`"
 _AGAIN_HINT: Final = "do not change exported files: write it again with `resnet-deploy export`"
+_WITH_CONSTANTS: Final = 4  # version of the format from which on constants need not be inputs as well
 _MOST_AXES: Final = 4  # of weights; a product of many takes long
 # Fields of a tensor beside those of weights: its name, type, shape and bytes.
 _NUMBERS: Final = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
@@ -46,7 +48,7 @@ def read_exported(data: bytes, *, name: str) -> tuple[ir.Model, ModelCard]:
 
     Raises:
         ModelError: As ``onnx_from_bytes`` and ``read_card``, or if inputs, outputs or weights are not the card's, or a
-            bias is not as long as its layer has channels.
+            layer has not the weights and bias of one.
     """
     model = onnx_from_bytes(data, name=name)
     card = read_card(model, name=name)
@@ -61,9 +63,9 @@ def read_exported(data: bytes, *, name: str) -> tuple[ir.Model, ModelCard]:
     if initializers_digest(model.graph) != card.initializers_sha256:
         raise ModelError(f"the weights in {name} are not those that its model card names", hint=_AGAIN_HINT)
     for node in model.graph:
-        difference = _bias_difference(node)
+        difference = _layer_difference(node)
         if difference:
-            raise ModelError(f"{name} is damaged: {difference}", hint=_AGAIN_HINT)
+            raise ModelError(f"{name} is not what `export` writes: {difference}", hint=_AGAIN_HINT)
     return model, card
 
 
@@ -186,20 +188,24 @@ def _difference(kind: str, values: Sequence[ir.Value], promised: TensorSpec) -> 
     return ""
 
 
-def _bias_difference(node: ir.Node) -> str:
-    """Say that a bias is of another length than its layer has channels; empty if not.
+def _layer_difference(node: ir.Node) -> str:
+    """Say what a convolution or classifier has that is none's: empty weights, or a bias of another length; or nothing.
 
-    ONNX's checker does not compare them, and ONNX Runtime before 1.23 reads beyond a short one.
+    ONNX's checker does not look at the bias, and ONNX Runtime before 1.23 reads beyond one that is too short.
     """
-    if node.op_type not in ("Conv", "Gemm") or len(node.inputs) < 3:
+    if node.op_type not in ("Conv", "Gemm"):
         return ""
-    weights, bias = (
-        value.const_value.numpy() if value is not None and value.const_value is not None else None
-        for value in node.inputs[1:3]
-    )
-    if weights is None or bias is None or bias.shape == weights.shape[:1]:
-        return ""
-    return f"{node.name} has a bias of {bias.size} values for {len(weights)} channels"
+    constants = [value.const_value for value in node.inputs[1:] if value is not None]
+    if not constants or None in constants:
+        return f"{node.name!r} computes its weights or its bias"
+    weights, *bias = (constant.numpy() for constant in constants if constant is not None)
+    if weights.ndim < 2 or weights.size == 0:
+        return f"{node.name!r} has weights of shape {weights.shape}"
+    if node.op_type == "Gemm" and not node.attributes.get_int("transB", 0):
+        return f"{node.name!r} has its weights the other way round, without transB"
+    if bias and bias[0].shape != weights.shape[:1]:
+        return f"{node.name!r} has a bias of shape {bias[0].shape}, not {weights.shape[:1]}"
+    return ""
 
 
 def _by(shape: Iterable[object]) -> str:
@@ -226,9 +232,11 @@ def _read_constants(model: ir.Model) -> None:
 def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Copy ``proto`` with the weights as inputs of their type and shape: each check would copy them, the checker twice.
 
-    All other tensors stay, for the checks to judge. Whether weights are as many as their shape asks for is found out
-    when they are read.
+    All other tensors stay, for the checks to judge: those that share their name, or are declared to be something else,
+    too. Whether weights are as many as their shape asks for is found out when they are read.
     """
+    if proto.ir_version < _WITH_CONSTANTS:
+        return proto
     copy = onnx.ModelProto()
     for source, target, left_out in ((proto, copy, "graph"), (proto.graph, copy.graph, "initializer")):
         for field, value in source.ListFields():
@@ -238,13 +246,16 @@ def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
                 getattr(target, field.name).MergeFrom(value)
             else:
                 setattr(target, field.name, value)
-    known = {value.name for value in copy.graph.input}
+    names = Counter(one.name for part in (proto.graph.input, proto.graph.initializer) for one in part)
+    names.update(one.values.name for one in proto.graph.sparse_initializer)
+    declared = {value.name: value.type for value in proto.graph.value_info}
     for tensor in proto.graph.initializer:
-        if tensor.name in known or not _is_plain_weight(tensor):
-            copy.graph.initializer.append(tensor)
+        value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        is_alone = names[tensor.name] == 1 and declared.get(tensor.name, value.type) == value.type
+        if is_alone and _is_plain_weight(tensor):
+            copy.graph.input.append(value)
         else:
-            known.add(tensor.name)
-            copy.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+            copy.graph.initializer.append(tensor)
     return copy
 
 

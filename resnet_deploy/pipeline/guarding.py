@@ -10,6 +10,7 @@ import numpy as np
 from resnet_deploy import environment
 from resnet_deploy.batching import run_once
 from resnet_deploy.bench.machine import MachineWatch
+from resnet_deploy.bench.quiet import wait_until_quiet
 from resnet_deploy.errors import SpeedError
 from resnet_deploy.runners import find_model_runner
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
 _CALLS: Final = 20
 _TURNS: Final = 2
-# ONNX Runtime's threads spin for some 100 ms after a call before they sleep: as long as they do, the next session's
-# calls share the cores with them and take up to four times as long.
-_SPINNING_S: Final = 0.1
 _PROFILED_CALLS: Final = 10
 _FASTER: Final = 1.05  # less than that is within what a machine's mood makes of equal engines
 _NAMED: Final = 3
@@ -106,14 +104,12 @@ def require_speedup(speedup: float | None, least: float | None) -> None:
 
 
 def median_seconds(runners: "Sequence[Runner]", feed: "Array", calls: int) -> list[float]:
-    """Median seconds per call of each runner, in two turns each; what others leave behind in the cores is not timed."""
+    """Median seconds per call of each runner, in turns that begin when the process is quiet, with an untimed call."""
     taken: list[list[float]] = [[] for _ in runners]
     for _ in range(_TURNS):
         for runner, seconds in zip(runners, taken, strict=True):
-            settled = time.perf_counter() + (_SPINNING_S if len(runners) > 1 else 0)
+            wait_until_quiet()
             run_once(runner, feed)
-            while time.perf_counter() < settled:
-                run_once(runner, feed)
             for _ in range(-(-calls // _TURNS)):
                 start = time.perf_counter()
                 run_once(runner, feed)

@@ -212,13 +212,13 @@ def memory_for(outputs: "Sequence[onnxruntime.NodeArg]") -> "dict[str, NDArray[n
     shapes = {output.name: (1, *output.shape[1:]) for output in outputs}
     for name, shape in shapes.items():
         if not all(isinstance(size, int) for size in shape):
-            raise ModelError(f"tensor {name} has no fixed shape", hint="give a model that `export` wrote")
+            raise ModelError(f"tensor {name!r} has no fixed shape", hint="give a model that `export` wrote")
     sizes = [math.prod(shape) for shape in shapes.values()]
     *starts, end = accumulate((-(-size // _LINE) * _LINE for size in sizes), initial=0)
     try:
         piece = np.empty(end + _LINE, np.float32)
     except (MemoryError, ValueError) as error:
-        what = f"the activations of an image take {4 * end / 1e9:,.1f} GB, for which there is no memory"
+        what = f"the activations of an image take {4 * end // 10**9:,} GB, for which there is no memory"
         raise ModelError(what, hint="export the model for smaller images") from error
     piece = piece[-piece.ctypes.data % (4 * _LINE) // 4 :]
     return {

@@ -1,7 +1,8 @@
 /* What counting.py asks for a piece of a tensor, in one call that needs no interpreter.
  *
- * Plain C without Python's headers; counting.py loads it by ctypes. The sums are those of NumPy's twin there: a product
- * in single precision, rounded toward zero. No option that would let a compiler round otherwise is to be given.
+ * C for GCC and Clang, without Python's headers; counting.py loads it by ctypes. The sums are those of NumPy's twin
+ * there: a product in single precision, rounded toward zero. No option that would let a compiler round otherwise is to
+ * be given.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -21,7 +22,8 @@ enum {
     BINS = 2 * HALF,
     TABLES = 2, /* a processor that adds to one element twice in a row waits for the first sum */
     BLOCK = 1024,
-    /* Values to fetch early: no processor does by itself where the next page begins; beyond the end, none does it. */
+    LINE = 16, /* values in a line of a processor's cache */
+    /* Values to fetch early: the processor's own prefetcher stops at the end of a page. */
     AHEAD = 2 * BLOCK
 };
 
@@ -63,8 +65,8 @@ FOR_EACH_PROCESSOR size_t count(const float *values, size_t number, float scale,
     for (size_t start = 0; start < number; start += BLOCK) {
         size_t size = number - start < BLOCK ? number - start : BLOCK, i = 0;
         int32_t least = INT32_MAX, most = INT32_MIN;
-        for (size_t j = 0; j < size; j += 16)
-            __builtin_prefetch(values + start + AHEAD + j);
+        for (size_t j = start + AHEAD; j < start + AHEAD + BLOCK && j < number; j += LINE)
+            __builtin_prefetch(values + j);
         memcpy(bits, values + start, size * sizeof *values);
         for (size_t j = 0; j < size; j++) {
             int32_t key = ordered(bits[j]);

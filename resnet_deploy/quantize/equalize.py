@@ -46,10 +46,11 @@ _SETTLED: Final = 0.05  # of a power of two
 _SWEEPS: Final = 100
 _BALANCED: Final = 1  # power of two
 _PIECE: Final = 1 << 17  # kernels whose sums with factors stay in a core's cache
-# Kernels' ranges are held in 128ths of a power of two, as integers of 16 bits, with which each turn takes half as long:
-# those of float32 lie between -149 and 128 powers of two, and with factors of up to 96 none overflows.
+# Kernels' ranges are held in 128ths of a power of two, as integers of 16 bits, with which each turn takes half as long.
+# Those of float32 lie between -149 and 128 powers of two; with factors, taken for 96 where they are larger, none
+# overflows. A kernel of zeros counts as one of the smallest number.
 _STEPS: Final = 128
-_EXPONENTS: Final = (-149, 128)  # a kernel of zeros counts as one of the smallest number
+_EXPONENTS: Final = (-149, 128)
 _MOST: Final = 96
 
 

@@ -159,7 +159,7 @@ def test_with_out_and_without_the_same_bits(engine, images, paths, count):
     assert engine(tensor_of(images[:count]), out=tensor) is tensor
     np.testing.assert_array_equal(tensor.numpy(), expected)
     if count:
-        out[0, 0] = np.nextafter(out[0, 0], np.inf)
+        out[0, 0] = np.nextafter(out[0, 0], np.float32(np.inf))
         assert not np.array_equal(out, expected)
 
 

@@ -19,6 +19,7 @@ from resnet_deploy.export import export_onnx
 from resnet_deploy.models import create_model
 from resnet_deploy.onnx_files import bytes_from_onnx, read_card
 from resnet_deploy.pipeline.synthetic import synthetic_images
+from resnet_deploy.quantize import equalize as equalizing
 from resnet_deploy.quantize.equalize import EqualizationReport, equalize
 from resnet_deploy.quantize.graph import add_constant, with_outputs
 from resnet_deploy.specs import ModelCard, Preprocess
@@ -382,3 +383,10 @@ def test_other_activation_functions_are_reasons_against(model, kind, relu, skipp
     reasons = {name: reason for name, reason in report.skipped.items() if reason in (MADE_OTHERWISE, READ_OTHERWISE)}
     assert reasons == skipped
     assert len(report.groups) == COUNTS["resnet18"] - 1
+
+
+def test_no_sum_of_a_range_and_a_factor_overflows():
+    ranges = equalizing._steps(np.array([-np.inf, -149, 0, 128]), *equalizing._EXPONENTS)[:, None]
+    factors = equalizing._steps(np.array([-1e9, 1e9]), -equalizing._MOST, equalizing._MOST)
+    assert (ranges + factors).tolist() == (ranges.astype(int) + factors).tolist()
+    assert (ranges - factors).tolist() == (ranges.astype(int) - factors).tolist()

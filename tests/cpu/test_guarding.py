@@ -56,27 +56,26 @@ def pace_of(engine, source, images):
 
 
 class Cores:
-    """A call takes 1 ms, and 4 ms while the threads of another session spin, for 90 ms after its call."""
+    """A call takes 1 ms, and 4 ms while the threads of another session spin, until one waits for them."""
 
     def __init__(self):
-        self.now = 0.0
-        self.calls = {}
+        self.now, self.last = 0.0, None
 
     def call(self, runner):
-        last = max((when for other, when in self.calls.items() if other != runner), default=-1.0)
-        self.now += 4e-3 if self.now - last < 0.09 else 1e-3
-        self.calls[runner] = self.now
+        self.now += 1e-3 if self.last in (None, runner) else 4e-3
+        self.last = self.last or runner
+
+    def wait(self):
+        self.last = None
 
 
-@pytest.mark.parametrize(("settling", "seconds"), [(guarding._SPINNING_S, [1e-3, 1e-3]), (0.0, [2.5e-3, 4e-3])])
-def test_threads_of_the_session_before_are_not_timed(monkeypatch, settling, seconds):
+@pytest.mark.parametrize(("waits", "seconds"), [(True, [1e-3, 1e-3]), (False, [1e-3, 4e-3])])
+def test_threads_of_the_session_before_are_not_timed(monkeypatch, waits, seconds):
     cores = Cores()
-    monkeypatch.setattr(guarding, "_SPINNING_S", settling)
+    monkeypatch.setattr(guarding, "wait_until_quiet", cores.wait if waits else lambda: None)
     monkeypatch.setattr(guarding, "run_once", lambda runner, _: cores.call(runner))
     monkeypatch.setattr(guarding, "time", SimpleNamespace(perf_counter=lambda: cores.now))
-    assert median_seconds(["engine", "model"], None, 20) == pytest.approx(
-        seconds
-    )  # the first turn of all has none before it
+    assert median_seconds(["engine", "model"], None, 20) == pytest.approx(seconds)
 
 
 def test_an_engine_is_held_against_the_model_it_was_made_from(deployment):

@@ -2,14 +2,18 @@
 
 import shutil
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
-from narrow_model import CONTRACT, changed, narrow_model, outside_the_weights, unknown_operator, with_card
+from narrow_model import CLASSES, CONTRACT, changed, narrow_model, outside_the_weights, unknown_operator, with_card
 
 from resnet_deploy.errors import BuildError, ModelError
 from resnet_deploy.onnx_files import (
     CARD_KEY,
+    attach_card,
+    bytes_from_onnx,
+    initializers_digest,
     onnx_from_bytes,
     read_card,
     read_exported,
@@ -112,7 +116,7 @@ MISFITS = {
     ),
     "another layer's bias": (
         lambda data: changed(data, misplace_biases),
-        "is damaged: layer1.conv2 has a bias of 4 values for 2 channels",
+        "is not what `export` writes: 'layer1.conv2' has a bias of shape (4,), not (2,)",
     ),
     "unknown operator": (
         lambda data: changed(data, unknown_operator),
@@ -168,6 +172,71 @@ def test_a_graph_that_is_not_what_the_card_says_is_not_built(narrow, build_from,
     assert caught.value.message.startswith(f"{tmp_path}/model.onnx {message}")
     assert "resnet-deploy export" in caught.value.hint
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def resealed(data: bytes, change) -> bytes:
+    """The file after ``change``, under a card that knows its constants."""
+    model = onnx_from_bytes(changed(data, change), name="model.onnx")
+    card = read_card(model, name="model.onnx")
+    attach_card(model, msgspec.structs.replace(card, initializers_sha256=initializers_digest(model.graph)))
+    return bytes_from_onnx(model)
+
+
+def layer_of(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if node.name == name)
+
+
+def constant_of(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
+    for value in [value for value in model.graph.value_info if value.name == name]:
+        model.graph.value_info.remove(value)
+    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
+
+
+def computed_bias(model: onnx.ModelProto) -> None:
+    """Which ONNX Runtime before 1.23 would read beyond."""
+    value = onnx.numpy_helper.from_array(np.zeros(1, np.float32))
+    model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["short"], value=value))
+    layer_of(model, "layer1.conv2").input[2] = "short"
+
+
+def empty_weights(model: onnx.ModelProto) -> None:
+    weight = constant_of(model, "conv1.weight")
+    weight.dims[1], weight.raw_data = 0, b""
+
+
+def scalar_weights(model: onnx.ModelProto) -> None:
+    """Of an operator that the checker does not know."""
+    model.opset_import.add(domain="elsewhere", version=1)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1).reshape(()), "scalar"))
+    inputs = ["images", "scalar", "fc.bias"]
+    model.graph.node.append(onnx.helper.make_node("Conv", inputs, ["unread"], domain="elsewhere", name="a\nb"))
+
+
+def broadcast_bias(model: onnx.ModelProto) -> None:
+    constant_of(model, "fc.bias").dims[:] = [1, CLASSES]
+
+
+def turned_weights(model: onnx.ModelProto) -> None:
+    """Valid ONNX; passes take the first axis for the channels."""
+    weight = constant_of(model, "fc.weight")
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight).T.copy(), "fc.weight"))
+    next(one for one in layer_of(model, "fc").attribute if one.name == "transB").i = 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (turned_weights, "'fc' has its weights the other way round, without transB"),
+        (computed_bias, "'layer1.conv2' computes its weights or its bias"),
+        (empty_weights, "'conv1' has weights of shape (2, 0, 3, 3)"),
+        (scalar_weights, r"'a\nb' has weights of shape ()"),
+        (broadcast_bias, "'fc' has a bias of shape (1, 3), not (3,)"),
+    ],
+)
+def test_a_layer_that_is_none_is_refused(narrow, change, message):
+    with pytest.raises(ModelError) as caught:
+        read_exported(resealed(narrow, change), name="model.onnx")
+    assert caught.value.message == f"model.onnx is not what `export` writes: {message}"
 
 
 # --- what only the backend can tell

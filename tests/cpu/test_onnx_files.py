@@ -36,6 +36,7 @@ def narrow() -> bytes:
 def large(request, monkeypatch):
     """This file's tensors are all small; in turns, they are treated as weights, which the checks do not get to see."""
     monkeypatch.setattr(onnx_files, "_LARGE", request.param)
+    return request.param
 
 
 def test_the_card_comes_back(narrow):
@@ -175,8 +176,19 @@ def test_damage_anywhere_is_a_model_error_or_goes_to_the_backend(narrow, caplog)
     assert "cannot be found in any scope" not in caplog.text  # what onnx_ir says of a graph that nobody has checked
 
 
+def weight_of(model: onnx.ModelProto) -> onnx.TensorProto:
+    """One that is left out of what is checked, under the smaller of the two limits."""
+    return next(tensor for tensor in model.graph.initializer if tensor.name == "conv1.weight")
+
+
+def test_a_weight_is_left_out_of_what_is_checked(narrow, large):
+    model = onnx.load_from_string(narrow)
+    left = {tensor.name for tensor in onnx_files._without_weights(model).graph.initializer}
+    assert ("conv1.weight" in left) == (large == 1024)
+
+
 def of_another_type(model: onnx.ModelProto) -> None:
-    model.graph.initializer[3].data_type = onnx.TensorProto.INT32
+    weight_of(model).data_type = onnx.TensorProto.INT32
 
 
 def of_no_type(model: onnx.ModelProto) -> None:
@@ -184,7 +196,7 @@ def of_no_type(model: onnx.ModelProto) -> None:
 
 
 def too_short(model: onnx.ModelProto) -> None:
-    model.graph.initializer[3].raw_data = model.graph.initializer[3].raw_data[:-1]
+    weight_of(model).raw_data = weight_of(model).raw_data[:-1]
 
 
 def of_nothing(model: onnx.ModelProto) -> None:
@@ -219,37 +231,72 @@ def test_a_constant_that_is_too_short_is_refused(narrow):
 
 
 def of_more_numbers(model: onnx.ModelProto) -> None:
-    model.graph.initializer[3].float_data.append(1.0)
-
-
-def of_numbers_alone(model: onnx.ModelProto) -> None:
-    tensor = model.graph.initializer[3]
-    tensor.float_data.extend(np.frombuffer(tensor.raw_data, np.float32))
-    tensor.ClearField("raw_data")
+    weight_of(model).float_data.append(1.0)
 
 
 def of_a_negative_size(model: onnx.ModelProto) -> None:
-    model.graph.initializer[3].dims[:] = [-dim for dim in model.graph.initializer[3].dims]
+    weight_of(model).dims[:] = [-dim for dim in weight_of(model).dims]
 
 
 def of_many_axes(model: onnx.ModelProto) -> None:
     """Whose product would take minutes."""
-    model.graph.initializer[3].dims[:] = [2**62] * 200_000
+    weight_of(model).dims[:] = [2**62] * 200_000
 
 
 def there_twice(model: onnx.ModelProto) -> None:
-    model.graph.initializer.append(model.graph.initializer[3])
+    """ONNX Runtime takes the first of the two, and onnx_ir the last."""
+    other = onnx.numpy_helper.from_array(np.full(weight_of(model).dims, 7, np.float32), "conv1.weight")
+    model.graph.initializer.insert(0, other)
 
 
-@pytest.mark.parametrize("change", [of_more_numbers, of_a_negative_size, of_many_axes, there_twice])
-def test_a_constant_that_is_not_what_it_seems_is_refused(narrow, change):
+def there_in_sparse_form_too(model: onnx.ModelProto) -> None:
+    value = onnx.numpy_helper.from_array(np.ones(1, np.float32), "conv1.weight")
+    index = onnx.numpy_helper.from_array(np.zeros(1, np.int64), "index")
+    model.graph.sparse_initializer.add(values=value, indices=index, dims=weight_of(model).dims)
+
+
+def declared_of_another_shape(model: onnx.ModelProto) -> None:
+    declare(model, onnx.TensorProto.FLOAT, list(weight_of(model).dims)[::-1])
+
+
+def declared_of_another_type(model: onnx.ModelProto) -> None:
+    declare(model, onnx.TensorProto.FLOAT16, weight_of(model).dims)
+
+
+def declare(model: onnx.ModelProto, data_type: int, dims: list[int]) -> None:
+    for value in [value for value in model.graph.value_info if value.name == "conv1.weight"]:
+        model.graph.value_info.remove(value)
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info("conv1.weight", data_type, dims))
+
+
+def of_an_older_format(model: onnx.ModelProto) -> None:
+    model.ir_version = 3
+
+
+CHANGES = (
+    *(of_more_numbers, of_a_negative_size, of_many_axes, there_twice, there_in_sparse_form_too),
+    *(declared_of_another_shape, declared_of_another_type, of_an_older_format),
+)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_the_checker_refuses_of_the_whole_is_refused(narrow, change):
+    data = changed(narrow, change)
+    with pytest.raises(ModelError, match="is not valid ONNX"):
+        check_onnx(data, name="model.onnx")
     with pytest.raises(ModelError, match=r"model\.onnx is (not valid|a damaged) ONNX"):
-        onnx_from_bytes(changed(narrow, change), name="model.onnx")
+        onnx_from_bytes(data, name="model.onnx")
+
+
+def of_numbers_alone(model: onnx.ModelProto) -> None:
+    tensor = weight_of(model)
+    tensor.float_data.extend(np.frombuffer(tensor.raw_data, np.float32))
+    tensor.ClearField("raw_data")
 
 
 def an_input_as_well(model: onnx.ModelProto) -> None:
     """As files before IR version 4 had it: a default."""
-    tensor = model.graph.initializer[3]
+    tensor = weight_of(model)
     model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
 
 

@@ -146,21 +146,51 @@ class Tensor:
         self.array = array
 
     def __array__(self, *_, **__):
+        if isinstance(self.array, Exception):
+            raise self.array
         return self.array
 
 
-@pytest.mark.parametrize("shared", ["writable", "read-only", "a copy"])
-def test_out_of_which_only_numpys_protocol_says_that_it_may_be_written_to(shared, monkeypatch):
-    array = np.empty(SHAPE, np.float32)
-    view = array.view()
+OUT = np.empty(SHAPE, np.float32)
+SHARED = {
+    "read-only": np.broadcast_to(OUT, SHAPE),
+    "a copy": OUT.copy(),
+    "another shape": OUT[:2],
+    "another type": OUT.view(np.int32),
+    "other strides": OUT.reshape(-1)[:9].reshape(3, 3),
+}
+
+
+@pytest.fixture
+def of_before(monkeypatch):
+    """NumPy before 2.2.5: whatever DLPack gives is read-only."""
+    view = OUT.view()
     view.flags.writeable = False
-    tensor = Tensor({"writable": array, "read-only": view, "a copy": array.copy()}[shared])
+    monkeypatch.setattr(host_arrays, "_TOLD_BY_DLPACK", False)
     monkeypatch.setattr(host_arrays, "view_on_host", lambda _: view)
-    if shared == "writable":
-        assert view_of_out(tensor, SHAPE, "float32") is array
-        return
+
+
+@pytest.mark.usefixtures("of_before")
+def test_numpys_own_protocol_says_that_out_may_be_written_to():
+    assert view_of_out(Tensor(OUT), SHAPE, "float32") is OUT
+
+
+@pytest.mark.usefixtures("of_before")
+@pytest.mark.parametrize(
+    "shared", [*SHARED.values(), TypeError("no"), RuntimeError("no")], ids=[*SHARED, "TypeError", "RuntimeError"]
+)
+def test_or_it_does_not(shared):
     with pytest.raises(FeedError, match="out is read-only"):
-        view_of_out(tensor, SHAPE, "float32")
+        view_of_out(Tensor(shared), SHAPE, "float32")
+
+
+def test_it_is_not_asked_where_dlpack_tells(monkeypatch):
+    view = OUT.view()
+    view.flags.writeable = False
+    monkeypatch.setattr(host_arrays, "_TOLD_BY_DLPACK", True)
+    monkeypatch.setattr(host_arrays, "view_on_host", lambda _: view)
+    with pytest.raises(FeedError, match="out is read-only"):
+        view_of_out(Tensor(OUT), SHAPE, "float32")
 
 
 def read_only():
