@@ -191,7 +191,7 @@ def _difference(kind: str, values: Sequence[ir.Value], promised: TensorSpec) -> 
 def _layer_difference(node: ir.Node) -> str:
     """Say what a convolution or classifier has that is none's: empty weights, or a bias of another length; or nothing.
 
-    ONNX's checker does not look at the bias, and ONNX Runtime before 1.23 reads beyond one that is too short.
+    ONNX's checker does not look at the bias, nor does ONNX Runtime 1.22, which runs with one that is too short.
     """
     if node.op_type not in ("Conv", "Gemm"):
         return ""

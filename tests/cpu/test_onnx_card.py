@@ -193,7 +193,7 @@ def constant_of(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
 
 
 def computed_bias(model: onnx.ModelProto) -> None:
-    """Which ONNX Runtime before 1.23 would read beyond."""
+    """Of one value, for two channels: ONNX Runtime 1.22 would not notice."""
     value = onnx.numpy_helper.from_array(np.zeros(1, np.float32))
     model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["short"], value=value))
     layer_of(model, "layer1.conv2").input[2] = "short"
