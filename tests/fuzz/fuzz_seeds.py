@@ -108,7 +108,7 @@ def onnx_model() -> list[bytes]:
             pixels = Cast <to = 1> (images)
             moved = Add (pixels, shift)
             means = ReduceMean <axes = [1, 2], keepdims = 0> (moved)
-            logits = Gemm (means, w, b)
+            logits = Gemm <transB = 1> (means, w, b)
         }""")
     for tensor in proto.graph.initializer:
         tensor.CopyFrom(helper.make_tensor(tensor.name, 1, list(tensor.dims), np.ones(tensor.dims, np.float32)))
