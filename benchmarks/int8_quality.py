@@ -106,12 +106,17 @@ def graph(source: Source, weights: Path, kind: str) -> ir.Model:
 
 
 def all_forms() -> dict[tuple[str, str], QdqForm]:
-    """Each target's form, per channel and per tensor; ONNX Runtime's with the 7 bits that any CPU computes rightly."""
+    """Every form by the first target that has it, per channel and per tensor.
+
+    ONNX Runtime's with the 7 bits that any CPU computes rightly.
+    """
     forms = FORMS | {"onnxruntime": replace(FORMS["onnxruntime"], weight_bits=7)}
+    firsts = {form: target for target, form in reversed(forms.items())}
     return {
         (target, scales): replace(form, per_channel=scales == "per channel")
         for target, form in forms.items()
         for scales in ("per channel", "per tensor")
+        if firsts[form] == target
     }
 
 
@@ -182,7 +187,12 @@ def compare(expected: NDArray[np.float32], answers: NDArray[np.float32], labels:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Lines of a Markdown table: a row for each combination, a column for each method, top-1 and SQNR in each cell."""
+    """Lines of a Markdown table: a row for each combination, a column for each method, top-1 and SQNR in each cell.
+
+    A form that several targets have is shown once, whatever was measured.
+    """
+    forms = all_forms()
+    rows = [row for row in rows if (row["target"], row["scales"]) in forms]
     header = ("weights", "equalized", "form", "weight scales", *COLUMNS)
     lines = [header, ("---",) * len(header)]
     for start in range(0, len(rows), len(COLUMNS)):
