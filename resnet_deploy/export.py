@@ -14,7 +14,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import numpy as np
@@ -30,6 +30,9 @@ from resnet_deploy.onnx_files import PRODUCER, attach_card, bytes_from_onnx, ini
 from resnet_deploy.ort_session import open_session, translate_refusals
 from resnet_deploy.specs import INPUT_NAME, OUTPUT_NAME, ModelCard, Preprocess
 from resnet_deploy.version import __version__
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # The newest opset that TensorRT 10 and 11, TensorRT-RTX and ONNX Runtime all take with half-precision Q/DQ scales.
 OPSET: Final = 20
@@ -150,14 +153,14 @@ def check_export(model: ir.Model, network: nn.Module, card: ModelCard) -> Export
     return check
 
 
-def reference_logits(network: nn.Module, preprocess: Preprocess, images: torch.Tensor) -> "np.ndarray":
+def reference_logits(network: nn.Module, preprocess: Preprocess, images: torch.Tensor) -> "NDArray[np.float32]":
     """Run the network, in eval mode, on contract tensors, normalised by PyTorch itself as torchvision does it."""
     if preprocess.dtype == "uint8":
         images = images.permute(0, 3, 1, 2).float() / 255
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocess.mean, preprocess.std))
         images = (images - mean) / std
     with torch.inference_mode():
-        logits: np.ndarray = network(images).numpy()
+        logits: NDArray[np.float32] = network(images).numpy()
     return logits
 
 

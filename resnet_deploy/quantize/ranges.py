@@ -161,7 +161,8 @@ def _running_sum(values: "NDArray[np.generic]") -> "NDArray[np.float64]":
 
 def _times_log(values: "NDArray[np.float64]") -> "NDArray[np.float64]":
     """Values times their logarithm; 0 for 0."""
-    return values * np.log(np.maximum(values, 1.0))  # counts are whole numbers
+    products: NDArray[np.float64] = values * np.log(np.maximum(values, 1.0))  # counts are whole numbers
+    return products
 
 
 def _clip(histogram: Histogram, threshold: float) -> Range:

@@ -13,6 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from resnet_deploy.specs import INPUT_NAME
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from resnet_deploy.contract import Preprocess
 
 OUTPUT_NAME: Final = "normalized"
@@ -33,7 +35,11 @@ def normalization_graph(contract: "Preprocess") -> bytes:
     """
     mean, std = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in (contract.mean, contract.std))
     # In the order of `images._normalized`; MLPerf's rule only subtracts.
-    steps: tuple[tuple[str, np.ndarray], ...] = (("Div", np.array(255, np.float32)), ("Sub", mean), ("Div", std))
+    steps: tuple[tuple[str, NDArray[np.float32]], ...] = (
+        ("Div", np.array(255, np.float32)),
+        ("Sub", mean),
+        ("Div", std),
+    )
     if contract.interpolation == "area":
         steps = (("Sub", np.array([255 * value for value in contract.mean], np.float32).reshape(1, 3, 1, 1)),)
     nodes = [
