@@ -27,6 +27,7 @@ from resnet_deploy import artifact
 from resnet_deploy.environment import Environment
 from resnet_deploy.errors import BundleError, FileError
 from resnet_deploy.json_files import decode_json
+from resnet_deploy.onnx_wire import keeps_weights_elsewhere
 from resnet_deploy.specs import BuildSpec, ModelCard
 
 SCHEMA_VERSION: Final = 1
@@ -42,6 +43,7 @@ LOWERED: Final = "lowered.onnx"
 LOG: Final = "build.log"
 TIMINGS: Final = "timing.cache"
 _DIGEST: Final = "sha256"
+_ONNX: Final = ".onnx"
 
 
 class HashChain(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,7 +187,8 @@ class Bundle:
         """Hold every file against the manifest.
 
         Raises:
-            BundleError: Naming the first file that is missing or whose digest differs.
+            BundleError: Naming the first file that is missing, whose digest differs, or which keeps weights in other
+                files: these would be in no digest.
         """
         for name, digest in self.manifest.files.items():
             file = self.path / name
@@ -196,6 +199,16 @@ class Bundle:
                     f"{self.path}: {name} was altered: its SHA-256 differs from files.{name} in the manifest",
                     hint=_REBUILD,
                 )
+            if name.endswith(_ONNX):
+                self._require_whole(file)
+
+    def _require_whole(self, file: Path) -> None:
+        try:
+            has_others = keeps_weights_elsewhere(file)
+        except ValueError as error:
+            raise BundleError(f"{self.path}: {file.name} is a damaged ONNX file: {error}", hint=_REBUILD) from error
+        if has_others:
+            raise BundleError(f"{self.path}: {file.name} keeps its weights in other files", hint=_REBUILD)
 
 
 _REBUILD: Final = "build the engine again with `resnet-deploy build`"

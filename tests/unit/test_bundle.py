@@ -136,6 +136,21 @@ def test_folder_in_the_place_of_a_file(bundle_folder):
         open_bundle(bundle_folder).verify_files()
 
 
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        # A model with a graph with an initializer with an entry of external data, whose key is `location`.
+        (b"\x3a\x10\x2a\x0e\x6a\x0c\x0a\x08location\x12\x00", "keeps its weights in other files"),
+        (b"\x3a\x7f\x2a\x0e\x6a\x0c\x0a\x08location\x12\x00", "is a damaged ONNX file: it was cut short"),
+    ],
+)
+def test_weights_that_no_digest_covers_are_refused(bundle_folder, engine, words):
+    (bundle_folder / "model.onnx").write_bytes(engine)
+    edit(bundle_folder, lambda data: data["files"].update({"model.onnx": artifact.sha256_bytes(engine)}))
+    with pytest.raises(BundleError, match=rf"net-int8: model\.onnx {words}"):
+        open_bundle(bundle_folder).verify_files()
+
+
 def test_file_that_nobody_listed_is_no_damage(bundle_folder):
     (bundle_folder / "README").write_text("notes")
     open_bundle(bundle_folder).verify_files()
