@@ -4,6 +4,7 @@ A batch is made of the same images however often the work was interrupted, since
 whole step ended: kernels may round otherwise at another batch size, and the answers are to be the same to the bit.
 """
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
         created: When it was begun; the one thing that may differ.
         environment: The machine and its libraries.
         weights_sha256: Of the model.
+        classes: That the model knows.
         preprocess_sha256: Of the input contract.
         engines: Name, digest and device of each, the first being what the others are compared with.
         threads: Threads given to each engine on the CPU.
@@ -45,6 +47,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     created: str
     environment: Environment
     weights_sha256: str
+    classes: int
     preprocess_sha256: str
     engines: tuple[tuple[str, str, str], ...]
     threads: int
@@ -98,6 +101,32 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if any(len(outputs.top5) != len(self.kept) for outputs in self.answers):
             raise ValueError(f"not one answer for each of {len(self.kept)} images")
+
+    def require_next(self, before: "Step | None", subject: Subject) -> None:
+        """Hold the step against the one before it, None for the first, and against what the evaluation is of.
+
+        Raises:
+            ValueError: If a step between them is missing, or there twice, or answers are not those of such engines.
+        """
+        start, session = (before.end, before.session) if before is not None else (0, 1)
+        if not start < self.end <= subject.images or not session <= self.session <= session + 1:
+            raise ValueError(f"a step that ends at {self.end} follows one that ends at {start}")
+        places = [start - 1, *self.kept, self.end]
+        if any(one >= following for one, following in itertools.pairwise(places)):
+            raise ValueError(f"images of the step from {start} to {self.end} are elsewhere, or not in order")
+        if len(self.digests) != self.end - start:
+            raise ValueError(f"{len(self.digests)} digests for {self.end - start} images")
+        if len(self.answers) != len(subject.engines):
+            raise ValueError("answers of other engines than it is of")
+        for number, outputs in enumerate(self.answers):
+            errors = (outputs.noise, outputs.signal, outputs.max_difference)
+            if any(len(values) != (len(self.kept) if number else 0) for values in errors):
+                raise ValueError("not one error of the logits for each image")
+            for best in outputs.top5:
+                if best and sorted(set(best)) != sorted(best):
+                    raise ValueError("a class is among the best ones twice")
+                if best and (len(best) != min(5, subject.classes) or not 0 <= min(best) <= max(best) < subject.classes):
+                    raise ValueError(f"the best classes are not five of {subject.classes}")
 
 
 def take_steps(

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -30,8 +30,6 @@ from resnet_deploy.version import __version__
 
 if TYPE_CHECKING:
     from resnet_deploy.protocols import Progress
-
-T = TypeVar("T")
 
 JOURNAL: Final = "evaluation.journal"
 _DECODING_IMAGES: Final = 512  # that decoding is timed on, spread evenly over the set
@@ -190,6 +188,7 @@ class _Work:
             created=record_files.created_now(),
             environment=environment.collect(),
             weights_sha256=card.weights_sha256,
+            classes=card.num_classes,
             preprocess_sha256=card.preprocess.digest,
             engines=tuple((one.entrant.name, one.sha256, one.entrant.runner.device) for one in self.lineup.candidates),
             threads=self.lineup.threads,
@@ -213,31 +212,34 @@ def read_subject(journal: Journal) -> Subject | None:
     """Read what a journal is of; None of an empty one.
 
     Raises:
-        FileError: If another version wrote it.
+        FileError: If another version wrote it, or it is damaged.
     """
     line = next(iter(journal), None)
-    return None if line is None else _decoded(line, Subject, journal.path)
+    if line is None:
+        return None
+    try:
+        return decode_json(line, Subject)
+    except ValueError as error:
+        raise FileError(f"{journal.path} is of another version of resnet-deploy, or damaged", hint=_RESTART) from error
 
 
 def read_steps(journal: Journal) -> Iterator[Step]:
     """Read the steps taken so far.
 
     Raises:
-        FileError: If another version wrote them.
+        FileError: If the journal is damaged: a step does not go on where the one before it ended, or is of other
+            engines.
     """
-    subject = read_subject(journal)
+    subject, last = read_subject(journal), None
+    assert subject is not None
     for line in itertools.islice(journal, 1, None):
-        step = _decoded(line, Step, journal.path)
-        if subject is None or len(step.answers) != len(subject.engines):
-            raise FileError(f"{journal.path} has answers of other engines than it is of", hint=_RESTART)
+        try:
+            step = decode_json(line, Step)
+            step.require_next(last, subject)
+        except ValueError as error:
+            raise FileError(f"{journal.path} is damaged: {error}", hint=_RESTART) from error
         yield step
-
-
-def _decoded(line: bytes, kind: type[T], path: Path) -> T:
-    try:
-        return decode_json(line, kind)
-    except ValueError as error:
-        raise FileError(f"{path} is of another version of resnet-deploy", hint=_RESTART) from error
+        last = step
 
 
 def _require_same(begun: Subject, wanted: Subject, path: Path) -> None:

@@ -277,6 +277,13 @@ def test_refuses_a_journal_of_another_kind(invoke, line, small, tmp_path):
     assert_refused(invoke(*line(small)), "is of another version of resnet-deploy", "--restart")
 
 
+def test_refuses_a_journal_with_a_step_twice(invoke, line, begun, tmp_path):
+    with Journal(tmp_path / "out" / JOURNAL) as journal:
+        *_, last = journal
+        journal.append(last)
+    assert_refused(invoke(*line(begun)), f"{JOURNAL} is damaged: a step that ends at", "--restart")
+
+
 def test_labels_may_be_corrected_on_the_way(invoke, line, begun, record):
     lines = (begun / "val_map.txt").read_text().splitlines()
     (begun / "val_map.txt").write_text("\n".join([lines[0].rpartition(" ")[0] + " 9", *lines[1:]]))

@@ -234,8 +234,11 @@ def read_journal(folder: Path) -> None:
     from resnet_deploy.pipeline.evaluating import read_steps, read_subject
 
     with Journal(folder / "journal") as journal:
-        if read_subject(journal) is not None and (steps := list(read_steps(journal))):
-            collect(steps)
+        subject = read_subject(journal)
+        if subject is not None and (steps := list(read_steps(journal))):
+            collected = collect(steps)
+            assert len(collected.digests) == steps[-1].end <= subject.images
+            assert len(set(collected.kept)) == len(collected.kept) == len(collected.answers[0].top5)
 
 
 def read_scoring(folder: Path) -> None:

@@ -90,16 +90,12 @@ def test_whatever_step_it_goes_on_from_the_answers_are_the_same(dataset):
     assert other.answers != whole.answers  # so that another partition would have shown above
 
 
-def test_a_step_survives_its_line(dataset):
-    for step in steps_of(dataset):
-        assert msgspec.json.decode(msgspec.json.encode(step), type=Step) == step
-
-
 SUBJECT = Subject(
     version="1",
     created="2026-01-01T00:00:00Z",
     environment=SYNTHETIC_ENVIRONMENT,
     weights_sha256="a",
+    classes=3,
     preprocess_sha256="b",
     engines=(("one", "c", "CPU"),),
     threads=2,
@@ -107,6 +103,76 @@ SUBJECT = Subject(
     images=10,
     files_sha256="d",
 )
+# What `steps_of` are of.
+STEPPED = msgspec.structs.replace(SUBJECT, engines=(("one", "c", "CPU"), ("two", "d", "CPU")), images=11)
+
+
+def require_whole(steps):
+    for before, step in zip([None, *steps], steps, strict=False):
+        step.require_next(before, STEPPED)
+
+
+def changing(number, **changes):
+    """Change one of several steps."""
+
+    def change(steps):
+        return [msgspec.structs.replace(one, **changes) if one is steps[number] else one for one in steps]
+
+    return change
+
+
+def best(*classes):
+    """Change the best classes of the first image."""
+
+    def change(steps):
+        first, second = steps[0].answers
+        other = msgspec.structs.replace(first, top5=(classes, *first.top5[1:]))
+        return changing(0, answers=(other, second))(steps)
+
+    return change
+
+
+def test_steps_follow_each_other(dataset):
+    require_whole([*steps_of(dataset)[:2], *steps_of(dataset, start=9, session=2)])
+
+
+DAMAGES = {
+    "left out": (lambda steps: steps[:1] + steps[2:], "1 digests for 6 images"),
+    "there twice": (lambda steps: [steps[0], *steps], "a step that ends at 4 follows one that ends at 4"),
+    "another order": (lambda steps: [steps[1], steps[0]], "5 digests for 9 images"),
+    "an end beyond the images": (changing(3, end=12), "a step that ends at 12 follows one that ends at 10"),
+    "a session left out": (changing(1, session=3), "a step that ends at 9"),
+    "an image of the step before": (changing(1, kept=(3, 6, 7, 8)), "from 4 to 9 are elsewhere, or not in order"),
+    "an image of the step after": (changing(1, kept=(5, 6, 7, 9)), "from 4 to 9 are elsewhere, or not in order"),
+    "an image twice": (changing(1, kept=(5, 6, 6, 8)), "from 4 to 9 are elsewhere, or not in order"),
+    "no digests": (changing(1, digests=()), "0 digests for 5 images"),
+    "answers of one engine": (
+        lambda steps: changing(0, answers=steps[0].answers[:1])(steps),
+        "answers of other engines",
+    ),
+    "errors of the reference": (lambda steps: changing(0, answers=steps[0].answers[::-1])(steps), "one error of the"),
+    "a class that there is not": (best(0, 1, 3), "not five of 3"),
+    "a class before the first": (best(-1, 1, 0), "not five of 3"),
+    "a class twice": (best(0, 1, 1), "twice"),
+    "two classes": (best(0, 1), "not five of 3"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_step_that_does_not_follow_is_damage(dataset, damage):
+    change, words = DAMAGES[damage]
+    steps = change(steps_of(dataset))
+    with pytest.raises(ValueError, match=words):
+        require_whole(steps)
+
+
+def test_an_answer_that_is_no_number_has_no_classes(dataset):
+    best()(steps_of(dataset))[0].require_next(None, STEPPED)
+
+
+def test_a_step_survives_its_line(dataset):
+    for step in steps_of(dataset):
+        assert msgspec.json.decode(msgspec.json.encode(step), type=Step) == step
 
 
 @pytest.mark.parametrize(
