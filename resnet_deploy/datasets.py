@@ -20,6 +20,7 @@ from resnet_deploy.environment import compute_threads
 from resnet_deploy.errors import DataError, SpecError
 from resnet_deploy.images import IMAGE_SUFFIXES, tensor_from_source
 from resnet_deploy.labels import labels_from_file, labels_from_folders
+from resnet_deploy.names import readable
 from resnet_deploy.regular_files import open_regular, read_regular
 from resnet_deploy.specs import ModelCard, Preprocess
 
@@ -103,6 +104,10 @@ class ImageDataset:
         labels = None if self.labels is None else self.labels[number - 1 :: count]
         return ImageDataset(self.root, self.paths[number - 1 :: count], labels, self.labels_note)
 
+    def name_of(self, path: Path) -> str:
+        """Return an image's name relative to ``root``, as text."""
+        return readable(path.relative_to(self.root).as_posix())
+
     @cached_property
     def image_digests(self) -> dict[str, str]:
         """SHA-256 of each image's file, as lower-case hex, by its name relative to ``root``.
@@ -112,7 +117,7 @@ class ImageDataset:
         Raises:
             FileError: If a file is missing or cannot be read.
         """
-        return {path.relative_to(self.root).as_posix(): _file_digest(path) for path in self.paths}
+        return {self.name_of(path): _file_digest(path) for path in self.paths}
 
     @property
     def digest(self) -> str:
@@ -184,7 +189,7 @@ class BatchReader:
     @property
     def skipped_names(self) -> tuple[str, ...]:
         """Names of the images left out, relative to the data set's folder."""
-        return tuple(path.relative_to(self.dataset.root).as_posix() for path in self.skipped)
+        return tuple(map(self.dataset.name_of, self.skipped))
 
     @property
     def threads(self) -> int:

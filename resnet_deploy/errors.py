@@ -28,8 +28,9 @@ Each carries a ``hint``: what to do next. The command line prints both, one line
 else that reaches the user is a bug and keeps its traceback.
 """
 
-import unicodedata
 from typing import Final
+
+from resnet_deploy.names import printable
 
 _LONGEST: Final = 1000  # characters of a message; a path alone may have four times as many
 
@@ -55,15 +56,10 @@ class ResnetDeployError(Exception):
 
 
 def _one_line(text: str) -> str:
-    if not text.isprintable():
-        text = "".join(one if _shows(one) else one.encode("unicode_escape").decode() for one in text)
+    text = printable(text)
     if len(text) > _LONGEST:  # escaped already, which makes ten characters of one
         text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
     return text
-
-
-def _shows(one: str) -> bool:
-    return one.isprintable() or unicodedata.category(one) == "Zs"  # spaces of any width, which file names may have
 
 
 class UserError(ResnetDeployError):

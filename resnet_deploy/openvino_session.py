@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from resnet_deploy.environment import compute_threads
 from resnet_deploy.errors import BackendError, BuildError
 from resnet_deploy.protocols import LayerSeconds
+from resnet_deploy.regular_files import require_utf8
 from resnet_deploy.specs import INPUT_NAME
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def open_compiled(model: Path | bytes, *, threads: int = 0, requests: int = 1, p
         BackendError: If OpenVINO is not installed.
         BuildError: If it refuses the model.
     """
+    if not isinstance(model, bytes):
+        require_utf8(model)
     core = _core(os.getpid())
     properties = {
         "INFERENCE_PRECISION_HINT": "f32",

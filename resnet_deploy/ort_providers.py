@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from resnet_deploy.errors import BackendError, BuildError
-from resnet_deploy.ort_session import CPU_PROVIDER, import_onnxruntime, session_options, translate_refusals
+from resnet_deploy.ort_session import (
+    CPU_PROVIDER,
+    import_onnxruntime,
+    session_options,
+    session_source,
+    translate_refusals,
+)
 from resnet_deploy.specs import INPUT_NAME
 
 if TYPE_CHECKING:
@@ -42,7 +48,6 @@ def open_on(
         BuildError: If it refuses the model.
     """
     ort = import_onnxruntime()
-    source = model if isinstance(model, bytes) else str(model)
     settings, how = session_options(ort, 0), {}
     if provider == TENSORRT_RTX:
         devices = _plugin_devices(ort)
@@ -56,7 +61,7 @@ def open_on(
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         with translate_refusals():
-            session = ort.InferenceSession(source, settings, enable_fallback=0, **how)
+            session = ort.InferenceSession(session_source(model), settings, enable_fallback=0, **how)
     except BuildError as error:
         if _FALLS_BACK not in error.message:
             raise

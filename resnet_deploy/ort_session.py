@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from resnet_deploy.environment import compute_threads
 from resnet_deploy.errors import BackendError, BuildError
 from resnet_deploy.protocols import LayerSeconds
+from resnet_deploy.regular_files import require_utf8
 from resnet_deploy.specs import INPUT_NAME
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def open_session(
 
     Raises:
         BackendError: If ONNX Runtime is not installed.
+        FileError: If the file's name is not UTF-8.
         BuildError: If it refuses the model.
     """
     ort = import_onnxruntime()
@@ -71,9 +73,8 @@ def open_session(
     kept = [(name, ort.OrtValue.ortvalue_from_numpy(array)) for name, array in (weights or {}).items()]
     if kept:
         options.add_external_initializers([name for name, _ in kept], [value for _, value in kept])
-    source = model if isinstance(model, bytes) else str(model)
     with translate_refusals():
-        session = ort.InferenceSession(source, options, providers=[CPU_PROVIDER])
+        session = ort.InferenceSession(session_source(model), options, providers=[CPU_PROVIDER])
     session.weights_in_use = kept  # it reads them where they are, and does not keep them alive
     return session
 
@@ -87,13 +88,14 @@ def open_plain_session(model: Path, *, threads: int) -> "onnxruntime.InferenceSe
 
     Raises:
         BackendError: If ONNX Runtime is not installed.
+        FileError: If the file's name is not UTF-8.
         BuildError: If it refuses the model.
     """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     with translate_refusals():
-        return ort.InferenceSession(str(model), options, providers=[CPU_PROVIDER])
+        return ort.InferenceSession(session_source(model), options, providers=[CPU_PROVIDER])
 
 
 def profile_nodes(model: Path | bytes, feed: "Array", *, calls: int) -> dict[str, float]:
@@ -114,6 +116,7 @@ def profile_kernels(model: Path | bytes, feed: "Array", *, calls: int, threads: 
 
     Raises:
         BackendError: If ONNX Runtime is not installed.
+        FileError: If the file's name is not UTF-8.
         BuildError: If it refuses the model.
     """
     ort = import_onnxruntime()
@@ -121,9 +124,8 @@ def profile_kernels(model: Path | bytes, feed: "Array", *, calls: int, threads: 
         options = session_options(ort, threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        source = model if isinstance(model, bytes) else str(model)
         with translate_refusals():
-            session = ort.InferenceSession(source, options, providers=[CPU_PROVIDER])
+            session = ort.InferenceSession(session_source(model), options, providers=[CPU_PROVIDER])
             for _ in range(calls + 1):
                 session.run(None, {INPUT_NAME: feed})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -139,6 +141,18 @@ def profile_kernels(model: Path | bytes, feed: "Array", *, calls: int, threads: 
         LayerSeconds(name, kinds[name], sum(times[len(times) // (calls + 1) :]) / calls)
         for name, times in taken.items()
     ]
+
+
+def session_source(model: Path | bytes) -> str | bytes:
+    """Return what a session is opened from.
+
+    Raises:
+        FileError: If the file's name is not UTF-8: ONNX Runtime takes no others.
+    """
+    if isinstance(model, bytes):
+        return model
+    require_utf8(model)
+    return str(model)
 
 
 def session_options(ort: Any, threads: int) -> Any:

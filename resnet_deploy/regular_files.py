@@ -6,6 +6,9 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from resnet_deploy.errors import FileError
+from resnet_deploy.names import readable
+
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading, following links.
@@ -24,6 +27,16 @@ def read_regular(path: Path) -> bytes:
     """Read a whole regular file; raises as ``open_regular``."""
     with open_regular(path) as file:
         return file.read()
+
+
+def require_utf8(path: Path) -> None:
+    """Refuse a path that is not UTF-8, on behalf of what takes no others, such as libraries and JSON.
+
+    Raises:
+        FileError: If it is not.
+    """
+    if readable(path) != str(path):
+        raise FileError(f"the name {readable(path)} is not UTF-8", hint="rename it, or choose another place")
 
 
 def _open_at_once(path: str, flags: int) -> int:

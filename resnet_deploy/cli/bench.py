@@ -20,7 +20,7 @@ from resnet_deploy.cli.options import (
     refuse_idle,
     skip_corrupt_option,
 )
-from resnet_deploy.cli.output import print_json
+from resnet_deploy.cli.output import print_json, print_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -224,7 +224,7 @@ def present(record: "BenchRecord", folder: Path, *, html: bool, as_json: bool = 
         else:
             print_table(record, stdout_console())
             for what, where in written.items():
-                click.echo(f"{what}: {where}")
+                print_line(f"{what}: {where}")
 
 
 def write_html(record: "BenchRecord", path: Path) -> None:

@@ -19,6 +19,7 @@ from resnet_deploy.cli.options import (
     trt_options,
     trt_spec,
 )
+from resnet_deploy.cli.output import print_line
 from resnet_deploy.errors import FileError, SpecError
 from resnet_deploy.specs import (
     OBSERVATIONS_SUFFIX,
@@ -149,14 +150,14 @@ def describe(built: Any) -> None:
     measured = manifest.measured
     size = bundle.engine_path.stat().st_size / 1e6
     state = "unchanged, nothing to build (cache hit)" if built.cache_hit else f"{size:.1f} MB"
-    click.echo(f"{bundle.path}/: {state}")
+    print_line(f"{bundle.path}/: {state}")
     click.echo(f"  {_measured_in_words(measured, manifest.spec.precision)}")
     if measured.latency_s is not None:
         pace = "" if measured.speedup is None else f", {measured.speedup:.2f} times as fast as FP32"
         call = f"{measured.latency_s * 1e3:.2f} ms a call at batch {manifest.spec.batch.min}"
         click.echo(f"  {call}{pace} (indication; see bench)")
     for note in manifest.notes:
-        click.echo(f"  {note}")
+        print_line(f"  {note}")
 
 
 def _measured_in_words(measured: "Measured", precision: Precision) -> str:

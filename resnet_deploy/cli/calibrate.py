@@ -13,6 +13,7 @@ from resnet_deploy.cli.options import (
     equalize_option,
     skip_corrupt_option,
 )
+from resnet_deploy.cli.output import print_line
 
 
 @click.command()
@@ -46,4 +47,4 @@ def describe(observations: Any, path: Path) -> None:
     """Print what was observed."""
     skipped = f", {len(observations.skipped)} damaged ones left out" if observations.skipped else ""
     by = "" if observations.device == "cpu" else ", run by PyTorch on the GPU"
-    click.echo(f"{path}: {len(observations.histograms)} tensors over {observations.count} images{skipped}{by}")
+    print_line(f"{path}: {len(observations.histograms)} tensors over {observations.count} images{skipped}{by}")

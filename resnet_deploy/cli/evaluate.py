@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from resnet_deploy.cli.options import ENGINES, ONE_PER_CORE, PATH, THREADS, json_option, skip_corrupt_option
-from resnet_deploy.cli.output import print_json
+from resnet_deploy.cli.output import print_json, print_line
 
 if TYPE_CHECKING:
     from resnet_deploy.bench.evaluation_records import EvaluationRecord
@@ -91,4 +91,4 @@ def present(record: "EvaluationRecord", folder: Path, *, as_json: bool) -> None:
         print_json({**evaluation_data(record), "record": str(path)})
         return
     print_evaluation(record, stdout_console())
-    click.echo(f"answers: {path}")
+    print_line(f"answers: {path}")

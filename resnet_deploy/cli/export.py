@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from resnet_deploy.cli.options import ENGINES, PATH, export_options, export_spec
+from resnet_deploy.cli.output import print_line
 
 
 @click.command()
@@ -32,7 +33,7 @@ def describe(exported: Any) -> None:
     from resnet_deploy.export import proof_summary  # needs PyTorch, without which nothing was exported
 
     contract = exported.card.preprocess
-    click.echo(f"{exported.path}: {exported.size_bytes / 1e6:.1f} MB, {exported.card.num_classes} classes")
+    print_line(f"{exported.path}: {exported.size_bytes / 1e6:.1f} MB, {exported.card.num_classes} classes")
     click.echo(f"  input {contract.dtype} {contract.layout} {'x'.join(map(str, contract.shape))}, any batch size")
     click.echo(f"  {proof_summary(exported.check)}")
-    click.echo(f"{exported.reference_path}: the PyTorch weights, for `resnet-deploy bench`")
+    print_line(f"{exported.reference_path}: the PyTorch weights, for `resnet-deploy bench`")

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from resnet_deploy.cli.options import PATH, json_option, refuse_idle
+from resnet_deploy.cli.output import print_line
 from resnet_deploy.errors import LintError, SpecError
 
 
@@ -61,7 +62,7 @@ def inspect(path: Path, observed: Path | None, as_json: bool, **shown: bool) -> 
 def _describe_engine(engine: Any, shown: dict[str, bool]) -> None:
     from resnet_deploy.cli.terminal import stdout_console
     from resnet_deploy.compiled.lint import FLAVOURS
-    from resnet_deploy.report import details, kernels, wording
+    from resnet_deploy.report import details, kernels
 
     console, batch = stdout_console(), engine.manifest.spec.batch.opt
     facts = details.manifest_facts(engine.manifest, engine.size_bytes)
@@ -82,7 +83,7 @@ def _describe_engine(engine: Any, shown: dict[str, bool]) -> None:
     elif shown["scales"]:
         click.echo("no scales: nothing in this engine is quantized")
     for line in kernels.finding_lines(engine.findings or ()):
-        click.echo(wording.printable(line))
+        print_line(line)
     if engine.findings == ():
         click.echo("lint: every kernel is as expected")
 

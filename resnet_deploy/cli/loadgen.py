@@ -9,6 +9,7 @@ import click
 from resnet_deploy.bench.loadgen_spec import COALESCING, OFFICIAL_LATENCY_S, SCENARIOS, LoadgenSpec, PeakSpec
 from resnet_deploy.cli.bench import RESULTS
 from resnet_deploy.cli.options import ENGINES, ONE_PER_CORE, PATH, THREADS, json_option, refuse_idle
+from resnet_deploy.cli.output import print_line
 from resnet_deploy.errors import LoadgenError, RulesError, SpecError
 
 if TYPE_CHECKING:
@@ -161,8 +162,8 @@ def _present(finished: "Finished", *, as_json: bool) -> None:
     try:
         print_loadgen(finished.record, stdout_console())
     finally:
-        click.echo(f"record: {finished.path}")
-        click.echo(f"LoadGen's logs: {finished.path.with_suffix('')}/")
+        print_line(f"record: {finished.path}")
+        print_line(f"LoadGen's logs: {finished.path.with_suffix('')}/")
 
 
 def _fail_where_due(finished: "Finished") -> None:

@@ -8,10 +8,17 @@ from typing import Any
 import click
 import msgspec
 
+from resnet_deploy.names import printable
+
 
 def print_json(value: Any) -> None:
     """Print a value as JSON on standard output; what is not a finite number is null."""
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=1).decode())
+
+
+def print_line(text: str) -> None:
+    """Print one line on standard output; what would steer a terminal in names and labels is written as escapes."""
+    click.echo(printable(text))
 
 
 def replace_what_cannot_be_shown() -> None:

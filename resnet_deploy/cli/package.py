@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from resnet_deploy.cli.options import PATH, THREADS, numbers
-from resnet_deploy.cli.output import print_json
+from resnet_deploy.cli.output import print_json, print_line
 
 if TYPE_CHECKING:
     from resnet_deploy.pipeline.packaging import Packaged
@@ -63,9 +63,7 @@ def package(engine: Path, repository: Path, as_json: bool, **values: Any) -> Non
 
 def describe(packaged: "Packaged") -> None:
     """Print what the repository holds now, and what a server must be."""
-    from resnet_deploy.report.wording import printable
-
     for model in packaged.models:
-        click.echo(printable(f"{packaged.repository}/{model.name}/: version {model.version}, {model.state}"))
+        print_line(f"{packaged.repository}/{model.name}/: version {model.version}, {model.state}")
     for note in packaged.notes:
-        click.echo(f"  {note}")
+        print_line(f"  {note}")

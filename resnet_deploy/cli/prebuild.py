@@ -18,6 +18,7 @@ from resnet_deploy.cli.options import (
     refuse_idle,
     skip_corrupt_option,
 )
+from resnet_deploy.cli.output import print_line
 from resnet_deploy.errors import SpecError
 from resnet_deploy.specs import PRECISIONS, QUANTIZED, BatchRange, BuildSpec, CalibrationSpec
 from resnet_deploy.trt_options import TENSORRT_RTX, TrtOptions, parse_targets
@@ -123,11 +124,11 @@ def describe(prebuilt: "Prebuilt", folder: Path) -> None:
     engines = prebuilt.fleet.engines if prebuilt.fleet is not None else ()
     if engines:
         count = "1 engine" if len(engines) == 1 else f"{len(engines)} engines"
-        click.echo(f"{folder}/index.json: {count}, the first that fits a machine is its own")
+        print_line(f"{folder}/index.json: {count}, the first that fits a machine is its own")
     for engine in engines:
-        click.echo(f"  {engine.folder}/: {_in_words(engine)}")
+        print_line(f"  {engine.folder}/: {_in_words(engine)}")
     for failure in prebuilt.failures:
-        click.echo(f"  {failure.name}: not built: {failure.message}")
+        print_line(f"  {failure.name}: not built: {failure.message}")
 
 
 def _in_words(engine: "FleetEngine") -> str:

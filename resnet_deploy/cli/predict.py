@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from resnet_deploy.cli.options import ENGINES, ONE_PER_CORE, PATH, PATH_OR_WORD, THREADS, json_option, refuse_idle
-from resnet_deploy.cli.output import print_json
+from resnet_deploy.cli.output import print_json, print_line
 from resnet_deploy.errors import FileError, SpecError
+from resnet_deploy.names import readable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,8 +58,6 @@ def predict(images: tuple[str, ...], engine: Path | None, out: str | None, as_js
       resnet-deploy predict photos/ --out scores/ --workers 4
       resnet-deploy predict s3://bucket/photos --out s3://bucket/scores --ray
     """
-    from resnet_deploy.integrations.pyarrow import readable
-
     if out is None:
         refuse_idle("answers that are printed", *_OF_SCORING, hint="add --out DIR to score a folder")
         classified = classify(tuple(map(Path, images)), engine or only_engine(), values["top"], values["threads"])
@@ -98,9 +97,9 @@ def classify(
 
 def describe(path: Path, best: "list[Prediction]") -> None:
     """Print the best classes of one image."""
-    click.echo(str(path))
+    print_line(readable(path))
     for prediction in best:
-        click.echo(f"  {prediction.probability:7.2%}  {prediction.label}")
+        print_line(f"  {prediction.probability:7.2%}  {prediction.label}")
 
 
 def score_folder(source: str, engine: Path, out: str, values: dict[str, Any]) -> "ScoringRecord":
@@ -137,9 +136,9 @@ def present(record: "ScoringRecord", out: str) -> None:
     session = record.sessions[-1]
     new = session.scored + session.bad
     now = f"{new:,} of them now, at {session.rate:,.1f} images/s" if new else "nothing was left to do"
-    click.echo(f"{record.scored:,} images scored, {record.bad:,} bad; {now}: {out}")
+    print_line(f"{record.scored:,} images scored, {record.bad:,} bad; {now}: {out}")
     if record.bad:
-        click.echo(f"what is wrong with the bad ones: {out.rstrip('/')}/_errors")
+        print_line(f"what is wrong with the bad ones: {out.rstrip('/')}/_errors")
 
 
 def only_engine() -> Path:

@@ -8,7 +8,7 @@ import click
 
 from resnet_deploy.cli.bench import require_html, write_html
 from resnet_deploy.cli.options import PATH, json_option, refuse_idle
-from resnet_deploy.cli.output import print_json
+from resnet_deploy.cli.output import print_json, print_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,7 +56,7 @@ def report(record: Path, html: Path | None, as_json: bool) -> None:
     finally:  # the table is seen though the page cannot be written, and the page written though the table is not seen
         _show(loaded, print_table, data.bench_data, as_json=as_json)
     if html is not None and not as_json:
-        click.echo(f"report: {html}")
+        print_line(f"report: {html}")
 
 
 def _show(

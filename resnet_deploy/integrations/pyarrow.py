@@ -19,6 +19,7 @@ import numpy as np
 from resnet_deploy.datasets import is_image_name
 from resnet_deploy.errors import BackendError, DataError, FileError, SpecError
 from resnet_deploy.images import tensor_from_source
+from resnet_deploy.names import readable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -107,11 +108,6 @@ def _end_of_parquet(file: BinaryIO) -> bytes:
     length = int.from_bytes(file.read(4), "little")
     file.seek(max(0, size - _LENGTH_AND_MAGIC - length))
     return file.read()
-
-
-def readable(name: str) -> str:
-    r"""Show a name of a file as valid text: bytes that are not UTF-8 as ``\xNN``."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _path_columns(names: Sequence[str]) -> dict[str, Any]:

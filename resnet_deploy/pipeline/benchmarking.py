@@ -15,6 +15,7 @@ from resnet_deploy.bench.records import BenchRecord, DatasetRecord, EngineRecord
 from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.datasets import BatchReader, find_dataset
 from resnet_deploy.errors import SpecError
+from resnet_deploy.names import readable
 from resnet_deploy.pipeline.diagnosing import search_steps, worst_histograms
 from resnet_deploy.pipeline.lineup import EVALUATION_BATCH, BenchInputs, Candidate, Lineup, open_lineup
 from resnet_deploy.pipeline.matching import open_bundles
@@ -120,7 +121,7 @@ def _dataset_record(reader: BatchReader) -> DatasetRecord:
     skipped = set(reader.skipped)
     kept = [index for index, path in enumerate(dataset.paths) if path not in skipped]
     return DatasetRecord(
-        name=dataset.root.name,
+        name=readable(dataset.root.name),
         digest=dataset.digest,
         images=len(kept),
         labels=tuple(dataset.labels[index] for index in kept) if dataset.labels else (),

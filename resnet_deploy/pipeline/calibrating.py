@@ -10,6 +10,7 @@ from resnet_deploy.capabilities import have_modules
 from resnet_deploy.driver import probe_gpu
 from resnet_deploy.environment import installed_version
 from resnet_deploy.errors import BackendError, DataError, ModelError, SpecError
+from resnet_deploy.names import readable
 from resnet_deploy.pipeline.synthetic import synthetic_images
 from resnet_deploy.specs import OBSERVATIONS_SUFFIX
 
@@ -64,9 +65,9 @@ class Material:
         """Say which of ``images`` are among those that the ranges are chosen on."""
         if self.observations is not None:
             known, root = self.observations, images.root
-            if root.resolve().name != known.dataset:
+            if readable(root.resolve().name) != known.dataset:
                 return set()
-            return {path for path in images.paths if path.relative_to(root).as_posix() in known.images}
+            return {path for path in images.paths if images.name_of(path) in known.images}
         used = {path.absolute() for path in self.reader.dataset.paths} if self.reader is not None else set()
         return {path for path in images.paths if path.absolute() in used}
 
@@ -166,7 +167,7 @@ def observe(source: "Source", graph: "ir.Model", material: Material, progress: "
             histograms, count = torch_observe.observe(graph, batches, material.device)
     return observations.Observations(
         identity.result(),
-        reader.dataset.root.resolve().name if reader else RANDOM,
+        readable(reader.dataset.root.resolve().name) if reader else RANDOM,
         reader.dataset.image_digests if reader else {},
         count,
         reader.skipped_names if reader else (),

@@ -22,6 +22,7 @@ from resnet_deploy.bench_spec import BenchSpec
 from resnet_deploy.datasets import BatchReader, ImageDataset, digest_images, find_dataset
 from resnet_deploy.errors import DataError, FileError, SpecError
 from resnet_deploy.json_files import decode_json
+from resnet_deploy.names import readable
 from resnet_deploy.pipeline.lineup import BenchInputs, Lineup, open_lineup
 from resnet_deploy.pipeline.matching import open_bundles
 from resnet_deploy.pipeline.references import REFERENCE
@@ -262,10 +263,10 @@ def _files_digest(dataset: ImageDataset) -> str:
 
 
 def _dataset_record(dataset: ImageDataset, collected: Collected) -> DatasetRecord:
-    names = [path.relative_to(dataset.root).as_posix() for path in dataset.paths]
+    names = [dataset.name_of(path) for path in dataset.paths]
     kept = set(collected.kept)
     return DatasetRecord(
-        name=dataset.root.name,
+        name=readable(dataset.root.name),
         digest=digest_images(dict(zip(names, collected.digests, strict=True))),
         images=len(collected.kept),
         labels=tuple(dataset.labels[index] for index in collected.kept) if dataset.labels else (),

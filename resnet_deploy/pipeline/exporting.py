@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from resnet_deploy import artifact
 from resnet_deploy.capabilities import have_modules
 from resnet_deploy.errors import BackendError, DataError, FileError, SpecError
+from resnet_deploy.names import readable
 from resnet_deploy.pipeline.references import read_weights_digest
 from resnet_deploy.specs import ExportSpec, ModelCard
 
@@ -70,7 +71,7 @@ def export(spec: ExportSpec, output: Path, progress: "Progress") -> Exported:
         card = ModelCard(
             architecture=loaded.architecture,
             num_classes=loaded.num_classes,
-            weights=loaded.weights,
+            weights=readable(loaded.weights),
             weights_sha256=loaded.weights_sha256,
             labels=spec.labels or loaded.labels,
             folders=loaded.folders,

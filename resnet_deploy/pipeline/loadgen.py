@@ -24,6 +24,7 @@ from resnet_deploy.bundle import Bundle
 from resnet_deploy.compatibility import check_fits
 from resnet_deploy.datasets import ImageDataset, find_dataset
 from resnet_deploy.errors import BackendError, BundleError, DeviceError, SpecError
+from resnet_deploy.names import readable
 from resnet_deploy.pipeline.loadgen_peaks import search_peak
 from resnet_deploy.pipeline.loadgen_session import Session, SystemUnderTest
 from resnet_deploy.pipeline.loadgen_verdicts import Systems, judge, require_reference
@@ -247,7 +248,7 @@ def _describe_data(dataset: ImageDataset | None, progress: "Progress") -> DataFa
         return None
     with progress.task("hashing the data set"):
         return DataFacts(
-            name=dataset.root.name,
+            name=readable(dataset.root.name),
             digest=dataset.digest,
             images=len(dataset),
             labelled=dataset.labels is not None,

@@ -13,6 +13,7 @@ from resnet_deploy.bench.loadgen_records import Accuracy, EngineFacts, LoadgenTe
 from resnet_deploy.bench.loadgen_spec import LoadgenPlan
 from resnet_deploy.pipeline.loadgen_child import ChildRequest
 from resnet_deploy.pipeline.loadgen_process import Patience, run_child
+from resnet_deploy.regular_files import require_utf8
 from resnet_deploy.runners.null import NULL
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class Session:
 
     def _test(self, engine: SystemUnderTest, plan: LoadgenPlan, purpose: Purpose, *, null: bool) -> LoadgenTest:
         name = NULL if null else engine.tested.name
+        for path in (engine.bundle.path, *(self.dataset.paths if self.dataset is not None else ())):
+            require_utf8(path.absolute())  # they are handed to the process that runs LoadGen, as JSON
         folder = self._new_folder(name, plan, purpose)
         dataset = self.dataset
         request = ChildRequest(

@@ -14,7 +14,8 @@ from resnet_deploy.backends import find_backend
 from resnet_deploy.bench import record_files
 from resnet_deploy.bundle import open_bundle
 from resnet_deploy.errors import ScoringError
-from resnet_deploy.integrations.pyarrow import readable, require_parquet
+from resnet_deploy.integrations.pyarrow import require_parquet
+from resnet_deploy.names import readable
 from resnet_deploy.pipeline.scoring_folders import absolute, open_folder
 from resnet_deploy.pipeline.scoring_output import ScoringOutput, ScoringRecord, ScoringSession
 from resnet_deploy.pipeline.scoring_plan import Machines, ScoringRequest, ScoringSpec, Shards, list_digest

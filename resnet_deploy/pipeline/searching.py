@@ -14,6 +14,7 @@ from resnet_deploy import artifact, environment
 from resnet_deploy.batching import infer
 from resnet_deploy.errors import DataError, FileError
 from resnet_deploy.json_files import decode_json
+from resnet_deploy.names import readable
 from resnet_deploy.pipeline import lowering
 from resnet_deploy.pipeline.guarding import median_seconds
 from resnet_deploy.quantize.search import Point, Search, find_units, search
@@ -67,7 +68,7 @@ def search_precision(subject: Subject, max_drop: float, notebook: "Notebook", pr
         max_drop=max_drop,
         metric="top-1" if dataset.labels else "agreement",
         cost="seconds" if trial.runs_here else "multiply-adds",
-        dataset=dataset.root.resolve().name,
+        dataset=readable(dataset.root.resolve().name),
         dataset_sha256=dataset.digest,
         images=len(dataset) - len(subject.reader.skipped),
         sensitivity=sensitivity,

@@ -12,6 +12,7 @@ from rich.text import Text
 from resnet_deploy.bench.comparison import AnswerComparison, Comparison, EngineComparison, WayComparison
 from resnet_deploy.bench.intervals import Interval, calls_needed
 from resnet_deploy.bench.records import Way
+from resnet_deploy.names import printable
 from resnet_deploy.report import wording
 
 _STYLES = {"worse": "red", "better": "green"}
@@ -33,14 +34,14 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     notes.add_column(overflow="fold", max_width=_WIDEST_NOTE)
     last = ""
     for name, text, style in _notes(comparison, tails=console.width >= _NARROW):
-        notes.add_row("" if name == last else name, Text(wording.printable(text), style=style))
+        notes.add_row("" if name == last else name, Text(printable(text), style=style))
         last = name
     console.print(notes)
 
 
 def _uncertainty(comparison: Comparison) -> str:
     """Say which engines may be slower for all that the runs can tell, and what would help."""
-    names = ", ".join(map(wording.printable, comparison.uncertain))
+    names = ", ".join(map(printable, comparison.uncertain))
     return (
         f"{names}: too uncertain to tell a slowdown of {comparison.tolerance * 100:g} %: "
         "`bench` with more --rounds, or on a quieter machine"
@@ -168,7 +169,7 @@ def _ratio(interval: Interval | None) -> str:
 
 def _name(engine: EngineComparison) -> str:
     name = engine.old if engine.old == engine.new else f"{engine.old} \N{RIGHTWARDS ARROW} {engine.new}"
-    return wording.printable(name)
+    return printable(name)
 
 
 def _when(created: str) -> str:

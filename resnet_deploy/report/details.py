@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resnet_deploy.bundle import Manifest
+from resnet_deploy.names import printable
 from resnet_deploy.report import wording
 from resnet_deploy.specs import ModelCard
 
@@ -22,13 +23,13 @@ _DIGITS: Final = 12  # of a digest, as elsewhere in print; JSON has all
 
 def print_facts(title: str, facts: Iterable[tuple[str, str]], console: Console) -> None:
     """Print a title, and pairs of a name and a value below it; empty values are left out."""
-    console.print(Text(wording.printable(title), style="bold"))
+    console.print(Text(printable(title), style="bold"))
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts:
         if value:
-            table.add_row(Text(name), Text(wording.printable(value)))
+            table.add_row(Text(name), Text(printable(value)))
     console.print(table)
 
 
@@ -188,6 +189,6 @@ def print_table(
         is_figure = index >= figures_from and index not in left
         table.add_column(name, justify="right" if is_figure else "left", no_wrap=is_figure, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(wording.printable(cell)) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console.print()
     console.print(table)

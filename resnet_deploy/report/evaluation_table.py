@@ -11,6 +11,7 @@ from resnet_deploy.bench.decoding import bound
 from resnet_deploy.bench.evaluation_records import EvaluationRecord
 from resnet_deploy.bench.records import DatasetRecord
 from resnet_deploy.bench.statistics import Accuracy
+from resnet_deploy.names import printable
 from resnet_deploy.report import wording
 
 
@@ -32,7 +33,7 @@ def _answers(record: EvaluationRecord) -> Table:
     for engine in record.engines:
         is_first = engine is first
         counted = statistics.accuracy(engine.outputs, None if is_first else first.outputs, record.dataset)
-        cells = [wording.printable(engine.name), engine.precision]
+        cells = [printable(engine.name), engine.precision]
         if labelled:
             cells += [_share(counted.top1, counted), _share(counted.top5, counted)]
         cells += [wording.NOTHING] * 2 if is_first else [_percent(counted.agreement), _decibels(counted.sqnr_db)]
@@ -53,7 +54,7 @@ def _decoding(record: EvaluationRecord) -> Table:
     for name, (alone, together) in times.engines.items():
         most = bound(times.decode, alone, shared=not on_gpu.get(name, False))
         figures = [wording.significant(rate) for rate in (times.decode, alone, together, most)]
-        table.add_row(Text(wording.printable(name)), *figures, f"{together / most:.0%}")
+        table.add_row(Text(printable(name)), *figures, f"{together / most:.0%}")
     return table
 
 
@@ -64,7 +65,7 @@ def is_on_gpu(device: str) -> bool:
 
 def _notes(record: EvaluationRecord) -> Table:
     cost, images = record.cost, record.dataset.images
-    first = wording.printable(record.engines[0].name)
+    first = printable(record.engines[0].name)
     sessions = "one session" if cost.sessions == 1 else f"{cost.sessions} sessions"
     speed = (
         f"{wording.significant(images / cost.seconds)} images/s through {len(record.engines)} engines, in "
@@ -95,7 +96,7 @@ def _notes(record: EvaluationRecord) -> Table:
     grid.add_column(no_wrap=True, style="dim")
     grid.add_column(overflow="fold", max_width=110)
     for name, line in notes:
-        grid.add_row(name, Text(wording.printable(line)))
+        grid.add_row(name, Text(printable(line)))
     return grid
 
 
@@ -115,7 +116,7 @@ def _table(*names: str) -> Table:
 
 
 def _data(dataset: DatasetRecord) -> str:
-    return f"{wording.printable(dataset.name)}: {dataset.images:,} images, SHA-256 {dataset.digest[:12]}"
+    return f"{printable(dataset.name)}: {dataset.images:,} images, SHA-256 {dataset.digest[:12]}"
 
 
 def _share(share: float | None, counted: Accuracy) -> str:

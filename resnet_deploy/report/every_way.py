@@ -6,6 +6,7 @@ from typing import Final
 
 from resnet_deploy.bench import statistics
 from resnet_deploy.bench.records import BenchRecord, EngineRecord, Samples
+from resnet_deploy.names import printable
 from resnet_deploy.report import evidence, wording
 from resnet_deploy.report.columns import Cell
 
@@ -45,7 +46,7 @@ def way_tables(record: BenchRecord) -> tuple[WayTable, ...]:
         listed = [samples for _, own in by_engine for samples in own]
         shown = [column for column in _CALLED if column.is_shown(listed)]
         engines = tuple(
-            (wording.printable(engine.name), tuple(_row(engine, samples, shown) for samples in own))
+            (printable(engine.name), tuple(_row(engine, samples, shown) for samples in own))
             for engine, own in by_engine
             if own
         )

@@ -9,6 +9,7 @@ from typing import Any, Final
 import plotly.graph_objects as go
 
 from resnet_deploy.bench.records import BenchRecord, EngineRecord
+from resnet_deploy.names import printable
 from resnet_deploy.report import wording
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart, less black and yellow and with the blue lightened,
@@ -109,7 +110,7 @@ def label(engine: EngineRecord) -> str:
 
 def escaped(text: str) -> str:
     """Make text from elsewhere harmless to plotly."""
-    return html.escape(wording.printable(text))
+    return html.escape(printable(text))
 
 
 def scale(axis: Any, values: Sequence[float]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from resnet_deploy.bench import statistics
 from resnet_deploy.bench.records import BenchRecord
 from resnet_deploy.bench.statistics import Summary
+from resnet_deploy.names import printable
 from resnet_deploy.report import latency_plots, layer_plots, plots, quantization_plots, throughput_plots, wording
 from resnet_deploy.report.figures import styles
 
@@ -96,13 +97,13 @@ def _layers(record: BenchRecord) -> Iterator[Plot]:
     for number, engine in profiled:
         times = engine.layers
         assert times is not None
-        title = f"{wording.printable(engine.name)}: the layers that take longest"
-        caption = f"Mean of {times.calls:,} calls, by {wording.printable(times.profiler)}; colours as above"
+        title = f"{printable(engine.name)}: the layers that take longest"
+        caption = f"Mean of {times.calls:,} calls, by {printable(times.profiler)}; colours as above"
         caption += f"; {rest}." if (rest := layer_plots.rest(times)) else "."
         figure = layer_plots.plot_slowest(times, colours)
         yield Plot(f"plot-layers-{number}", title, caption, figure, height=34)
     for first, second in layer_plots.pairs(record):
-        names = [wording.printable(record.engines[number].name) for number in (first, second)]
+        names = [printable(record.engines[number].name) for number in (first, second)]
         title = f"Layer by layer: {names[0]} and {names[1]}"
         caption = "Layers that hold the same convolution, in the order of execution; to the left is faster."
         figure = layer_plots.plot_pair(record, (first, second))
@@ -117,7 +118,7 @@ def _quantization(record: BenchRecord) -> Iterator[Plot]:
         yield Plot("plot-search", title, caption, quantization_plots.plot_searches(record))
     for number, (engine, style) in enumerate(zip(record.engines, styles(record), strict=True)):
         if engine.histograms:
-            title = f"{wording.printable(engine.name)}: the activations that 8 bits serve worst"
+            title = f"{printable(engine.name)}: the activations that 8 bits serve worst"
             caption = (
                 "Values seen in calibration, on a logarithmic axis of counts; dashed lines: the range that is covered; "
                 "decibels: the tensor's power over that of rounding and clipping it, expected from the histogram."

@@ -13,6 +13,7 @@ from plotly.offline import get_plotlyjs
 from resnet_deploy.bench import statistics
 from resnet_deploy.bench.records import BenchRecord
 from resnet_deploy.bench.statistics import Summary
+from resnet_deploy.names import printable
 from resnet_deploy.report import reproduce, wording
 from resnet_deploy.report.columns import Column, columns
 from resnet_deploy.report.every_way import way_tables
@@ -79,7 +80,7 @@ def _lead(record: BenchRecord, rows: tuple[Summary, ...]) -> str:
     best = fastest.best
     if best is None:
         return "The engines have no scope in common that their speed can be compared in."
-    name, rate = wording.printable(fastest.engine.name), wording.significant(fastest.throughput)
+    name, rate = printable(fastest.engine.name), wording.significant(fastest.throughput)
     lead = f"Fastest: {name}, {rate} images/s at batch {best.batch}"
     if best.concurrency > 1:
         lead += f" with {wording.callers(best.concurrency)}"
@@ -114,7 +115,7 @@ def _machine(record: BenchRecord) -> list[tuple[str, ...]]:
             f"{state.seconds:.1f}",
             *(_percent(getattr(state, name)) for name in _MACHINE_TOLD),
             wording.NOTHING if state.mhz is None else f"{state.mhz:,.0f}",
-            wording.printable(state.throttled) or wording.NOTHING,
+            printable(state.throttled) or wording.NOTHING,
         )
         for state in states
     ]
@@ -129,7 +130,7 @@ def _decoding(record: BenchRecord) -> list[tuple[str, str, str]]:
     if record.decoding is None:
         return []
     return [
-        (wording.printable(name), wording.significant(alone), wording.significant(both))
+        (printable(name), wording.significant(alone), wording.significant(both))
         for name, (alone, both) in record.decoding.engines.items()
     ]
 
@@ -146,7 +147,7 @@ def _conditions(record: BenchRecord) -> list[tuple[str, str]]:
         ("procedure", wording.procedure(record)),
         ("harness", wording.harness(record)),
         *(("data", line) for line in wording.data(record)),
-        ("model", f"{wording.printable(record.architecture)}, weights SHA-256 {record.weights_sha256[:12]}"),
+        ("model", f"{printable(record.architecture)}, weights SHA-256 {record.weights_sha256[:12]}"),
         ("input", prepared),
     ]
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from resnet_deploy.names import printable
 from resnet_deploy.parity import Ladder, Rung
 from resnet_deploy.report import wording
 
@@ -27,18 +28,18 @@ def print_ladder(ladder: Ladder, console: Console) -> None:
         table.add_column(header, justify="right", no_wrap=True)
     for rung in ladder.rungs:
         table.add_row(rung.name, *(_cell(rung, name, write) for name, _, write in _COLUMNS))
-    console.print(Text(f"{wording.printable(ladder.engine)}: {ladder.title}", style="bold"))
-    console.print(Text(f"on {wording.printable(ladder.inputs)}"))
+    console.print(Text(f"{printable(ladder.engine)}: {ladder.title}", style="bold"))
+    console.print(Text(f"on {printable(ladder.inputs)}"))
     console.print()
     console.print(table)
     console.print()
     for rung in ladder.rungs:
         if rung.not_run:
-            console.print(Text(f"{rung.name}: not run: {wording.printable(rung.not_run)}", style="yellow"))
+            console.print(Text(f"{rung.name}: not run: {printable(rung.not_run)}", style="yellow"))
     for line in layers_in_words(ladder):
         console.print(Text(line, style="red" if ladder.diverging else ""))
     for caveat in ladder.caveats:
-        console.print(Text(wording.printable(caveat), style="yellow"))
+        console.print(Text(printable(caveat), style="yellow"))
 
 
 def layers_in_words(ladder: Ladder) -> tuple[str, ...]:

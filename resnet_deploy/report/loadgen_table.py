@@ -10,6 +10,7 @@ from rich.text import Text
 
 from resnet_deploy.bench.loadgen_records import LoadgenRecord, LoadgenResult, LoadgenTest, Peak, RulesVerdict
 from resnet_deploy.bench.loadgen_spec import LOADGEN_NAMES
+from resnet_deploy.names import printable
 from resnet_deploy.report import wording
 
 DISCLAIMER: Final = "LoadGen-based, not an MLPerf result: nobody has reviewed it"
@@ -35,7 +36,7 @@ def print_loadgen(record: LoadgenRecord, console: Console) -> None:
 def title(record: LoadgenRecord) -> str:
     """Say what was measured, by what, and when."""
     versions = dict.fromkeys(one.result.loadgen.partition(" ")[0] for one in record.tests)
-    data = wording.printable(record.data.name) if record.data is not None else "synthetic images"
+    data = printable(record.data.name) if record.data is not None else "synthetic images"
     return f"{record.architecture} on {data}, by LoadGen {', '.join(versions)}, {wording.created(record)}"
 
 
@@ -48,7 +49,7 @@ def _tests(record: LoadgenRecord) -> Table:
     table.add_column("\nLoadGen", no_wrap=True)
     for test in record.tests:
         if test.purpose in _SHOWN:
-            table.add_row(wording.printable(test.engine), *_cells(test))
+            table.add_row(printable(test.engine), *_cells(test))
     return table
 
 
@@ -113,7 +114,7 @@ def _notes(record: LoadgenRecord) -> Table:
 def _invalid(record: LoadgenRecord) -> tuple[str, ...]:
     """Say why, in LoadGen's words."""
     return tuple(
-        f"{wording.printable(test.engine)}, {LOADGEN_NAMES[test.result.scenario]}: "
+        f"{printable(test.engine)}, {LOADGEN_NAMES[test.result.scenario]}: "
         f"{'; '.join((*test.result.reasons, *test.result.errors))}"
         for test in record.tests
         if test.purpose in _SHOWN and not test.result.valid
@@ -124,10 +125,10 @@ def _verdict(verdict: RulesVerdict) -> tuple[str, ...]:
     """Say whether the rules are met, then each that is not in a line of its own."""
     met = "not met" if verdict.unmet else "met, as far as they are checked"
     accuracy = f"accuracy {wording.percent(verdict.accuracy)} %, target {wording.percent(verdict.target)} %"
-    name = f"{wording.printable(verdict.engine)}, {LOADGEN_NAMES[verdict.scenario]}"
+    name = f"{printable(verdict.engine)}, {LOADGEN_NAMES[verdict.scenario]}"
     return (
-        f"{name}: {met}; {accuracy} ({wording.printable(verdict.reference)})",
-        *(f"- {wording.printable(line)}" for line in verdict.unmet),
+        f"{name}: {met}; {accuracy} ({printable(verdict.reference)})",
+        *(f"- {printable(line)}" for line in verdict.unmet),
     )
 
 
@@ -142,9 +143,9 @@ def _peak(peak: Peak, record: LoadgenRecord) -> str:
             f"{peak.tolerance:.0%} above{_arrivals(probes)}{_beside_offline(peak, record)}"
         )
     if not probes:
-        return f"{wording.printable(peak.engine)}: {found}"
+        return f"{printable(peak.engine)}: {found}"
     return (
-        f"{wording.printable(peak.engine)}: {found}; {len(probes)} probes of at least {peak.seconds:g} s and "
+        f"{printable(peak.engine)}: {found}; {len(probes)} probes of at least {peak.seconds:g} s and "
         f"{peak.queries:,} queries: {tried}"
     )
 
@@ -193,5 +194,5 @@ def _data(record: LoadgenRecord) -> tuple[str, ...]:
         return ("synthetic images, decoded before the clock starts",)
     labelled = "labelled" if data.labelled else "unlabelled"
     counted = f"{data.images:,} images, {labelled}, SHA-256 {data.digest[:12]}"
-    line = f"{wording.printable(data.name)}: {counted}, decoded before the clock starts"
-    return (line, *([wording.printable(data.labels_note)] if data.labels_note else []))
+    line = f"{printable(data.name)}: {counted}, decoded before the clock starts"
+    return (line, *([printable(data.labels_note)] if data.labels_note else []))

@@ -7,25 +7,26 @@ from typing import get_args
 
 from resnet_deploy.bench.records import BenchRecord, Samples
 from resnet_deploy.bench_spec import Scope
+from resnet_deploy.names import printable
 from resnet_deploy.report import wording
 
 
 def command(record: BenchRecord) -> str:
     """Write the command that makes such a run again, empty without engines; where folders lie is not in the record."""
     if record.suite:
-        return shlex.join(["resnet-deploy", "bench", "--suite", wording.printable(record.suite)])
+        return shlex.join(["resnet-deploy", "bench", "--suite", printable(record.suite)])
     listed = [samples for engine in record.engines for samples in engine.latency]
     if not listed:
         return ""
     engines = [one for one in record.engines if wording.role(record, one) == "engine"]
-    words = ["resnet-deploy", "bench", *(wording.printable(engine.name) for engine in engines)]
+    words = ["resnet-deploy", "bench", *(printable(engine.name) for engine in engines)]
     if record.dataset is not None:
-        words += ["--data", wording.printable(record.dataset.name)]
+        words += ["--data", printable(record.dataset.name)]
     words += ["--batches", _joined(samples.batch for samples in listed)]
     words += _ways(listed)
     words += ["--rounds", str(max(len(set(samples.rounds)) for samples in listed))]
     words += ["--seconds", f"{_seconds(listed):.0f}", "--seed", str(record.seed), "--threads", str(record.threads)]
-    peers = [wording.printable(engine.name) for engine in record.engines if engine.role == "peer"]
+    peers = [printable(engine.name) for engine in record.engines if engine.role == "peer"]
     words += ["--peers", ",".join(peers)] if peers else []
     words += ["--layers"] if any(engine.layers is not None for engine in record.engines) else []
     return shlex.join(words + ([] if record.reference else ["--no-pytorch"]))

@@ -15,6 +15,7 @@ from rich.text import Text
 from resnet_deploy.bench import statistics
 from resnet_deploy.bench.records import BenchRecord
 from resnet_deploy.bench.statistics import Summary
+from resnet_deploy.names import printable
 from resnet_deploy.report import wording
 from resnet_deploy.report.columns import Column, columns
 from resnet_deploy.report.way_columns import way_columns
@@ -48,7 +49,7 @@ def print_table(record: BenchRecord, console: Console) -> None:
 def render_table(record: BenchRecord, width: int) -> RenderableType:
     """Lay the results out for ``width`` columns: figures are never cut or wrapped, names at most folded."""
     rows = statistics.summarize(record)
-    names = [wording.printable(row.engine.name) for row in rows]
+    names = [printable(row.engine.name) for row in rows]
     peers = [number for number, row in enumerate(rows) if row.engine.role == "peer"]
     first_peer = peers[0] if peers else None
     parts: list[RenderableType] = [Text(wording.title(record), style="bold")]
@@ -137,15 +138,15 @@ def _notes(record: BenchRecord, rows: tuple[Summary, ...]) -> Table:
         for number, line in enumerate(lines):
             grid.add_row("" if number else name, Text(line))
     for number, (row, text) in enumerate((row, text) for row in rows if (text := wording.verdict(row, record))):
-        grid.add_row("" if number else "verdicts", Text(f"{wording.printable(row.engine.name)}: {text}"))
+        grid.add_row("" if number else "verdicts", Text(f"{printable(row.engine.name)}: {text}"))
     noted = [engine for engine in record.engines if engine.notes]
     for number, engine in enumerate(noted):
-        line = f"{wording.printable(engine.name)}: {wording.printable('; '.join(engine.notes))}"
+        line = f"{printable(engine.name)}: {printable('; '.join(engine.notes))}"
         grid.add_row("" if number else "notes", Text(line))
     for line in wording.quietness(record):
         grid.add_row("warnings", Text(line, style="yellow"))
     for row in rows:
         if row.warnings:
-            line = f"{wording.printable(row.engine.name)}: {'; '.join(row.warnings)}"
+            line = f"{printable(row.engine.name)}: {'; '.join(row.warnings)}"
             grid.add_row("warnings", Text(line, style="yellow"))
     return grid

@@ -13,6 +13,7 @@ from resnet_deploy.bench.verdicts import TOO_FEW
 from resnet_deploy.bench_spec import Scope
 from resnet_deploy.contract import Preprocess
 from resnet_deploy.environment import Environment
+from resnet_deploy.names import printable
 
 NOTHING: Final = "\N{EN DASH}"  # stands where there is no figure, and between the ends of an interval
 MICRO: Final = "\N{MICRO SIGN}"
@@ -30,11 +31,6 @@ _SCOPE_NAMES: Final = {"h2d": "copy in", "d2h": "copy out", "end_to_end": "end t
 def scope_name(scope: Scope) -> str:
     """Name what lies inside the timer, in a word or a few."""
     return _SCOPE_NAMES.get(scope, scope)
-
-
-def printable(text: str) -> str:
-    r"""Write control characters and the like as ``\x1b``: names come from users' folders, and some steer terminals."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def significant(value: float, digits: int = 3) -> str:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from resnet_deploy.integrations.pyarrow import readable
+from resnet_deploy.names import readable
 
 DIFFERENT = 12
 

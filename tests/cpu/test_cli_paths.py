@@ -17,6 +17,55 @@ BUILD = "build engines/resnet18.onnx --fp16 --backend onnxruntime"
 NOBODY = 65534
 
 
+# --- names that are not UTF-8
+
+ODD = os.fsdecode(b"odd\xff")
+SHOWN = r"odd\xff"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"{BENCH} engines/resnet18-int8-onnxruntime --data ODD",
+        "evaluate engines/resnet18-int8-onnxruntime --data ODD -o new",
+        "verify engines/resnet18-int8-onnxruntime --data ODD",
+        "calibrate engines/resnet18.onnx --calib ODD -o new.safetensors",
+        "build engines/resnet18.onnx --int8 --backend onnxruntime --calib ODD -o new",
+        "export --arch resnet18 --image-size 32 --weights ODD.safetensors -o new/a.onnx",
+        "build ODD.onnx --fp32 --backend onnxruntime -o new",
+        "predict ODD.png --engine engines/resnet18-int8-onnxruntime",
+    ],
+)
+def test_names_that_are_no_text_are_taken(invoke, workplace, line):
+    first = next(Path("data").rglob("*.png"))
+    first.rename(first.with_name(f"{ODD}.png"))
+    shutil.copytree("data", ODD)
+    for name in ("engines/resnet18.safetensors", "engines/resnet18.onnx", "image.png"):
+        shutil.copy(name, f"{ODD}{Path(name).suffix}")
+    assert invoke(*line.replace("ODD", ODD).split()).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"{BUILD} -o new-ODD",
+        "build engines/resnet18.onnx --fp32 --backend openvino -o new-ODD",
+        "predict image.png --engine engines/ODD",
+        "loadgen engines/resnet18-int8-onnxruntime --data ODD --seconds 0.1",
+    ],
+)
+def test_names_that_a_library_does_not_take_are_refused(invoke, workplace, line):
+    if "openvino" in line:
+        pytest.importorskip("openvino")
+    if "loadgen" in line:
+        pytest.importorskip("mlperf_loadgen")
+    shutil.copytree("data", ODD)
+    shutil.copytree("engines/resnet18-int8-onnxruntime", f"engines/{ODD}")
+    before = files(workplace)
+    assert_refused(invoke(*line.replace("ODD", ODD).split()), SHOWN, "rename it")
+    assert files(workplace) == before
+
+
 # --- names that are too long
 
 LONG = "n" * 300

@@ -23,6 +23,7 @@ from rich.console import Console
 from resnet_deploy.bench import statistics
 from resnet_deploy.bench.records import MachineState, Way
 from resnet_deploy.driver import Gpu, GpuProbe
+from resnet_deploy.names import printable
 from resnet_deploy.report import wording
 from resnet_deploy.report.table import print_table
 
@@ -287,5 +288,5 @@ class TestWording:
         assert wording.significant(value) == expected
 
     def test_printable(self):
-        assert wording.printable("a\x1b[31m\n\u202e\udcff") == r"a\x1b[31m\n\u202e\udcff"
-        assert wording.printable("Grüße 模型") == "Grüße 模型"
+        assert printable("a\x1b[31m\n\u202e\udcff") == r"a\x1b[31m\n\u202e\udcff"
+        assert printable("Grüße 模型") == "Grüße 模型"
