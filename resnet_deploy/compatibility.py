@@ -26,7 +26,9 @@ def choose_engine(folder: Path, here: "Environment") -> Bundle:
             return open_engine(folder, engine)
         reasons.append(f"{engine.folder}: {reason}")
     hint = "build one on this machine"
-    raise BundleError(f"{folder} has no engine for this machine: {'; '.join(reasons)}", hint=hint)
+    raise BundleError(
+        f"{folder} has no engine for this machine: {'; '.join(reasons) or 'it has none at all'}", hint=hint
+    )
 
 
 def _reason_against(engine: FleetEngine, here: "Environment") -> str:

@@ -27,6 +27,7 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 Rate = Annotated[float, msgspec.Meta(ge=1e-15, le=1e15)]  # per second
 Seconds = Annotated[float, msgspec.Meta(ge=1e-15, le=1e15)]
 Power = Annotated[float, msgspec.Meta(ge=0, le=1e100)]  # a sum of squares of FP32 logits; such sums add up
+Created = Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")]  # UTC, ISO 8601
 Role = Literal["reference", "engine", "peer"]
 
 
@@ -56,12 +57,12 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True):
 
     batch: Count
     scope: Scope
-    seconds: tuple[float, ...]
+    seconds: tuple[Seconds, ...]
     rounds: tuple[int, ...]
     concurrency: Count = 1
     graphs: bool | None = None
-    offered: float | None = None
-    wall: tuple[float, ...] = ()
+    offered: Rate | None = None
+    wall: tuple[Seconds, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.seconds or len(self.seconds) != len(self.rounds):
@@ -324,16 +325,17 @@ class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):
         decoding: What reading the images costs; measured where a scope is ``end_to_end``, on a few of them.
 
     Raises:
-        ValueError: If the reference is not among the engines, or answers or labels are not one per image.
+        ValueError: If the reference is not among the engines, two of these have one name, or answers or labels are not
+            one per image.
     """
 
     schema_version: int = SCHEMA_VERSION
-    created: str
+    created: Created
     environment: Environment
     architecture: str
     weights_sha256: str
     preprocess: Preprocess
-    threads: int
+    threads: Count
     warmup_calls: int
     seed: int
     dataset: DatasetRecord | None
@@ -347,7 +349,10 @@ class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):
     decoding: DecodeTimes | None = None
 
     def __post_init__(self) -> None:
-        if self.reference and self.reference not in [engine.name for engine in self.engines]:
+        names = [engine.name for engine in self.engines]
+        if len(set(names)) < len(names):
+            raise ValueError("two engines have one name")
+        if self.reference and self.reference not in names:
             raise ValueError(f"the reference {self.reference!r} is not among the engines")
         if self.dataset is not None:
             answers = [(one.name, one.outputs) for one in self.engines if one.outputs is not None]

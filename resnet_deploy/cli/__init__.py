@@ -120,7 +120,7 @@ def _reported_errors() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and _PYTORCH_LACKS_MEMORY not in str(error):
             raise
-        lacking = UserError("this takes more memory than there is", hint="ask for smaller batches or images")
+        lacking = UserError("this takes more memory than there is", hint="ask for smaller files, batches or images")
         raise _ReportedError(lacking) from error
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)

@@ -245,7 +245,7 @@ def read_steps(journal: Journal) -> Iterator[Step]:
 
 def _require_same(begun: Subject, wanted: Subject, path: Path) -> None:
     if difference := wanted.difference_from(begun):
-        raise SpecError(f"{path} is of another evaluation: {difference} differ", hint=_RESTART)
+        raise SpecError(f"{path} is of another evaluation, which differs in {difference}", hint=_RESTART)
 
 
 _RESTART: Final = "add --restart to drop it, or choose another -o"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _LIBRARIES: Final = dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"), "export") | {
     "onnxruntime": "cpu"
 }
+_MOST_LABELS: Final = 1 << 24  # bytes: 20,000 classes have a megabyte
 _REINSTALL: Final = 'pip install --force-reinstall "resnet-deploy[export,cpu]"'
 
 
@@ -110,8 +111,12 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
     Raises:
         FileError: If the file cannot be read.
-        DataError: If it is not text, it is empty, or a line in the middle is blank.
+        DataError: If it is not text, it is empty or far too large, or a line in the middle is blank.
     """
+    with artifact.translate_os_errors(path):
+        size = path.stat().st_size
+    if size > _MOST_LABELS:
+        raise DataError(f"{path} has {size / 1e6:,.0f} MB, which no list of labels has", hint="give one label per line")
     try:
         text = artifact.read_bytes(path).decode("utf-8-sig").rstrip()
         # As a file gives its lines, and not splitlines(), for which a label may end in its middle, at U+2028 or U+0085.

@@ -125,8 +125,8 @@ def _require_same_interface(file: Path, folder: ModelFolder) -> None:
     new = decode_json(wanted, dict[str, object])
     try:
         old = decode_json(written, dict[str, object])
-    except ValueError:
-        old = {}
+    except ValueError as error:
+        raise FileError(f"{file} is damaged: {error}", hint=_OTHER_NAME) from error
     if not (old.get("labels") and new.get("labels")):  # a model that has none contradicts no other
         old["labels"] = new["labels"] = []
     if old == new:

@@ -63,21 +63,26 @@ def is_on_gpu(device: str) -> bool:
     return "cpu" not in device.lower()
 
 
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def _notes(record: EvaluationRecord) -> Table:
     cost, images = record.cost, record.dataset.images
     first = printable(record.engines[0].name)
     sessions = "one session" if cost.sessions == 1 else f"{cost.sessions} sessions"
+    threads = _counted(record.threads, "thread")
     speed = (
-        f"{wording.significant(images / cost.seconds)} images/s through {len(record.engines)} engines, in "
+        f"{wording.significant(images / cost.seconds)} images/s through {_counted(len(record.engines), 'engine')}, in "
         f"{duration(cost.seconds)} ({sessions}); engines busy {cost.inferring / cost.seconds:.0%}, waiting for images "
         f"{cost.waiting / cost.seconds:.0%} of it"
     )
-    meanings = f"agree, SQNR, +/- (images gained and lost) and p (McNemar's exact test) are against {first}"
+    meanings = f"; agree, SQNR, +/- (images gained and lost) and p (McNemar's exact test) are against {first}"
     notes = [
-        ("columns", f"in brackets 95 % intervals (Wilson); {meanings}"),
+        ("columns", f"in brackets 95 % intervals (Wilson){meanings if len(record.engines) > 1 else ''}"),
         ("input", wording.prepared(record.preprocess)),
         ("speed", speed),
-        ("procedure", f"batches of {record.batch}; {record.threads} threads per engine, {record.workers} decoding"),
+        ("procedure", f"batches of {record.batch}; {threads} per engine, {record.workers} decoding"),
     ]
     if record.dataset.labels_note:
         notes.append(("labels", record.dataset.labels_note))

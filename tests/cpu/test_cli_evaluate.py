@@ -243,7 +243,10 @@ def remove_the_last(folder):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(change_a_file, "names, sizes or times of the images differ"), (remove_the_last, "number of images differ")],
+    [
+        (change_a_file, "differs in the names, sizes or times of the images"),
+        (remove_the_last, "differs in the number of images"),
+    ],
 )
 def test_refuses_images_that_were_changed(invoke, line, begun, record, change, message):
     change(begun)
@@ -255,8 +258,8 @@ def test_refuses_images_that_were_changed(invoke, line, begun, record, change, m
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--batch", "16"), "the batch size differ"),
-        (("--threads", str(compute_threads() + 1)), "number of threads differ"),
+        (("--batch", "16"), "differs in the batch size"),
+        (("--threads", str(compute_threads() + 1)), "differs in the number of threads"),
     ],
 )
 def test_refuses_another_way_of_calling(invoke, line, begun, options, message):
@@ -267,7 +270,7 @@ def test_refuses_another_engine(invoke, line, begun, deployment, copy_engine):
     engine = copy_engine("fp32", change=lambda manifest: manifest["spec"].update(precision="fp16"))
     arguments = [str(engine) if str(deployment.engines["fp32"]) == one else one for one in line(begun)]
     arguments = [one for one in arguments if one != str(deployment.engines["int8"])]
-    assert_refused(invoke(*arguments), "the engines or what they run on differ", "--restart")
+    assert_refused(invoke(*arguments), "differs in the engines or what they run on", "--restart")
 
 
 def test_refuses_a_journal_of_another_kind(invoke, line, small, tmp_path):

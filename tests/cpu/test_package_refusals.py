@@ -67,6 +67,12 @@ def test_versions_share_their_labels_where_they_have_any(deployment, copy_engine
     assert Server(tmp_path / "models").models["net"].labels["logits"] == list(deployment.card.labels)
 
 
+def test_a_damaged_interface_is_refused(deployment, package, invoke, tmp_path):
+    (package(deployment.engines["fp32"]) / "net/1/interface.json").write_text("[")
+    line = ("package", deployment.engines["int8"], "--triton", tmp_path / "models", "--name", "net")
+    assert_refused(invoke(*line), "net/1/interface.json is damaged", "choose another --name")
+
+
 def test_an_edited_interface_is_refused(deployment, package, invoke, tmp_path):
     interface = package(deployment.engines["fp32"]) / "net/1/interface.json"
     interface.write_text(interface.read_text().replace("{", '{"more": 1,', 1))

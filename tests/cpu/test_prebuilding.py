@@ -169,6 +169,13 @@ def test_no_engine_for_this_machine_says_why_not(copy):
     assert caught.value.message.count("requires.version is numpy 0.0.1") == 2
 
 
+def test_a_fleet_of_no_engine_says_so(copy):
+    index = json.loads((copy / "index.json").read_text())
+    (copy / "index.json").write_text(json.dumps(index | {"engines": []}))
+    with pytest.raises(BundleError, match="has no engine for this machine: it has none at all"):
+        resnet_deploy.load(copy)
+
+
 def demand(folder: Path, name: str, **requires) -> None:
     """Let an engine of the fleet ask for something, and the index know of it."""
     bundle = open_bundle(folder / name)

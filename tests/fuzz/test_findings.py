@@ -325,10 +325,19 @@ def test_a_signal_far_below_its_noise(tmp_path):
     run_target("record of bench", tmp_path, json.dumps(record).encode())
 
 
-def test_a_latency_of_hundreds_of_digits_is_wider_than_any_terminal(tmp_path):
+@pytest.mark.parametrize("seconds", [1e-15, 1e15])
+def test_the_longest_and_the_shortest_latency_are_shown(tmp_path, seconds):
     record = json.loads(seeds.bench_record()[0])
-    record["engines"][1]["latency"][0]["seconds"][0] = 1e307
+    record["engines"][1]["latency"][0]["seconds"][0] = seconds
     run_target("record of bench", tmp_path, json.dumps(record).encode())
+
+
+@pytest.mark.parametrize("seconds", [5e-324, 1e307])
+def test_a_latency_of_hundreds_of_digits_is_none(tmp_path, seconds):
+    record = json.loads(seeds.bench_record()[0])
+    record["engines"][1]["latency"][0]["seconds"][0] = seconds
+    with pytest.raises(FileError, match="is no record of `bench`"):
+        run_target("record of bench", tmp_path, json.dumps(record).encode())
 
 
 def test_a_count_of_thousands_of_digits_is_no_table(tmp_path):

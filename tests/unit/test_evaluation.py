@@ -283,6 +283,13 @@ def test_the_table_without_labels():
     assert "agree %" in text
 
 
+def test_the_table_of_one_engine():
+    words = " ".join(shown(make_record(engines=(engine("first", ((0,),) * 4),), threads=1, decoding=None)).split())
+    assert "images/s through 1 engine, in" in words
+    assert "1 thread per engine" in words
+    assert "are against" not in words
+
+
 def test_names_steer_no_terminal():
     hostile = (engine("first\x1b[31m", ((0,),) * 4),)
     assert "\x1b" not in shown(make_record(engines=hostile))

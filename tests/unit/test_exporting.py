@@ -36,6 +36,13 @@ def test_a_label_ends_at_the_end_of_its_line_and_nowhere_else(read, inside):
     assert read(f"grey{inside}seal\ndog\n".encode()) == (f"grey{inside}seal", "dog")
 
 
+def test_what_no_list_of_labels_has_is_refused_unread(tmp_path):
+    with (tmp_path / "labels.txt").open("wb") as file:
+        file.truncate(1 << 40)  # a terabyte that takes no room
+    with pytest.raises(DataError, match="has 1,099,512 MB, which no list of labels has"):
+        read_labels(tmp_path / "labels.txt")
+
+
 def test_a_byte_order_mark_alone_is_an_empty_file(read):
     with pytest.raises(DataError, match="is empty"):
         read(codecs.BOM_UTF8)

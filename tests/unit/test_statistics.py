@@ -359,7 +359,11 @@ class TestRecords:
             (lambda data: data["engines"][0]["latency"].clear(), "latency"),
             (lambda data: data["engines"][0]["latency"][0]["rounds"].pop(), "200 calls in 199 rounds"),
             (lambda data: data["engines"][0]["latency"][0].update(seconds=[], rounds=[]), "0 calls"),
-            (lambda data: data["engines"][0]["latency"][0]["seconds"].__setitem__(3, 0.0), "a call of 0.0 s"),
+            (lambda data: data["engines"][0]["latency"][0]["seconds"].__setitem__(3, 0.0), r"latency\[0\]\.seconds"),
+            (lambda data: data["engines"][0]["latency"][0]["seconds"].__setitem__(3, 5e-324), r"latency\[0\]\.seconds"),
+            (lambda data: data["engines"][1].update(name=data["engines"][0]["name"]), "two engines have one name"),
+            (lambda data: data.update(threads=-5), "threads"),
+            (lambda data: data.update(created="yesterday"), "created"),
             (lambda data: data.pop("seed"), "seed"),
         ],
     )
