@@ -200,17 +200,22 @@ class TestRelative:
             assert (found.low, found.high) == pytest.approx((1, 3))  # resamples without that round, and with it
 
 
+def with_lost(record, count):
+    """The record with so many right answers of the INT8 engine turned into wrong ones."""
+    engine = record.engines[2]
+    answers = list(engine.outputs.top5)
+    labels = record.dataset.labels
+    right = [number for number, (best, label) in enumerate(zip(answers, labels, strict=True)) if best[0] == label]
+    for number in right[:count]:
+        answers[number] = answers[number][::-1]
+    outputs = msgspec.structs.replace(engine.outputs, top5=tuple(answers))
+    engine = msgspec.structs.replace(engine, outputs=outputs)
+    return msgspec.structs.replace(record, engines=(*record.engines[:2], engine, *record.engines[3:]))
+
+
 class TestAnswers:
     def test_the_same_images_are_compared_one_by_one(self, old):
-        new = run(2)
-        answers = list(new.engines[2].outputs.top5)
-        labels = new.dataset.labels
-        right = [number for number, (best, label) in enumerate(zip(answers, labels, strict=True)) if best[0] == label]
-        for number in right[:8]:
-            answers[number] = answers[number][::-1]
-        outputs = msgspec.structs.replace(new.engines[2].outputs, top5=tuple(answers))
-        engine = msgspec.structs.replace(new.engines[2], outputs=outputs)
-        new = msgspec.structs.replace(new, engines=(*new.engines[:2], engine, *new.engines[3:]))
+        new = with_lost(run(2), 8)
         found = compare(old, new, CompareSpec())
         unchanged, changed, _ = (one.answers for one in found.engines)
         assert (unchanged.verdict, unchanged.agreement, unchanged.flips.p_value) == (
@@ -223,6 +228,21 @@ class TestAnswers:
         assert changed.change.value == pytest.approx(-0.02)
         assert found.regressions == (f"{INT8} answers worse",)
         assert compare(old, new, CompareSpec(accuracy_tolerance=0.03)).regressions == ()
+
+    # Of n images lost and none gained, p is 2 / 2^n: 0.016 of 7, 0.031 of 6, 0.063 of 5.
+    @pytest.mark.parametrize(
+        ("engines", "lost", "verdict"),
+        [
+            (NAMES, 7, "worse"),  # three engines: each has 0.05 / 3, which is 0.017
+            (NAMES, 6, "no significant difference"),
+            ([INT8], 6, "worse"),
+            ([INT8], 5, "no significant difference"),
+        ],
+        ids=["three, 7", "three, 6", "one, 6", "one, 5"],
+    )
+    def test_the_level_is_shared_by_all_engines(self, old, engines, lost, verdict):
+        found = compare(old, with_lost(run(2), lost), CompareSpec(engines=names_of(engines)))
+        assert [one.answers.verdict for one in found.engines if one.new == INT8] == [verdict]
 
     def test_without_labels_there_is_no_verdict(self):
         record = make_record(labelled=False)
@@ -340,6 +360,13 @@ class TestEngines:
         (engine,) = found.engines
         assert (engine.old, engine.new, {way.verdict for way in engine.ways}) == (NAMES[0], INT8, {"better"})
         assert names_of(("a", "a=b")) == (("a", "a"), ("a", "b"))
+
+    def test_whose_file_is_another_are_told_from_the_rest(self, old):
+        new = run(2)
+        engine = msgspec.structs.replace(new.engines[2], sha256="f" * 64)
+        new = msgspec.structs.replace(new, engines=(*new.engines[:2], engine, *new.engines[3:]))
+        same = {one.new: one.same_file for one in compare(old, new, CompareSpec()).engines}
+        assert same == dict.fromkeys(NAMES, True) | {INT8: False}
 
     def test_that_are_unknown_or_not_called_alike_are_refused(self, old):
         with pytest.raises(SpecError, match="the old run has no engine 'nobody'"):

@@ -50,6 +50,24 @@ class TestTwoPeaks:
         assert two_peaks(narrow * np.where(few, 1.5, 1.0)) is None
         assert two_peaks(narrow * np.where(rng.random(400) < 0.5, 1.0, 1.15)) is not None
 
+    # From 10 to 20 ms is a factor of 2: the middle third, in logarithms, is from 10 * 2^(1/3) = 12.6 to
+    # 10 * 2^(2/3) = 15.9 ms. It is no valley if it holds half of the 200 calls of the emptier peak; by chance, so few
+    # as 99 or 100 of 300 are less likely than 1 in a million.
+    @pytest.mark.parametrize(
+        ("calls", "ms", "is_valley"),
+        [
+            (99, 12.7, True),
+            (100, 12.7, False),
+            (100, 12.5, True),
+            (99, 15.7, True),
+            (100, 15.7, False),
+            (100, 16.0, True),
+        ],
+    )
+    def test_a_valley_is_a_third_wide_and_holds_less_than_half_of_a_peak(self, calls, ms, is_valley):
+        found = two_peaks([0.010] * 200 + [ms / 1e3] * calls + [0.020] * 300)
+        assert (found is not None) == is_valley
+
     @settings(deadline=None, max_examples=50)
     @given(st.lists(st.floats(1e-6, 10), min_size=1, max_size=30))
     def test_any_times_will_do(self, seconds):

@@ -65,6 +65,11 @@ def test_numbers_out_of_range():
             ScoringSpec(**wrong)
 
 
+def test_a_shard_of_one_image_and_one_class_are_enough():
+    spec = ScoringSpec(shard_size=1, top=1)
+    assert (spec.shard_size, spec.top) == (1, 1)
+
+
 def test_the_digest_of_a_list_tells_lists_apart():
     lists = (["a", "b"], ["ab"], ["a", "b", ""], ["b", "a"], ["a", "b\udcff"])
     assert len({list_digest(names) for names in lists}) == len(lists)
