@@ -29,6 +29,7 @@ _EXTERNAL_DATA: Final = 13
 _DATA_LOCATION: Final = 14
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _LONGEST_VARINT: Final = 10
+_64_BITS: Final = (1 << 64) - 1  # what is above is dropped, as protobuf does
 
 
 def keeps_weights_elsewhere(path: Path) -> bool:
@@ -60,9 +61,9 @@ def has_external_tensors(data: "bytes | mmap.mmap") -> bool:
         while at < end:
             key, at = _varint(data, at, end)
             number, wire = key >> 3, key & 7
-            value, at = _value(data, at, end, wire)
             if number == 0:
                 raise ValueError("it has a field without a number")
+            value, at = _value(data, at, end, wire)
             if kind == "tensor":
                 is_elsewhere = wire == _VARINT and value != 0
                 if (number == _DATA_LOCATION and is_elsewhere) or (number == _EXTERNAL_DATA and wire == _BYTES):
@@ -93,5 +94,5 @@ def _varint(data: "bytes | mmap.mmap", at: int, end: int) -> tuple[int, int]:
         byte = data[index]
         number |= (byte & 0x7F) << (7 * shift)
         if byte < 0x80:
-            return number, index + 1
+            return number & _64_BITS, index + 1
     raise ValueError("it was cut short")

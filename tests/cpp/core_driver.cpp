@@ -1,8 +1,8 @@
 // Answers questions of the tests, many in one run.
 //
-//   core_driver canonical|manifest|versions|fuzz < FRAMES
+//   core_driver canonical|manifest|versions|external|fuzz < FRAMES
 //                                                  each frame is its length, 4 bytes little-endian, and as many bytes
-//   core_driver bundle PATH...                     opens, verifies, and reads the golden vectors
+//   core_driver bundle PATH...                     opens, verifies, and reads the engine and the golden vectors
 //
 // One line for each: `ok` and what came of it, or the code of the error and its message.
 #include <cstdio>
@@ -72,6 +72,7 @@ std::string verdicts(const std::string& frame) {
 std::string open_all(const std::string& path) {
   const Bundle bundle = open_bundle(path);
   bundle.verify_files();
+  bundle.read(bundle.manifest.engine);
   return bundle.manifest.name + ' ' + bundle.digest + ' ' + std::to_string(read_golden(bundle).count);
 }
 
@@ -87,6 +88,7 @@ int main(int count, char** arguments) {
     if (command == "canonical") answer([&] { return hex(canonical_json(parse_json(frame))); });
     if (command == "manifest") answer([&] { return bundle_from_text("bundle", frame).manifest.name; });
     if (command == "versions") answer([&] { return verdicts(frame); });
+    if (command == "external") answer([&] { return std::to_string(detail::has_external_tensors(frame)); });
     if (command == "fuzz") answer([&] { return fuzz(frame); });
   }
   return 0;

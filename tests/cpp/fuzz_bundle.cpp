@@ -43,6 +43,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       if (manifest.preprocess.nbytes() > std::size_t{12} * 2048 * 2048 || manifest.num_classes > max_classes)
         std::abort();
       if (manifest.batch_min < 1 || manifest.batch_max > max_batch) std::abort();
+    } else if (data[0] == 'o') {
+      detail::has_external_tensors(rest);
     } else {
       for (const auto& named : read_npz(rest.data(), rest.size())) touch(named.second);
     }

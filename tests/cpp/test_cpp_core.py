@@ -19,6 +19,7 @@ from make_seeds import all_seeds
 
 from resnet_deploy import bundle as python
 from resnet_deploy.errors import BundleError, FileError
+from resnet_deploy.onnx_wire import has_external_tensors
 from resnet_deploy.version import __version__
 
 HERE = Path(__file__).parent
@@ -206,6 +207,49 @@ def test_nothing_that_is_read_crashes(driver, tmp_path):
     draw = random.Random(0)
     frames = seeds + [mutated(draw.choice(seeds), draw) for _ in range(FUZZED)]
     assert driver("fuzz", frames) == ["ok "] * len(frames)
+
+
+def test_weights_in_other_files_are_found_as_python_finds_them(driver):
+    """In every place that ONNX has for a tensor, and in what is left of such files."""
+    onnx_places = pytest.importorskip("onnx_places", reason="onnx writes the models")
+    tensors = [onnx_places.tensor(elsewhere=elsewhere) for elsewhere in (True, False)]
+    whole = [place(one).SerializeToString() for place in onnx_places.PLACES for one in tensors]
+    cut = [whole[0][:length] for length in range(len(whole[0]))]
+    draw = random.Random(0)
+    damaged = [mutated(draw.choice(whole), draw) for _ in range(1000)]
+    frames = whole + cut + damaged + [b"\x3blocation", b"\x02\x08location", b"\x0a" + b"\xff" * 10 + b"\x01location"]
+    answers = driver("external", frames)
+    assert answers[: len(whole)] == ["ok 1", "ok 0"] * (len(whole) // 2)
+    assert answers == list(map(asked, frames))
+
+
+def asked(frame):
+    """What Python says of it, as the driver writes it."""
+    try:
+        return f"ok {int(has_external_tensors(frame))}"
+    except ValueError as error:
+        return f"3 {error}"
+
+
+# A model with a graph with an initializer with an entry of external data, whose key is `location`.
+ELSEWHERE = b"\x3a\x10\x2a\x0e\x6a\x0c\x0a\x08location\x12\x00"
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        (ELSEWHERE, "keeps its weights in other files"),
+        (ELSEWHERE.replace(b"\x10", b"\x7f"), "is a damaged ONNX file: it was cut short"),
+    ],
+)
+def test_an_engine_with_weights_that_no_digest_covers_is_refused(driver, tmp_path, engine, words):
+    def run_it(fields):
+        fields["engine"] = "model.onnx"
+
+    path = make_bundle(tmp_path / "bundle", change=run_it, files={"model.onnx": engine})
+    assert driver("bundle", (), path) == [f"3 {path}: model.onnx {words}"]
+    with pytest.raises(BundleError, match=words):
+        python.open_bundle(path).verify_files()
 
 
 def test_a_crash_would_be_seen(driver, tmp_path):

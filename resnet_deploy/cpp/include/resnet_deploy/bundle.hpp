@@ -7,6 +7,7 @@
 
 #include "resnet_deploy/files.hpp"
 #include "resnet_deploy/manifest_fields.hpp"
+#include "resnet_deploy/onnx_wire.hpp"
 
 namespace resnet_deploy {
 
@@ -53,11 +54,15 @@ struct Bundle {
   }
 
   /// Read a file, and hold the very bytes that are returned against their digest, whatever becomes of the file.
+  ///
+  /// Raises: Code::bundle, naming it where it is missing, was altered, or is ONNX that keeps weights in other files;
+  /// Code::file where it cannot be read.
   std::string read(const std::string& name) const {
     const auto expected = manifest.files.find(name);
     if (expected == manifest.files.end()) throw Error(Code::bundle, path + " has no " + name, detail::rebuild);
     std::string data = open(name).read_all();
     if (sha256(data) != expected->second) refuse_altered(name);
+    if (name.size() > 5 && name.compare(name.size() - 5, 5, ".onnx") == 0) require_whole(name, data);
     return data;
   }
 
@@ -68,6 +73,17 @@ struct Bundle {
     if (file.size() > max_file_bytes)
       throw Error(Code::bundle, path + ": " + name + " is larger than 4 GiB", detail::rebuild);
     return file;
+  }
+
+  /// Refuse an ONNX file that keeps weights in other files, which would be in no digest.
+  void require_whole(const std::string& name, const std::string& data) const {
+    std::string reason = " keeps its weights in other files";
+    try {
+      if (!detail::has_external_tensors(data)) return;
+    } catch (const Error& error) {
+      reason = std::string(" is a damaged ONNX file: ") + error.what();
+    }
+    throw Error(Code::bundle, path + ": " + name + reason, detail::rebuild);
   }
 
   [[noreturn]] void refuse_altered(const std::string& name) const {
