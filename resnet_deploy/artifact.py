@@ -25,7 +25,7 @@ from resnet_deploy.exchange import exchange as _exchange
 from resnet_deploy.exchange import flush as _flush
 from resnet_deploy.exchange import make_readable
 from resnet_deploy.locks import locked_file, open_locked, unlock
-from resnet_deploy.regular_files import open_regular, read_regular
+from resnet_deploy.regular_files import open_regular
 
 _CHUNK_BYTES: Final = 1 << 20
 
@@ -48,14 +48,16 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read a whole file.
+def read_bytes(path: Path, *, most_mib: int | None = None) -> bytes:
+    """Read a whole file, of at most ``most_mib`` MiB where that is given.
 
     Raises:
-        FileError: If it is missing, no regular file or cannot be read.
+        FileError: If it is missing, no regular file, larger than that, or cannot be read.
     """
-    with translate_os_errors(path):
-        return read_regular(path)
+    with translate_os_errors(path), open_regular(path) as file:
+        if most_mib is not None and os.fstat(file.fileno()).st_size > most_mib << 20:
+            raise FileError(f"{path} is larger than {most_mib} MiB", hint="give a file of the right kind")
+        return file.read()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -33,6 +33,7 @@ from resnet_deploy.specs import BuildSpec, ModelCard
 SCHEMA_VERSION: Final = 1
 MANIFEST: Final = "manifest.json"
 GOLDEN: Final = "golden.npz"
+MANIFEST_MIB: Final = 32  # that it may have; 100,000 classes fill a third
 CALIBRATION: Final = "calibration.json"
 CALIBRATION_SCHEMA: Final = 2
 SEARCH: Final = "search.json"
@@ -228,7 +229,7 @@ def open_bundle(path: Path) -> Bundle:
         inside = ", ".join(found.name for found in find_bundles(path))
         hint = f"name an engine in it: {inside}" if inside else "give a folder that `resnet-deploy build` made"
         raise FileError(f"{path} has no {MANIFEST}", hint=hint)
-    return Bundle(path, _decode_manifest(path, artifact.read_bytes(path / MANIFEST)))
+    return Bundle(path, _decode_manifest(path, artifact.read_bytes(path / MANIFEST, most_mib=MANIFEST_MIB)))
 
 
 def find_bundles(folder: Path) -> Iterator[Path]:

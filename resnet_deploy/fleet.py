@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from resnet_deploy import artifact
-from resnet_deploy.bundle import Bundle, Measured, Requirements, is_plain_name, open_bundle
+from resnet_deploy.bundle import MANIFEST_MIB, Bundle, Measured, Requirements, is_plain_name, open_bundle
 from resnet_deploy.errors import BundleError
 from resnet_deploy.json_files import decode_json
 from resnet_deploy.schemas import UPGRADE, later_version
@@ -91,7 +91,7 @@ def read_fleet(folder: Path) -> Fleet:
         BundleError: If it is damaged, or of a later schema.
     """
     path = folder / INDEX
-    data = artifact.read_bytes(path)
+    data = artifact.read_bytes(path, most_mib=MANIFEST_MIB)
     if version := later_version(data, SCHEMA_VERSION):
         raise BundleError(f"{path} is of schema_version {version}", hint=UPGRADE)
     try:

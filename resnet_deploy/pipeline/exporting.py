@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _LIBRARIES: Final = dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"), "export") | {
     "onnxruntime": "cpu"
 }
-_MOST_LABELS: Final = 1 << 24  # bytes: 20,000 classes have a megabyte
+_LABELS_MIB: Final = 16  # that labels may have; those of 20,000 classes have one
 _REINSTALL: Final = 'pip install --force-reinstall "resnet-deploy[export,cpu]"'
 
 
@@ -110,15 +110,11 @@ def read_labels(path: Path) -> tuple[str, ...]:
     """Read one label per line, in the order of the logits; blank lines at the end and a byte-order mark are ignored.
 
     Raises:
-        FileError: If the file cannot be read.
-        DataError: If it is not text, it is empty or far too large, or a line in the middle is blank.
+        FileError: If the file cannot be read, or is larger than any list of labels.
+        DataError: If it is not text, it is empty, or a line in the middle is blank.
     """
-    with artifact.translate_os_errors(path):
-        size = path.stat().st_size
-    if size > _MOST_LABELS:
-        raise DataError(f"{path} has {size / 1e6:,.0f} MB, which no list of labels has", hint="give one label per line")
     try:
-        text = artifact.read_bytes(path).decode("utf-8-sig").rstrip()
+        text = artifact.read_bytes(path, most_mib=_LABELS_MIB).decode("utf-8-sig").rstrip()
         # As a file gives its lines, and not splitlines(), for which a label may end in its middle, at U+2028 or U+0085.
         lines = tuple(line.strip() for line in io.StringIO(text, newline=None))
     except UnicodeDecodeError as error:

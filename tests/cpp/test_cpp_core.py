@@ -108,7 +108,7 @@ ACCIDENTS = {
     "a device as the manifest": (
         lambda path: replace(path / "manifest.json", lambda at: at.symlink_to("/dev/zero")), 2, "is a link", True),
     "an empty manifest": (lambda path: (path / "manifest.json").write_bytes(b""), 3, "it is no JSON", True),
-    "a huge manifest": (lambda path: os.truncate(path / "manifest.json", 1 << 40), 3, "larger than 32 MiB", None),
+    "a huge manifest": (lambda path: os.truncate(path / "manifest.json", 1 << 40), 3, "larger than 32 MiB", True),
     "no engine": (lambda path: (path / "model.plan").unlink(), 3, "model.plan is missing", True),
     "an engine cut short": (lambda path: os.truncate(path / "model.plan", 4), 3, "model.plan was altered", True),
     "an engine of another byte": (

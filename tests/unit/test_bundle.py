@@ -1,6 +1,7 @@
 """The manifest of an engine bundle: what it keeps, and what each kind of damage is called."""
 
 import json
+import os
 from dataclasses import dataclass, field
 
 import msgspec
@@ -134,6 +135,12 @@ def test_folder_in_the_place_of_a_file(bundle_folder):
     (bundle_folder / "model.onnx").mkdir()
     with pytest.raises(BundleError, match=r"model\.onnx is missing"):
         open_bundle(bundle_folder).verify_files()
+
+
+def test_a_manifest_that_none_can_be_is_not_read(bundle_folder):
+    os.truncate(bundle_folder / MANIFEST, 1 << 40)
+    with pytest.raises(FileError, match=r"manifest\.json is larger than 32 MiB"):
+        open_bundle(bundle_folder)
 
 
 @pytest.mark.parametrize(
