@@ -27,7 +27,7 @@ from resnet_deploy import artifact
 from resnet_deploy.environment import Environment
 from resnet_deploy.errors import BundleError, FileError
 from resnet_deploy.json_files import decode_json
-from resnet_deploy.onnx_wire import keeps_weights_elsewhere
+from resnet_deploy.onnx_wire import has_external_tensors
 from resnet_deploy.specs import BuildSpec, ModelCard
 
 SCHEMA_VERSION: Final = 1
@@ -205,7 +205,7 @@ class Bundle:
 
     def _require_whole(self, file: Path) -> None:
         try:
-            has_others = keeps_weights_elsewhere(file)
+            has_others = has_external_tensors(artifact.read_bytes(file))
         except ValueError as error:
             raise BundleError(f"{self.path}: {file.name} is a damaged ONNX file: {error}", hint=_REBUILD) from error
         if has_others:

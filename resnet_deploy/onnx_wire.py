@@ -6,13 +6,7 @@ numbers are those of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, the
 https://protobuf.dev/programming-guides/encoding/.
 """
 
-import mmap
-import os
-from pathlib import Path
 from typing import Final
-
-from resnet_deploy.artifact import translate_os_errors
-from resnet_deploy.regular_files import open_regular
 
 # What is inside what, by number of the field.
 _FIELDS: Final[dict[str, dict[int, str]]] = {
@@ -32,21 +26,7 @@ _LONGEST_VARINT: Final = 10
 _64_BITS: Final = (1 << 64) - 1  # what is above is dropped, as protobuf does
 
 
-def keeps_weights_elsewhere(path: Path) -> bool:
-    """Whether a tensor of an ONNX file is declared to lie in another file.
-
-    Raises:
-        FileError: If the file cannot be read.
-        ValueError: If it is damaged.
-    """
-    with translate_os_errors(path), open_regular(path) as file:
-        if not os.fstat(file.fileno()).st_size:
-            raise ValueError("it is empty")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return has_external_tensors(data)
-
-
-def has_external_tensors(data: "bytes | mmap.mmap") -> bool:
+def has_external_tensors(data: bytes) -> bool:
     """Whether a tensor of a serialized model is declared to lie in another file.
 
     Raises:
@@ -73,7 +53,7 @@ def has_external_tensors(data: "bytes | mmap.mmap") -> bool:
     return False
 
 
-def _value(data: "bytes | mmap.mmap", at: int, end: int, wire: int) -> tuple[int, int]:
+def _value(data: bytes, at: int, end: int, wire: int) -> tuple[int, int]:
     """Read past a value; return a varint's number or the length of what has one, and where the next field begins."""
     if wire == _VARINT:
         return _varint(data, at, end)
@@ -88,7 +68,7 @@ def _value(data: "bytes | mmap.mmap", at: int, end: int, wire: int) -> tuple[int
     return length, at + length
 
 
-def _varint(data: "bytes | mmap.mmap", at: int, end: int) -> tuple[int, int]:
+def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
     number = 0
     for shift, index in enumerate(range(at, min(end, at + _LONGEST_VARINT))):
         byte = data[index]

@@ -12,6 +12,7 @@ import msgspec
 from resnet_deploy.bench import record_files
 from resnet_deploy.bench.records import (
     Count,
+    Created,
     DatasetRecord,
     DecodeTimes,
     NotRun,
@@ -84,7 +85,7 @@ class EvaluationRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: Literal["evaluate"] = "evaluate"
     schema_version: int = SCHEMA_VERSION
-    created: str
+    created: Created
     environment: Environment
     architecture: str
     weights_sha256: str

@@ -7,7 +7,7 @@ import msgspec
 
 from resnet_deploy.bench import record_files
 from resnet_deploy.bench.loadgen_spec import Scenario
-from resnet_deploy.bench.records import NotRun
+from resnet_deploy.bench.records import Created, NotRun
 from resnet_deploy.environment import Environment
 from resnet_deploy.specs import Preprocess
 
@@ -188,7 +188,7 @@ class LoadgenRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: Literal["loadgen"] = "loadgen"
     schema_version: int = SCHEMA_VERSION
-    created: str
+    created: Created
     environment: Environment
     architecture: str
     weights_sha256: str
