@@ -1,5 +1,7 @@
 """Which samples figures are quoted from: one scope for all engines, like numbers of callers, CUDA graphs first."""
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 from record_factory import ENGINES, REFERENCE, make_full_record, make_record, make_samples
@@ -77,8 +79,7 @@ class TestCallers:
         )
 
     def test_a_speedup_is_at_numbers_of_callers_that_both_have(self):
-        reference, engine = make_record((REFERENCE, REFERENCE), batches=(1,)).engines
-        engine = msgspec.structs.replace(engine, name="engine")
+        reference, engine = make_record((REFERENCE, replace(REFERENCE, name="engine")), batches=(1,)).engines
         alone, both, two = self.called_by(reference, 1), self.called_by(engine, 1, 2), self.called_by(engine, 2)
         assert best_samples(both, "host").concurrency == 2
         first, second = like_samples(alone, both, "host")
