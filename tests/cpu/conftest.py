@@ -100,6 +100,12 @@ def reseal(rewrite):
 
 
 @pytest.fixture
+def users_memory():
+    """Return an environment in which memory is allocated as users have it, and not as the Makefile has it for speed."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+
+
+@pytest.fixture
 def invoke():
     """Run a command in this process."""
 

@@ -24,10 +24,10 @@ print(seen, len(histograms), re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/
 
 
 @pytest.fixture
-def peak_kib(deployment):
+def peak_kib(deployment, users_memory):
     def run(images, keep=""):
         command = [sys.executable, "-c", PROGRAM, deployment.model, str(images), keep]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, env=users_memory, capture_output=True, text=True, check=True)
         seen, tensors, peak = map(int, done.stdout.split())
         assert (seen, tensors) == (images, 30)
         return peak

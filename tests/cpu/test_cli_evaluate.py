@@ -373,11 +373,11 @@ print(record.dataset.images, max(*resident, resident_kib()), tracemalloc.get_tra
 """
 
 
-def test_memory_does_not_grow_with_the_images(deployment, validation, tmp_path):
+def test_memory_does_not_grow_with_the_images(deployment, validation, users_memory, tmp_path):
     def peaks(data, kept=""):
         """Resident memory, and what Python and NumPy held at once after the engine was opened, in KiB."""
         command = [sys.executable, "-c", PROGRAM, deployment.engines["fp32"], data, tmp_path, kept]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, env=users_memory, capture_output=True, text=True, check=True)
         images, resident, held = map(int, done.stdout.split())
         assert images == len(list(data.glob("*.JPEG")))
         return resident, held / 1024
