@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError, Message
 
 from resnet_deploy.errors import ModelError
 from resnet_deploy.json_files import decode_json
+from resnet_deploy.onnx_wire import has_external_tensors
 from resnet_deploy.protocols import TensorSpec
 from resnet_deploy.specs import INPUT_NAME, OUTPUT_NAME, ModelCard
 from resnet_deploy.version import __version__
@@ -78,12 +79,12 @@ def onnx_from_bytes(data: bytes, *, name: str) -> ir.Model:
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
-        parsed = bool(proto.graph.node)
-    except DecodeError:
-        parsed = False
+        parsed, has_others = bool(proto.graph.node), has_external_tensors(data)
+    except (DecodeError, ValueError):
+        parsed, has_others = False, False
     if not parsed:
         raise ModelError(f"{name} is not an ONNX file, or was cut short", hint=_EXPORT_HINT)
-    if _keeps_data_elsewhere(proto):
+    if has_others:
         raise ModelError(f"{name} keeps its weights in other files", hint="save it as a single file")
     if not _is_text(proto):
         raise ModelError(f"{name} is a damaged ONNX file: it holds a name that is not UTF-8", hint=_EXPORT_HINT)
@@ -265,14 +266,6 @@ def _is_plain_weight(tensor: onnx.TensorProto) -> bool:
         return False
     has_more = any(len(getattr(tensor, name, ())) for name in _LISTS) or any(map(tensor.HasField, _EXTRAS))
     return 4 * math.prod(tensor.dims) >= _LARGE and not has_more
-
-
-def _keeps_data_elsewhere(message: Message) -> bool:
-    """Whether any tensor in ``message``, those of nodes and of graphs in nodes too, is to be read from another file."""
-    if isinstance(message, onnx.TensorProto):  # holds no other tensor, and its bytes would be copied to be listed
-        return message.data_location == onnx.TensorProto.EXTERNAL
-    parts = [value for field, value in message.ListFields() if field.type == field.TYPE_MESSAGE]
-    return any(_keeps_data_elsewhere(one) for part in parts for one in ([part] if isinstance(part, Message) else part))
 
 
 def _is_text(message: Message) -> bool:

@@ -122,11 +122,14 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
             errors = (outputs.noise, outputs.signal, outputs.max_difference)
             if any(len(values) != (len(self.kept) if number else 0) for values in errors):
                 raise ValueError("not one error of the logits for each image")
-            for best in outputs.top5:
-                if best and sorted(set(best)) != sorted(best):
-                    raise ValueError("a class is among the best ones twice")
-                if best and (len(best) != min(5, subject.classes) or not 0 <= min(best) <= max(best) < subject.classes):
-                    raise ValueError(f"the best classes are not five of {subject.classes}")
+            for best in filter(None, outputs.top5):
+                _require_classes(best, subject.classes)
+
+
+def _require_classes(best: tuple[int, ...], classes: int) -> None:
+    wanted = min(5, classes)
+    if len(set(best)) != len(best) or len(best) != wanted or not 0 <= min(best) <= max(best) < classes:
+        raise ValueError(f"the best classes are not {wanted} of {classes}")
 
 
 def take_steps(

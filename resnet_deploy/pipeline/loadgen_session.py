@@ -45,6 +45,9 @@ class Session:
         progress: Shows which test is made.
         patience: With a process that shows no progress.
         tests: What was made so far.
+
+    Raises:
+        FileError: If an image's name is not UTF-8: names are handed to the process that runs LoadGen as JSON.
     """
 
     folder: Path
@@ -53,6 +56,10 @@ class Session:
     progress: "Progress"
     patience: Patience = field(default_factory=Patience)
     tests: list[LoadgenTest] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for path in self.dataset.paths if self.dataset is not None else ():
+            require_utf8(path.absolute())
 
     def test(self, engine: SystemUnderTest, plan: LoadgenPlan, purpose: Purpose) -> LoadgenTest:
         """Make one test.
@@ -70,8 +77,6 @@ class Session:
 
     def _test(self, engine: SystemUnderTest, plan: LoadgenPlan, purpose: Purpose, *, null: bool) -> LoadgenTest:
         name = NULL if null else engine.tested.name
-        for path in (engine.bundle.path, *(self.dataset.paths if self.dataset is not None else ())):
-            require_utf8(path.absolute())  # they are handed to the process that runs LoadGen, as JSON
         folder = self._new_folder(name, plan, purpose)
         dataset = self.dataset
         request = ChildRequest(

@@ -63,17 +63,13 @@ def is_on_gpu(device: str) -> bool:
     return "cpu" not in device.lower()
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
 def _notes(record: EvaluationRecord) -> Table:
     cost, images = record.cost, record.dataset.images
     first = printable(record.engines[0].name)
     sessions = "one session" if cost.sessions == 1 else f"{cost.sessions} sessions"
-    threads = _counted(record.threads, "thread")
+    threads, engines = wording.counted(record.threads, "thread"), wording.counted(len(record.engines), "engine")
     speed = (
-        f"{wording.significant(images / cost.seconds)} images/s through {_counted(len(record.engines), 'engine')}, in "
+        f"{wording.significant(images / cost.seconds)} images/s through {engines}, in "
         f"{duration(cost.seconds)} ({sessions}); engines busy {cost.inferring / cost.seconds:.0%}, waiting for images "
         f"{cost.waiting / cost.seconds:.0%} of it"
     )

@@ -44,7 +44,7 @@ def print_ladder(ladder: Ladder, console: Console) -> None:
 
 def layers_in_words(ladder: Ladder) -> tuple[str, ...]:
     """Name the layer that diverges, or say that none does and which come closest."""
-    images = f"on {ladder.step_images} image{'s' if ladder.step_images != 1 else ''}"
+    images = f"on {wording.counted(ladder.step_images, 'image')}"
     if ladder.diverging is not None:
         count = sum(step.diverges for step in ladder.steps)
         others = f"; {count - 1} more after it" if count > 1 else ""

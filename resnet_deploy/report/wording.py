@@ -33,6 +33,11 @@ def scope_name(scope: Scope) -> str:
     return _SCOPE_NAMES.get(scope, scope)
 
 
+def counted(number: int, what: str) -> str:
+    """Put a noun after a number: ``1 core``, ``2 cores``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def significant(value: float, digits: int = 3) -> str:
     """Round to so many significant digits, never dropping digits before the point."""
     if not math.isfinite(value):
@@ -89,7 +94,7 @@ def role(record: BenchRecord, engine: EngineRecord) -> Role:
 
 def callers(concurrency: int) -> str:
     """Say how many called at once."""
-    return "1 caller" if concurrency == 1 else f"{concurrency} callers"
+    return counted(concurrency, "caller")
 
 
 def way(way: Way) -> str:
@@ -158,7 +163,7 @@ def prepared(contract: Preprocess) -> str:
 
 def procedure(record: BenchRecord) -> str:
     """Say how the calls were made."""
-    threads = "1 thread" if record.threads == 1 else f"{record.threads} threads"
+    threads = counted(record.threads, "thread")
     reference = (
         "; PyTorch runs eagerly, in FP32, channels last, and normalises" if record.reference == "pytorch" else ""
     )
@@ -180,7 +185,7 @@ def harness(record: BenchRecord) -> str:
 def environment(record: BenchRecord | LoadgenRecord) -> tuple[tuple[str, str], ...]:
     """Describe the machine as pairs of a name and a value."""
     env = record.environment
-    cores = "1 core" if env.cpu.cores == 1 else f"{env.cpu.cores} cores"
+    cores = counted(env.cpu.cores, "core")
     features = ", ".join(env.cpu.features) or env.cpu.reason or "none that matter here"
     memory = f"{env.memory_bytes / 2**30:.0f} GiB" if env.memory_bytes else "unknown"
     rows = [

@@ -134,14 +134,23 @@ def test_a_file_cut_short_is_refused_wherever_it_was_cut(narrow):
     read_exported(narrow, name="whole.onnx")
 
 
-def test_weights_in_other_files_are_refused(narrow):
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"location": "weights.bin"}, "keeps its weights in other files"),
+        ({"offset": "0"}, "stored externally but doesn't have a location"),  # by ONNX's checker
+        ({}, "stored externally but doesn't have a location"),
+    ],
+)
+def test_weights_in_other_files_are_refused(narrow, entries, words):
     def move_out(model: onnx.ModelProto) -> None:
         tensor = model.graph.initializer[5]
         tensor.ClearField("raw_data")
         tensor.data_location = onnx.TensorProto.EXTERNAL
-        tensor.external_data.add(key="location", value="weights.bin")
+        for key, value in entries.items():
+            tensor.external_data.add(key=key, value=value)
 
-    with pytest.raises(ModelError, match="weights in other files"):
+    with pytest.raises(ModelError, match=words):
         onnx_from_bytes(changed(narrow, move_out), name="model.onnx")
 
 

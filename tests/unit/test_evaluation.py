@@ -151,10 +151,10 @@ DAMAGES = {
         "answers of other engines",
     ),
     "errors of the reference": (lambda steps: changing(0, answers=steps[0].answers[::-1])(steps), "one error of the"),
-    "a class that there is not": (best(0, 1, 3), "not five of 3"),
-    "a class before the first": (best(-1, 1, 0), "not five of 3"),
-    "a class twice": (best(0, 1, 1), "twice"),
-    "two classes": (best(0, 1), "not five of 3"),
+    "a class that there is not": (best(0, 1, 3), "not 3 of 3"),
+    "a class before the first": (best(-1, 1, 0), "not 3 of 3"),
+    "a class twice": (best(0, 1, 1), "not 3 of 3"),
+    "two classes": (best(0, 1), "not 3 of 3"),
 }
 
 

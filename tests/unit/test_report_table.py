@@ -23,7 +23,6 @@ from rich.console import Console
 from resnet_deploy.bench import statistics
 from resnet_deploy.bench.records import MachineState, Way
 from resnet_deploy.driver import Gpu, GpuProbe
-from resnet_deploy.names import printable
 from resnet_deploy.report import wording
 from resnet_deploy.report.table import print_table
 
@@ -286,7 +285,3 @@ class TestWording:
     )
     def test_significant(self, value, expected):
         assert wording.significant(value) == expected
-
-    def test_printable(self):
-        assert printable("a\x1b[31m\n\u202e\udcff") == r"a\x1b[31m\n\u202e\udcff"
-        assert printable("Grüße 模型") == "Grüße 模型"
