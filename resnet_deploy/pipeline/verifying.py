@@ -17,6 +17,7 @@ from resnet_deploy.capabilities import have_modules
 from resnet_deploy.compatibility import check_fits
 from resnet_deploy.errors import BackendError, BundleError, DataError, DeviceError, FileError, ModelError, SpecError
 from resnet_deploy.fleet import folders_beside
+from resnet_deploy.names import readable
 from resnet_deploy.parity import Ladder, Limits, Rung, Step, Tally
 from resnet_deploy.pipeline.references import find_reference, open_reference
 from resnet_deploy.pipeline.replaying import read_golden
@@ -277,7 +278,7 @@ class _Samples:
             return f"{len(self.kept)} {self._bundle.manifest.measured.inputs}, kept in the bundle"
         dataset = self._reader.dataset
         count = len(dataset) - len(self._reader.skipped)
-        return f"{count} image{'s' if count != 1 else ''} of {dataset.root.name or dataset.root}"
+        return f"{count} image{'s' if count != 1 else ''} of {readable(dataset.root.name or dataset.root)}"
 
     def caveats(self) -> tuple[str, ...]:
         """Say what a reader of the figures must know."""

@@ -1,6 +1,7 @@
 """Paths that the system refuses: every command answers in two lines, whatever the path is for."""
 
 import os
+import re
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -32,17 +33,26 @@ SHOWN = r"odd\xff"
         "calibrate engines/resnet18.onnx --calib ODD -o new.safetensors",
         "build engines/resnet18.onnx --int8 --backend onnxruntime --calib ODD -o new",
         "export --arch resnet18 --image-size 32 --weights ODD.safetensors -o new/a.onnx",
-        "build ODD.onnx --fp32 --backend onnxruntime -o new",
         "predict ODD.png --engine engines/resnet18-int8-onnxruntime",
     ],
 )
-def test_names_that_are_no_text_are_taken(invoke, workplace, line):
+def test_names_that_are_no_text_are_taken_and_shown(invoke, workplace, line):
     first = next(Path("data").rglob("*.png"))
     first.rename(first.with_name(f"{ODD}.png"))
     shutil.copytree("data", ODD)
-    for name in ("engines/resnet18.safetensors", "engines/resnet18.onnx", "image.png"):
+    for name in ("engines/resnet18.safetensors", "image.png"):
         shutil.copy(name, f"{ODD}{Path(name).suffix}")
-    assert invoke(*line.replace("ODD", ODD).split()).exit_code == 0
+    before = files(workplace)
+    result = invoke(*line.replace("ODD", ODD).split())
+    assert result.exit_code == 0
+    written = (workplace / name for name in files(workplace).keys() - before.keys())
+    kept = b"".join(path.read_bytes() for path in written if path.is_file())
+    assert SHOWN in result.stdout or re.search(rb"odd\\+xff", kept)  # a backslash more for each JSON around it
+
+
+def test_a_model_whose_name_is_no_text_is_built(invoke, workplace):
+    shutil.copy("engines/resnet18.onnx", f"{ODD}.onnx")
+    assert invoke(*f"build {ODD}.onnx --fp32 --backend onnxruntime -o new".split()).exit_code == 0
 
 
 @pytest.mark.parametrize(
